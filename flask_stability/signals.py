@@ -1,0 +1,36 @@
+"""Blinker signals: what an application can subscribe to.
+
+Receivers run in the thread that noticed the event (the monitor's or the guard's); what they raise is logged,
+never passed on. The sender is the name of the service.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blinker import Namespace, Signal
+
+_namespace = Namespace()
+
+#: A check or the whole service changed its status. Keywords: ``check``, ``old``, ``new``, ``detail``, ``id``.
+health_changed: Signal = _namespace.signal("health-changed")
+
+#: This worker asked for its replacement. Keywords: ``reason``, ``detail``, ``pid``.
+worker_retired: Signal = _namespace.signal("worker-retired")
+
+#: Memory, a connection or another resource looks leaked. Keywords: ``kind``, ``detail``.
+leak_suspected: Signal = _namespace.signal("leak-suspected")
+
+#: A request passed its deadline. Keywords: ``request_id``, ``path``, ``seconds``.
+request_overdue: Signal = _namespace.signal("request-overdue")
+
+
+def send(signal: Signal, sender: str, **kwargs: Any) -> list[Exception]:
+    """Send to every receiver even if one raises; return what they raised, never raise."""
+    failures: list[Exception] = []
+    for receiver in list(signal.receivers_for(sender)) if signal.receivers else ():
+        try:
+            receiver(sender, **kwargs)
+        except Exception as error:
+            failures.append(error)
+    return failures
