@@ -1,0 +1,395 @@
+"""The stability test that a team runs against its own app before it goes live.
+
+Starts the app under gunicorn with its own configuration on a free port (or takes a running one), puts an open-loop
+load on chosen paths, and in turn kills, freezes and retires workers, sends a storm of bad requests, reloads and, if
+allowed, drops the database's connections; then holds what was measured against targets.
+``python -m flask_stability.drill app:app`` or ``flask stability drill app:app``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+from xml.etree import ElementTree
+
+import click
+import psutil
+
+from .config import DatabaseAddress, Settings
+from .exceptions import ConfigError, StabilityError
+from .loadgen import Load, Result
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restarts": 0.95, "database": 0.99,
+           "memory": 1.5}
+
+
+class DrillError(StabilityError):
+    """The drill could not be run."""
+
+
+@dataclass
+class Step:
+    """One fault and what it did.
+
+    :ivar availability: share of requests answered well from the fault to the end of its time.
+    :ivar recovery: seconds from the fault to the last failed request, 0 if none failed.
+    :ivar restored: all workers were back at the end.
+    """
+
+    name: str
+    requests: int = 0
+    failed: int = 0
+    availability: float = 1.0
+    recovery: float = 0.0
+    restored: bool = True
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Verdict:
+    """One figure against its target."""
+
+    figure: str
+    measured: str
+    target: str
+    passed: bool | None
+
+
+@dataclass
+class Report:
+    """The whole drill."""
+
+    steps: list[Step]
+    verdicts: list[Verdict]
+
+    @property
+    def passed(self) -> bool:
+        """No target was missed."""
+        return all(verdict.passed is not False for verdict in self.verdicts)
+
+    def as_json(self) -> str:
+        """Everything, for machines."""
+        return json.dumps({"passed": self.passed, "steps": [asdict(step) for step in self.steps],
+                           "verdicts": [asdict(verdict) for verdict in self.verdicts]}, indent=2)
+
+    def as_junit(self) -> str:
+        """One test case per figure, for CI."""
+        suite = ElementTree.Element("testsuite", name="flask stability drill", tests=str(len(self.verdicts)),
+                                    failures=str(sum(verdict.passed is False for verdict in self.verdicts)))
+        for verdict in self.verdicts:
+            case = ElementTree.SubElement(suite, "testcase", classname="drill", name=verdict.figure)
+            if verdict.passed is False:
+                ElementTree.SubElement(case, "failure", message=f"{verdict.measured}, target {verdict.target}")
+            elif verdict.passed is None:
+                ElementTree.SubElement(case, "skipped", message=verdict.measured)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+class Service:
+    """The service under test: a master process and its workers."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self.url, self.master = url, psutil.Process(pid)
+        self.size = 0
+
+    def workers(self) -> list[psutil.Process]:
+        """The live workers, oldest first."""
+        found = []
+        for process in self.master.children():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return sorted(found, key=lambda process: process.create_time())
+
+    def memory(self) -> int:
+        """Bytes resident in all workers."""
+        total = 0
+        for process in self.workers():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def settle(self, seconds: float = 30.0) -> bool:
+        """Wait until as many workers are there as at the start, none of them stopped."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            workers = self.workers()
+            if len(workers) == self.size and self.answers():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def answers(self) -> bool:
+        """Whether anything is answered at all."""
+        try:
+            with urlopen(self.url + "/", timeout=5) as answer:
+                return bool(answer.status)
+        except URLError as error:
+            return hasattr(error, "code")
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def started(app: str | None, config: str | None, directory: str) -> Iterator[Service]:
+    """The app under gunicorn on a free port of the loopback interface; ended afterwards.
+
+    :raises DrillError: with the end of its log, if it does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
+    if config is not None or not Path(directory, "gunicorn.conf.py").exists():
+        command += ["-c", config or "python:flask_stability.server.conf"]
+    command += [app] if app else []
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                   start_new_session=True, env={**os.environ, "SERVER_PORT": str(port)})
+        try:
+            service = Service(f"http://127.0.0.1:{port}", process.pid)
+            deadline = time.monotonic() + 60
+            while not (service.workers() and service.answers()):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise DrillError("the service does not start:\n" + "".join(log.readlines()[-15:]))
+                time.sleep(0.1)
+            yield service
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the service's whole group: politely, then not."""
+    process.terminate()
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# -- faults ------------------------------------------------------------------------------------------------------
+
+
+def kill_worker(service: Service) -> None:
+    """SIGKILL, as the kernel does when memory is gone."""
+    service.workers()[0].kill()
+
+
+def kill_all_workers(service: Service) -> None:
+    """All workers at once."""
+    for process in service.workers():
+        process.kill()
+
+
+def freeze_worker(service: Service) -> None:
+    """SIGSTOP: a worker that neither answers nor dies."""
+    service.workers()[0].suspend()
+
+
+def segfault_worker(service: Service) -> None:
+    """SIGSEGV, as a broken C extension does."""
+    service.workers()[0].send_signal(signal.SIGSEGV)
+
+
+def retire_worker(service: Service) -> None:
+    """SIGTERM: a worker leaves in good order."""
+    service.workers()[0].terminate()
+
+
+def reload(service: Service) -> None:
+    """SIGHUP to the master: new workers, new code."""
+    service.master.send_signal(signal.SIGHUP)
+
+
+def bad_requests(service: Service) -> None:
+    """200 malformed requests."""
+    parts = urlsplit(service.url)
+    junk = (b"GARBAGE\r\n\r\n", b"GET /%0a%0d HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{",
+            b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\nX: " + b"a" * 20000 + b"\r\n\r\n")
+    for number in range(200):
+        with contextlib.suppress(OSError), socket.create_connection((parts.hostname, parts.port), 5) as link:
+            link.sendall(junk[number % len(junk)])
+
+
+def drop_database_connections(_: Service) -> None:
+    """KILL every connection of the service's database user but our own."""
+    address = _database()
+    assert address is not None
+    import MySQLdb
+
+    link = MySQLdb.connect(host=address.host, port=address.port, user=address.user, password=address.password,
+                           database=address.name, connect_timeout=5)
+    try:
+        cursor = link.cursor()
+        cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()",
+                       (address.user,))
+        for (number,) in cursor.fetchall():
+            with contextlib.suppress(MySQLdb.Error):
+                cursor.execute("KILL %s", (number,))
+    finally:
+        link.close()
+
+
+def _database() -> DatabaseAddress | None:
+    """Where the service's MySQL or MariaDB is, from the environment."""
+    url = Settings.from_environ().db_url
+    return DatabaseAddress.from_url(url) if url and not url.startswith("sqlite") else None
+
+
+FAULTS: tuple[tuple[str, Callable[[Service], None]], ...] = (
+    ("worker killed", kill_worker), ("worker crashes (SIGSEGV)", segfault_worker),
+    ("all workers killed", kill_all_workers), ("worker retired", retire_worker), ("worker frozen", freeze_worker),
+    ("storm of bad requests", bad_requests), ("reload", reload))
+
+
+# -- the drill ---------------------------------------------------------------------------------------------------
+
+
+def run(service: Service, paths: Sequence[str], *, rate: float, seconds: float, database: bool = False,
+        progress: Callable[[str], None] = lambda _: None) -> Report:
+    """All faults in turn under load.
+
+    :param rate: requests a second.
+    :param seconds: observed after each fault, at least; longer if the workers are not back by then (at most 60).
+    """
+    service.size = len(service.workers())
+    faults = [*FAULTS, *([("database connections dropped", drop_database_connections)] if database else [])]
+    load = Load(service.url, paths, rate).start()
+    steps, windows = [], []
+    try:
+        progress("steady load")
+        time.sleep(seconds)
+        before = service.memory()
+        for name, fault in faults:
+            progress(name)
+            at = time.monotonic()
+            fault(service)
+            time.sleep(seconds)
+            step = Step(name, restored=service.settle(60))
+            steps.append(step)
+            windows.append((at, time.monotonic()))
+        after = service.memory()
+    finally:
+        result = load.stop()
+    for step, (start, end) in zip(steps, windows, strict=True):
+        part = result.between(start, end)
+        last = part.last_failure()
+        step.requests, step.failed, step.availability = part.total, part.failed, part.availability
+        step.recovery, step.errors = (last - start if last is not None else 0.0), part.errors()
+    return Report(steps, _verdicts(steps, result, after / before if before else 1.0, database))
+
+
+def _verdicts(steps: list[Step], result: Result, growth: float, database: bool) -> list[Verdict]:
+    recovery = max((step.recovery for step in steps), default=0.0)
+    restored = sum(step.restored for step in steps) / len(steps)
+    link = next((step.availability for step in steps if step.name.startswith("database")), 1.0)
+    target = TARGETS
+    return [
+        Verdict("availability", f"{result.availability:.3%} of {result.total}", f"> {target['availability']:.1%}",
+                result.availability > target["availability"]),
+        Verdict("mean response time", f"{result.mean * 1000:.1f} ms", f"< {target['mean_latency'] * 1000:.0f} ms",
+                result.mean < target["mean_latency"]),
+        Verdict("recovery", f"{recovery:.1f} s", f"< {target['recovery']:.0f} s", recovery < target["recovery"]),
+        Verdict("restarts", f"{restored:.0%}", f"> {target['restarts']:.0%}", restored > target["restarts"]),
+        Verdict("database connections", f"{link:.2%}" if database else "not tried", f"> {target['database']:.0%}",
+                link > target["database"] if database else None),
+        Verdict("memory, end / start", f"{growth:.2f}", f"< {target['memory']:.1f}", growth < target["memory"]),
+    ]
+
+
+def show(report: Report) -> None:
+    """Two tables for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="Faults", title_justify="left")
+    for head in ("fault", "requests", "failed", "availability", "recovery", "workers back", "failures"):
+        table.add_column(head, justify="left" if head in ("fault", "failures") else "right")
+    for step in report.steps:
+        table.add_row(step.name, str(step.requests), str(step.failed), f"{step.availability:.2%}",
+                      f"{step.recovery:.1f} s", "yes" if step.restored else "NO",
+                      ", ".join(f"{count} × {name}" for name, count in step.errors.items()))
+    console.print(table)
+    table = Table(title="Targets", title_justify="left")
+    for head in ("figure", "measured", "target", ""):
+        table.add_column(head)
+    marks = {True: "[green]passed", False: "[red]MISSED", None: "–"}
+    for verdict in report.verdicts:
+        table.add_row(verdict.figure, verdict.measured, verdict.target, marks[verdict.passed])
+    console.print(table)
+
+
+@click.command("drill")
+@click.argument("app", required=False)
+@click.option("-c", "--config", help="gunicorn's configuration file (default: gunicorn.conf.py, else ours).")
+@click.option("--url", help="A running service instead; needs --pid.")
+@click.option("--pid", type=int, help="Process id of its master.")
+@click.option("--path", "paths", multiple=True, default=["/"], show_default=True, help="Path to ask; repeat for more.")
+@click.option("--rate", type=click.FloatRange(0.1, 10000), default=50.0, show_default=True, help="Requests a second.")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True,
+              help="Observed after each fault.")
+@click.option("--database", is_flag=True, help="Also drop the database's connections (MySQL, MariaDB).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--junit", type=click.Path(dir_okay=False), help="Write a JUnit file.")
+@click.option("--anywhere", is_flag=True, help="Allow an address beyond this machine's loopback interface.")
+def drill_command(app: str | None, config: str | None, url: str | None, pid: int | None, paths: tuple[str, ...],
+                  rate: float, seconds: float, database: bool, as_json: bool, junit: str | None,
+                  anywhere: bool) -> None:
+    """Test the stability of APP (as gunicorn names it, such as app:app) under faults."""
+    if url and not pid or pid and not url:
+        raise click.UsageError("--url and --pid go together")
+    if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
+        raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")
+    try:
+        if database and _database() is None:
+            raise click.UsageError("--database needs a MySQL or MariaDB in STABILITY_DB_URL")
+        report = _drill(app, config, url, pid, paths, rate, seconds, database, quiet=as_json)
+    except (DrillError, ConfigError, psutil.Error) as error:
+        raise click.ClickException(str(error)) from error
+    if junit:
+        Path(junit).write_text(report.as_junit(), encoding="utf-8")
+    if as_json:
+        click.echo(report.as_json())
+    else:
+        show(report)
+    sys.exit(0 if report.passed else 1)
+
+
+def _drill(app: str | None, config: str | None, url: str | None, pid: int | None, paths: tuple[str, ...],
+           rate: float, seconds: float, database: bool, *, quiet: bool) -> Report:
+    with contextlib.ExitStack() as stack:
+        if url and pid:
+            service = Service(url.rstrip("/"), pid)
+        else:
+            service = stack.enter_context(started(app, config, os.getcwd()))
+        progress: Callable[[str], None] = lambda _: None  # noqa: E731
+        if not quiet:
+            from rich.console import Console
+
+            status = stack.enter_context(Console(stderr=True).status("starting"))
+            progress = lambda text: status.update(f"{text} …")  # noqa: E731
+        return run(service, paths, rate=rate, seconds=seconds, database=database, progress=progress)
+
+
+if __name__ == "__main__":
+    drill_command()

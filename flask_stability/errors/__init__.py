@@ -1,0 +1,1 @@
+"""Exceptions: recorded once with their request, and answered well."""

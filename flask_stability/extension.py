@@ -1,0 +1,284 @@
+"""`StabilityExt`: reads the settings and wires the rooms to an app.
+
+What belongs to an app (settings, pool, checks) is in `AppState`, under ``app.extensions["stability"]``. What belongs
+to a process (the monitor) is started by `start_process`: by the server's hooks in a gunicorn worker, else at the
+first request.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from flask import Blueprint, Flask, current_app, g, has_app_context
+
+from . import logs, request, scoreboard
+from .config import KEYS, Settings
+from .database import Pool, PooledConnection
+from .database.engine import register_engine
+from .database.retry import Transactions
+from .errors import handlers, hooks
+from .exceptions import StabilityError
+from .health.blueprint import make_blueprint, make_health_app
+from .health.checks import Check, database_check
+from .health.monitor import Monitor
+from .middleware import StabilityMiddleware
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+_NAME = "stability"
+_TAKEN = "_flask_stability_connections"
+
+
+class AppState:
+    """What the extension keeps for one app.
+
+    :ivar settings: the app's settings.
+    :ivar checks: health checks of the app beside the built-in ones.
+    """
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        self.settings = settings
+        self.checks: list[Check] = []
+        self.wants_database = any(os.environ.get(key) or app.config.get(key) is not None
+                                  for key, name in KEYS.items() if name.startswith("db_") and name != "db_from_env")
+        self.wants_database = self.wants_database or settings.db_url is not None
+        self._name, self._instance_path = app.name, app.instance_path
+        self._app = weakref.ref(app)
+        self._lock = threading.Lock()
+        self._pool: Pool | None = None
+
+    @property
+    def app(self) -> Flask | None:
+        """The app, or None if it is gone."""
+        return self._app()
+
+    @property
+    def pool_or_none(self) -> Pool | None:
+        """The pool, if one was asked for."""
+        return self._pool
+
+    @property
+    def pool(self) -> Pool:
+        """The app's pool, made when first asked for; no connection is opened by that."""
+        if self._pool is None:
+            with self._lock:
+                if self._pool is None:
+                    self._pool = Pool(self.settings, name=self._name, instance_path=self._instance_path)
+            _process.watch_pool(self, self._pool)
+        return self._pool
+
+
+class _Process:
+    """The monitor of this process; the checks of all its apps run there."""
+
+    def __init__(self) -> None:
+        self.states: weakref.WeakSet[AppState] = weakref.WeakSet()
+        self.lock = threading.RLock()
+        self.monitor: Monitor | None = None
+
+    def start(self) -> None:
+        with self.lock:
+            if self.monitor is not None:
+                return
+            states = list(self.states)
+            settings = states[0].settings if states else Settings.from_environ()
+            self.monitor = Monitor(settings, scoreboard.current(), scoreboard.my_row(), [])
+            for state in states:
+                if state.wants_database:
+                    state.pool.start()
+                for check in state.checks:
+                    self.monitor.add(check)
+                if state.pool_or_none is not None:
+                    self.watch_pool(state, state.pool)
+            self.monitor.start()
+
+    def stop(self) -> None:
+        with self.lock:
+            monitor, self.monitor = self.monitor, None
+        if monitor is not None:
+            monitor.stop()
+
+    def watch_pool(self, state: AppState, pool: Pool) -> None:
+        """Start the pool's keeper and its check, if this process runs in earnest."""
+        with self.lock:
+            if self.monitor is not None:
+                pool.start()
+                self.monitor.add(database_check(pool, state.settings))
+
+    def add(self, check: Check) -> None:
+        with self.lock:
+            if self.monitor is not None:
+                self.monitor.add(check)
+
+    def forget(self) -> None:
+        """In a forked child: what the parent's threads held is not ours."""
+        self.lock = threading.RLock()
+        self.monitor = None
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forget)
+
+
+def start_process() -> None:
+    """Start what runs in the background of a process that serves: monitor and keepers. Idempotent."""
+    _process.start()
+
+
+def stop_process() -> None:
+    """Stop what `start_process` started."""
+    _process.stop()
+
+
+def apps() -> list[AppState]:
+    """The states of the apps of this process that are still in use."""
+    return list(_process.states)
+
+
+class StabilityExt:
+    """Keeps the service up whose app it is given.
+
+    ``StabilityExt(app)``, or ``stability = StabilityExt()`` and ``stability.init_app(app)`` in a factory. One object
+    may serve several apps. All settings: README.rst, "Settings".
+
+    :param app: the app, if it is there already.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._checks: list[Check] = []
+        self._states: weakref.WeakSet[AppState] = weakref.WeakSet()
+        #: A unit of work: context manager, decorator, or decorator with options; see `Transactions`.
+        self.transaction = Transactions(lambda: self._state().pool)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Wire an app.
+
+        :raises StabilityError: if the app has the extension already.
+        :raises ConfigError: with all bad settings at once.
+        """
+        if _NAME in app.extensions:
+            raise StabilityError("this app has StabilityExt already: call init_app once, "
+                                 "or use the object in app.extensions['stability']")
+        settings = Settings.load(app.config)
+        if settings.service_id is None:
+            settings = _named(settings, app)
+        state = AppState(app, settings)
+        state.checks.extend(self._checks)
+        app.extensions[_NAME] = state
+        self._states.add(state)
+        _process.states.add(state)
+        handlers.init_app(app, settings)
+        app.teardown_appcontext(_give_back)
+        app.wsgi_app = StabilityMiddleware(  # type: ignore[method-assign]
+            app.wsgi_app, settings=settings, health_app=make_health_app(settings), on_first_request=_starter(state))
+
+    # -- what an app's code uses ---------------------------------------------------------------------------------
+
+    def connection(self, timeout: float | None = None) -> PooledConnection:
+        """A connection to the app's database, in autocommit.
+
+        With ``with`` it is given back at the end of the block, else when the request or app context ends.
+
+        :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, and never longer than the request may.
+        :raises DatabaseUnavailable: if none can be had in that time.
+        """
+        connection = self._state().pool.connection(timeout)
+        if request.current() is None and has_app_context():
+            g.setdefault(_TAKEN, []).append(connection)
+        return connection
+
+    @property
+    def pool(self) -> Pool:
+        """The current app's pool; ``pool.stats()`` are its figures."""
+        return self._state().pool
+
+    def health_check(self, name: str, *, critical: bool = False, interval: float | None = None,
+                     timeout: float | None = None, shared: bool = True) -> Callable[[F], F]:
+        """Register a function as a health check: it raises, or returns None or a dict of details.
+
+        :param critical: a failure makes the service ``fail``, else ``warn``.
+        :param interval: seconds between runs; default STABILITY_HEALTH_INTERVAL.
+        :param timeout: seconds it may take; default STABILITY_HEALTH_TIMEOUT.
+        :param shared: run in one worker for all (the default), or in each.
+        """
+        def register(function: F) -> F:
+            check = Check(name, function, critical=critical, interval=interval, timeout=timeout, shared=shared)
+            self._checks.append(check)
+            for state in self._states:
+                state.checks.append(check)
+                _process.add(check)
+            return function
+
+        return register
+
+    def watch(self, future: Future[Any]) -> Future[Any]:
+        """Log the exception of a future that nobody reads; returns the future."""
+        return hooks.watch(future)
+
+    def request_timeout(self, seconds: float) -> Callable[[F], F]:
+        """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
+        return cast("Callable[[F], F]", request.request_timeout(seconds))
+
+    def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
+        """Bring an SQLAlchemy engine's pool into /health and its outages to 503."""
+        check = register_engine(engine, name)
+        self._checks.append(check)
+        for state in self._states:
+            state.checks.append(check)
+            _process.add(check)
+
+    @property
+    def health_blueprint(self) -> Blueprint:
+        """The health endpoints as a blueprint, for an app that wants to register them by hand."""
+        return make_blueprint(self._state().settings)
+
+    def _state(self) -> AppState:
+        """The current app's state; outside of an app context the only app's."""
+        if has_app_context():
+            state = current_app.extensions.get(_NAME)
+            if state is None:
+                raise StabilityError(f"the app {current_app.name!r} has no StabilityExt: call init_app(app) first")
+            return cast(AppState, state)
+        states = list(self._states)
+        if len(states) != 1:
+            raise StabilityError("no app: call init_app(app) first" if not states else
+                                 "several apps share this StabilityExt: use it inside `with app.app_context():`")
+        return states[0]
+
+
+def _named(settings: Settings, app: Flask) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, service_id=f"{app.name}@{socket.gethostname()}")
+
+
+def _give_back(_: BaseException | None) -> None:
+    """At the end of an app context outside of a request: what it took goes back. Never raises."""
+    for connection in g.pop(_TAKEN, ()):
+        try:
+            connection.release()
+        except Exception as error:
+            logs.error("connection_release_failed", error=error.__class__.__name__)
+
+
+def _starter(state: AppState) -> Callable[[], None]:
+    """What the middleware calls at an app's first request."""
+    reference = weakref.ref(state)
+
+    def start() -> None:
+        found = reference()
+        app = found.app if found is not None else None
+        if app is not None and not app.testing:
+            start_process()
+
+    return start
