@@ -3,6 +3,9 @@
 A line is written with one ``write`` to a descriptor in append mode, so lines of several processes do not mix, and a
 file that was renamed is noticed at the next line. A disk that fails is replaced by stderr, a stderr that blocks or
 fails by a count of what was dropped, which ``/health`` shows. Control characters never reach a log.
+
+The handlers are logging's own kind (so a fork renews their locks), but hang on no logger: an app that configures
+logging with ``disable_existing_loggers`` does not silence them. There is no buffer whose lock a fork could inherit.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from .config import Settings
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
-_STDERR_PATIENCE_MS = 1000
-_LINE = 64 * 1024
+_LONGEST = 128 * 1024
+_LOCK_PATIENCE = 2.0
+_STDERR_PATIENCE_MS = 500
+_PIPE_BUF = 4096
 
 _drops = 0
 _role = ""
@@ -34,23 +39,24 @@ _directory: str | None = None
 _settings = Settings()
 
 
-class _TextFormatter(logging.Formatter):
-    """The same record as one readable line."""
+class _TextLine(logging.Formatter):
+    """A record as one readable line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = dict(getattr(record, "fields", {}))
+        fields: dict[str, Any] = dict(record.fields)  # type: ignore[attr-defined]
         head = f"{fields.pop('ts')} {fields.pop('level')} {fields.pop('event')}"
         return head + "".join(f" {name}={value!r}" for name, value in fields.items())
 
 
 class _JsonLine(JsonFormatter):
-    """The fields of a record in the order they were given, with everything beyond ASCII escaped."""
+    """The fields of a record in the order they were given, with everything but printable ASCII escaped."""
 
     def __init__(self) -> None:
         super().__init__(json_ensure_ascii=True, json_default=_safe)
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.serialize_log_record(dict(getattr(record, "fields", {})))
+        fields: dict[str, Any] = dict(record.fields)  # type: ignore[attr-defined]
+        return self.serialize_log_record(fields).replace("\x7f", "\\u007f")
 
 
 def _safe(value: Any) -> str:
@@ -63,20 +69,26 @@ def _safe(value: Any) -> str:
 class _LineHandler(logging.Handler):
     """Appends lines to a file, else to stderr, else counts them."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, log_format: str = "json") -> None:
         super().__init__()
         self.path = path
+        self.setFormatter(_JsonLine() if log_format == "json" else _TextLine())
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
         self._torn = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
-        data = line.encode("utf-8", "backslashreplace")[:_LINE] + b"\n"
-        if self.path is not None and self._to_file(data):
-            return
-        if not _to_stderr(data):
-            _count_drop()
+    def write(self, record: logging.LogRecord) -> None:
+        """Write one record, waiting for other threads no longer than a while."""
+        data = self.format(record).encode("ascii", "backslashreplace") + b"\n"
+        if len(data) > _LONGEST:
+            raise ValueError("record too long")
+        if self.lock is None or not self.lock.acquire(timeout=_LOCK_PATIENCE):
+            raise TimeoutError("another thread is stuck in this log")
+        try:
+            if not (self.path is not None and self._to_file(data)) and not _stderr.write(data):
+                count_drop()
+        finally:
+            self.lock.release()
 
     def _to_file(self, data: bytes) -> bool:
         try:
@@ -91,18 +103,21 @@ class _LineHandler(logging.Handler):
 
     def _follow(self) -> None:
         """Open the file, anew if it was renamed or removed."""
+        path = self.path or ""
         try:
-            found = os.stat(self.path or "")
+            found = os.stat(path)
             identity: tuple[int, int] | None = (found.st_dev, found.st_ino)
         except FileNotFoundError:
             identity = None
         if identity is None or identity != self._identity:
-            self.release()
-            descriptor = os.open(self.path or "", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self.forget()
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             status = os.fstat(descriptor)
             self._descriptor, self._identity = descriptor, (status.st_dev, status.st_ino)
+            if _crash_file is not None and _crash_file.name == path:
+                os.dup2(descriptor, _crash_file.fileno(), inheritable=False)
 
-    def release(self) -> None:
+    def forget(self) -> None:
         """Close the descriptor; the next line opens it again."""
         descriptor, self._descriptor, self._identity = self._descriptor, -1, None
         if descriptor >= 0:
@@ -110,25 +125,65 @@ class _LineHandler(logging.Handler):
                 os.close(descriptor)
 
 
-def _to_stderr(data: bytes) -> bool:
-    """Write without waiting for ever for whoever reads the other end."""
-    try:
-        descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-            return os.write(descriptor, data) == len(data)
+class _Stderr:
+    """Writes to descriptor 2 without waiting for ever for whoever reads the other end.
+
+    A pipe is opened a second time, non-blocking: making descriptor 2 itself non-blocking would change it for
+    everyone who shares it. Where that is refused, it is written in pieces that fit once ``poll`` says so.
+    """
+
+    def __init__(self) -> None:
+        self._own = -1
+        self._identity: tuple[int, int] | None = None
+        self._stalled = False
+        self._torn = False
+
+    def write(self, data: bytes) -> bool:
+        """Whether all of it was taken."""
+        try:
+            status = os.fstat(2)
+            if stat.S_ISREG(status.st_mode):
+                return os.write(2, data) == len(data)
+            if (status.st_dev, status.st_ino) != self._identity:
+                self._open(status)
+            return self._write_slowly(b"\n" + data if self._torn else data)
+        except OSError:
+            return False
+
+    def _open(self, status: os.stat_result) -> None:
+        if self._own >= 0:
+            os.close(self._own)
+        self._own, self._identity = -1, (status.st_dev, status.st_ino)
+        with contextlib.suppress(OSError):
+            self._own = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+    def _write_slowly(self, data: bytes) -> bool:
+        descriptor = self._own if self._own >= 0 else 2
+        size = len(data) if self._own >= 0 else _PIPE_BUF
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        for start in range(0, len(data), 4096):
-            if not poll.poll(_STDERR_PATIENCE_MS):
+        start = 0
+        while start < len(data):
+            written = 0
+            if poll.poll(0 if self._stalled else _STDERR_PATIENCE_MS):
+                with contextlib.suppress(BlockingIOError):
+                    written = os.write(descriptor, data[start:start + size])
+            elif not self._stalled or start:
+                self._stalled = True
+            if not written and self._stalled:
+                self._torn = self._torn or start > 0
                 return False
-            os.write(descriptor, data[start:start + 4096])
+            start += written
+        self._stalled = self._torn = False
         return True
-    except (OSError, ValueError):
-        return False
 
 
-def _count_drop() -> None:
+_stderr = _Stderr()
+_handlers: dict[str, _LineHandler] = {name: _LineHandler(None) for name in NAMES}
+
+
+def count_drop() -> None:
+    """One more record that could be written nowhere."""
     global _drops
     _drops += 1
     scoreboard.my_row().add(scoreboard.W_LOG_DROPS)
@@ -139,10 +194,6 @@ def drops() -> int:
     return _drops
 
 
-def _logger(name: str) -> logging.Logger:
-    return logging.getLogger(f"flask_stability.{name}")
-
-
 def setup(settings: Settings, role: str = "worker") -> str:
     """Open the logs of this process.
 
@@ -150,73 +201,52 @@ def setup(settings: Settings, role: str = "worker") -> str:
     :returns: why the directory cannot be used, or "".
     """
     global _role, _directory, _settings
-    _role, _settings, problem = role, settings, ""
-    directory = settings.log_dir
+    problem, directory = "", settings.log_dir
     if directory is not None:
         try:
             os.makedirs(directory, exist_ok=True)
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
-        except OSError as error:
-            problem = (f"STABILITY_LOG_DIR={directory!r}: {error.strerror}; logging to stderr: "
+        except OSError as failure:
+            problem = (f"STABILITY_LOG_DIR={directory!r}: {failure.strerror}; logging to stderr: "
                        "make it a directory that the service's user may write to")
             directory = None
+    _role, _settings = role, settings
     _directory = os.path.abspath(directory) if directory is not None else None
+    reopen()
     for name, file in NAMES.items():
-        logger = _logger(name)
-        for handler in list(logger.handlers):
-            if isinstance(handler, _LineHandler):
-                logger.removeHandler(handler)
-                handler.release()
-        handler = _LineHandler(os.path.join(_directory, file) if _directory is not None else None)
-        handler.setFormatter(_JsonLine() if settings.log_format == "json" else _TextFormatter())
-        logger.addHandler(handler)
-        logger.propagate = False
-        logger.setLevel(logging.DEBUG if name == "error" else logging.INFO)
+        path = os.path.join(_directory, file) if _directory is not None else None
+        _handlers[name] = _LineHandler(path, settings.log_format)
     return problem
 
 
 def teardown() -> None:
-    """Take the handlers out again."""
-    for name in NAMES:
-        logger = _logger(name)
-        for handler in list(logger.handlers):
-            if isinstance(handler, _LineHandler):
-                logger.removeHandler(handler)
-                handler.release()
-        logger.propagate = True
+    """Back to how it was before `setup`: lines go to stderr."""
+    setup(Settings(), "")
 
 
 def reopen() -> None:
     """Close the files; the next line opens them by name."""
-    for name in NAMES:
-        for handler in _logger(name).handlers:
-            if isinstance(handler, _LineHandler):
-                handler.release()
+    for handler in _handlers.values():
+        handler.forget()
 
 
 def event(log: str, level: str, name: str, fields: dict[str, Any]) -> None:
-    """Write one record; never raises."""
+    """Write one record; never raises. DEBUG only where logging's logger ``flask_stability`` has that level."""
     try:
-        logger = _logger(log)
-        if not logger.handlers:
-            if not logger.isEnabledFor(_LEVELS[level]):
-                return
-            handler = _LineHandler(None)
-            handler.setFormatter(_JsonLine())
-            logger.addHandler(handler)
-            logger.propagate = False
-        number = _LEVELS[level]
-        if not logger.isEnabledFor(number):
+        if level == "DEBUG" and not _logger.isEnabledFor(logging.DEBUG):
             return
-        record = logger.makeRecord(logger.name, number, "", 0, name, (), None)
         row = scoreboard._row
-        head = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(),
-                "worker": row.slot if row is not None and _role == "worker" else _role or None}
-        record.fields = {**head, **fields}
-        logger.handle(record)
+        worker = row.slot if row is not None and _role == "worker" else _role or None
+        record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
+        record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker,
+                         **fields}
+        _handlers[log].write(record)
     except Exception:
-        _count_drop()
+        count_drop()
+
+
+_logger = logging.getLogger("flask_stability")
 
 
 def _timestamp() -> str:
@@ -242,7 +272,7 @@ _crash_file: IO[str] | None = None
 
 
 def error_file() -> IO[str]:
-    """A file with a descriptor for faulthandler: error.log, else stderr. Kept open for the process's life."""
+    """A file with a descriptor for faulthandler: error.log, also once it was rotated, else stderr."""
     global _crash_file
     if _directory is not None:
         with contextlib.suppress(OSError):

@@ -7,12 +7,12 @@ It gives the request an id and a deadline, enters it in the in-flight table, and
 - after it the connection is cut, so that the client can tell; there is never a second answer inside the first.
 
 An inner layer steps aside when an outer one is there, so both an app and the server's worker can be wrapped.
+Under a test client and the development server exceptions go their usual way: an app's own tests notice nothing.
 """
 
 from __future__ import annotations
 
 import errno
-import re
 import threading
 import time
 import weakref
@@ -23,57 +23,67 @@ from typing import Any
 from . import logs, scoreboard
 from .config import Settings
 from .errors import report
-from .errors.problem import fallback
-from .exceptions import DatabaseUnavailable
+from .errors.problem import response_for
 from .request import RequestRecord, inflight
+from .wsgi_rules import (
+    InvalidResponse,
+    are_known,
+    check_headers,
+    check_status,
+    content_length,
+    forbids_body,
+    known_statuses,
+)
 
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_STATUS = re.compile(r"[1-9]\d\d(?: [\t \x21-\x7e\x80-\xff]*)?")
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\t \x21-\x7e\x80-\xff]*")
-_known_names: set[str] = {"Content-Type", "Content-Length"}
-
 _ident = threading.get_ident
 _now = time.monotonic_ns
+_my_row = scoreboard.my_row
 
-#: Set by the server: whether this worker was told to end, so that a SystemExit is the server's, not the view's.
-stopping: Callable[[], bool] = lambda: False  # noqa: E731
+
+def _may_be_stopping() -> bool:
+    return True
+
+
+#: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
+#: gunicorn's own signal handlers pass.
+stopping: Callable[[], bool] = _may_be_stopping
 
 
 class ResponseCut(BrokenPipeError):
-    """Raised to the server to cut a response that has begun; servers take it for a client that went away."""
+    """Raised to the server to cut a response that has begun: gunicorn closes the connection and says nothing."""
 
     def __init__(self) -> None:
-        super().__init__(errno.EPIPE, "response cut after an exception")
+        super().__init__(errno.EPIPE, "response cut")
 
 
-class InvalidResponse(RuntimeError):
-    """The app broke the rules of WSGI (PEP 3333)."""
+class _Exchange(RequestRecord):
+    """One request and its response: its record, the app's ``start_response``, and the iterable for the server.
 
+    One object, since every object that is made costs the path of a good request.
+    """
 
-class _Exchange:
-    """One request and its response: the app's start_response, and the iterable for the server."""
+    __slots__ = ("chunk", "code", "done", "headers", "iterator", "middleware", "sent", "source", "start", "status",
+                 "writer")
 
-    __slots__ = ("_body", "_done", "_first", "_headers", "_length", "_middleware", "_sent", "_source",
-                 "_start", "_started", "_status", "_writer", "record")
-
-    def __init__(self, middleware: StabilityMiddleware, record: RequestRecord, start: Callable[..., Any]) -> None:
-        self._middleware = middleware
-        self.record = record
-        self._start = start
-        self._status: str | None = None
-        self._headers: list[tuple[str, str]] = []
-        self._length = -1
-        self._sent = 0
-        self._source: Any = None
-        self._body: Iterator[bytes] | None = None
-        self._first: bytes | None = None
-        self._writer: Any = None
-        self._started = False
-        self._done = False
+    def __init__(self, middleware: StabilityMiddleware, environ: dict[str, Any], start: Callable[..., Any],
+                 started_ns: int, thread_id: int) -> None:
+        # RequestRecord.__init__ is repeated here: a call less
+        self.environ = environ
+        self.started_ns = started_ns
+        self.timeout = middleware.timeout
+        self.thread_id = thread_id
+        self.middleware = middleware
+        self.start = start
+        self.response_started = self.health = self.timed_out = self.done = False
+        self.given_id = self.recorded = self.resources = self.outer = None
+        self.source: Any = None
+        self.iterator: Iterator[bytes] | None = None
+        self.writer: Callable[[bytes], Any] | None = None
+        self.code = self.sent = 0
 
     # -- what the app calls --------------------------------------------------------------------------------------
 
@@ -81,151 +91,171 @@ class _Exchange:
         """WSGI's start_response, checked and held back."""
         if exc_info is not None:
             try:
-                if self._started:
+                if self.response_started:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        elif self._status is not None:
+        elif self.code:
             raise InvalidResponse("start_response was called twice")
-        if type(status) is not str or not _STATUS.fullmatch(status):
-            raise InvalidResponse(f"invalid status {status!r}")
-        length = -1
-        for name, value in headers:
-            if name not in _known_names:
-                _check_name(name)
-            if type(value) is not str or not value.isprintable() or not value.isascii():
-                _check_value(name, value)
-            if name == "Content-Length":
-                length = int(value)
-        self._status, self._headers, self._length = status, headers, length
-        return self._write
+        code = known_statuses.get(status) or check_status(status)
+        try:
+            known = type(headers) is list and are_known(headers)
+        except TypeError:
+            known = False
+        if not known or code >= 400 or self.given_id is not None:
+            headers = self._with_id(list(headers), code)
+        self.code, self.status, self.headers = code, status, headers
+        return self.write
 
-    def _write(self, data: bytes) -> None:
+    def _with_id(self, headers: list[tuple[str, str]], code: int) -> list[tuple[str, str]]:
+        """The headers, checked. An error's answer, and one to a client that gave an id, carries the request's id."""
+        name = self.middleware.id_header
+        if not check_headers(headers, name) and (code >= 400 or self.given_id is not None):
+            headers.append((name, self.id))
+        return headers
+
+    def write(self, data: bytes) -> None:
         """WSGI's imperative way: the answer has begun."""
-        if not self._started:
-            self._begin()
-        self._sent += len(data)
-        self._writer(data)
+        if type(data) is not bytes:
+            raise InvalidResponse(f"write() was given {type(data).__name__} instead of bytes")
+        if self.writer is None:
+            self.begin()
+        assert self.writer is not None
+        self.sent += len(data)
+        try:
+            self.writer(data)
+        except OSError as error:
+            report.mark(error, self)  # the client is gone: no fault of the app's
+            raise
 
-    def _begin(self) -> None:
-        if self._status is None:
+    def begin(self) -> None:
+        """Hand the head to the server."""
+        if not self.code:
             raise InvalidResponse("the app did not call start_response")
-        self._started = True
-        self._writer = self._start(self._status, self._headers)
-        self.record.response_started = True
+        self.writer = self.start(self.status, self.headers)
+        self.response_started = True
 
-    def respond(self, source: Any) -> Any:
-        """The app's iterable, its first chunk drawn already, so that failing until then still gets a whole answer."""
-        wrapper = self.record.environ.get("wsgi.file_wrapper")
-        if wrapper is not None and isinstance(wrapper, type) and isinstance(source, wrapper):
-            return self._pass_file(source)
-        self._source = source
-        if isinstance(source, str):
-            raise InvalidResponse("the app returned str instead of an iterable of bytes")
-        body = iter(source)
-        for chunk in body:
-            if type(chunk) is not bytes:
-                raise InvalidResponse(f"the body gave {type(chunk).__name__} instead of bytes")
-            if chunk:
-                self._first = chunk
-                self._body = body
-                break
-        if not self._started:
-            self._begin()
-        return self
-
-    def _pass_file(self, source: Any) -> Any:
-        """A file for the server's sendfile: handed on untouched but for its close."""
-        self._source = _Closing(getattr(source, "close", None))
-        self._begin()
-        self._length = -1
-        source.close = self.close
-        return source
+    def passes_file(self, source: Any) -> bool:
+        """A file for the server's sendfile is handed on untouched but for its close."""
+        closing = _Closing(getattr(source, "close", None))
+        try:
+            source.close = self.close
+        except AttributeError:
+            return False
+        self.source = closing
+        self.begin()
+        return True
 
     # -- what the server calls -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
+        iterator = self.iterator
+        if iterator is not None:
+            chunk = self.chunk
+            while True:
+                self.sent += len(chunk)
+                yield chunk
+                try:
+                    chunk = next(iterator)
+                except StopIteration:
+                    break
+                except BaseException as error:
+                    self.cut(error)
+                if type(chunk) is not bytes:
+                    self.cut(_wrong_chunk(chunk))
+            self.iterator = None
+        if ("Content-Length", str(self.sent)) not in self.headers:
+            self._compare_length()
 
-    def __next__(self) -> bytes:
-        chunk = self._first
-        if chunk is not None:
-            self._first = None
-            self._sent += len(chunk)
-            return chunk
-        if self._body is None:
-            raise StopIteration
-        try:
-            chunk = next(self._body)
-            if type(chunk) is not bytes:
-                raise InvalidResponse(f"the body gave {type(chunk).__name__} instead of bytes")
-        except StopIteration:
-            self._body = None
-            raise
-        except BaseException as error:
-            self._body, self._status = None, "000"
-            self._middleware.escaped(error, self.record)
-            raise ResponseCut from None
-        self._sent += len(chunk)
-        return chunk
+    def cut(self, error: BaseException) -> None:
+        """It failed in mid-stream.
+
+        :raises ResponseCut: or the error itself, where it is to pass.
+        """
+        self.iterator, self.code = None, 0
+        self.middleware.judge(error, self)
+        raise ResponseCut from None
+
+    def _compare_length(self) -> None:
+        length = content_length(self.headers)
+        if length > self.sent and self.method != "HEAD" and not forbids_body(self.code) and self.supervised:
+            logs.error("content_length_mismatch", level="WARNING", declared=length, sent=self.sent,
+                       **report.request_fields(self))
+            raise ResponseCut  # a client that keeps the connection would wait for the rest
 
     def close(self) -> None:
         """Called by the server at the end, however it ends."""
-        source, self._source = self._source, None
+        if self.done:
+            return
+        if self.iterator is not None:
+            logs.error("client_left", level="DEBUG", **report.request_fields(self))
+        self.done = True
+        source = self.source
         try:
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+            if hasattr(source, "close"):
+                source.close()
         except BaseException as error:
-            self._middleware.escaped(error, self.record)
+            self.middleware.judge(error, self)
         finally:
-            self.finish(int((self._status or "0")[:3]))
+            self._finish()
+
+    def __del__(self) -> None:
+        if not self.done:  # the caller does not close what it was given, as some test clients
+            self.close()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> Iterable[bytes]:
-        """Answer for an exception that escaped before the first chunk; cut the connection if it came later.
+        """Answer for what escaped before the first chunk.
 
         :raises ResponseCut: if the app had written already.
         """
-        record, middleware = self.record, self._middleware
-        source, self._source = self._source, None
-        self._body = self._first = None
+        self.done = True
+        self.iterator = None
+        started = self.response_started
         try:
-            middleware.escaped(error, record)
-            close = getattr(source, "close", None)
-            if close is not None:
+            self.middleware.judge(error, self)
+            if hasattr(self.source, "close"):
                 try:
-                    close()
+                    self.source.close()
                 except BaseException as failure:
-                    report.record(failure, request=record)
-            if self._started:
-                self._status = "000"
+                    self.middleware.judge(failure, self)
+            if started:
                 raise ResponseCut from None
-            unavailable = isinstance(error, DatabaseUnavailable)
-            status, headers, body = fallback(
-                record.environ, middleware.settings.error_format, record.id, middleware.settings.request_id_header,
-                status=503 if unavailable else 500, retry_after=getattr(error, "retry_after", None))
-            self._status, self._length = status, -1
-            self._start(status, headers)
-            return [] if record.method == "HEAD" else [body]
+            status, headers, body = response_for(error, self.environ, self.middleware.settings)
+            headers.append((self.middleware.id_header, self.id))
+            self.code = int(status[:3])
+            self.start(status, headers, (type(error), error, error.__traceback__))
+            return [] if self.method == "HEAD" else [body]
         finally:
-            self.finish(int((self._status or "0")[:3]))
+            if started:
+                self.code = 0
+            self._finish()
 
-    def finish(self, status: int) -> None:
-        """Account for the request, once."""
-        if self._done:
-            return
-        self._done = True
-        record = self.record
-        if self._length != self._sent and self._length >= 0 and self._body is None and status:
-            self._tell_length(status)
-        self._middleware.leave(record, status)
+    def _finish(self) -> None:
+        """The request is over: it is counted, what it held goes back. Never raises."""
+        try:
+            if not self.health:
+                method = self.environ.get("REQUEST_METHOD")
+                rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
+                _my_row().observe(method if method in METHODS else "OTHER", "" if rule is None else rule.endpoint,
+                                  self.code, _now() - self.started_ns)
+                if self.code >= 400:
+                    self._note()
+        except Exception as error:
+            report.record(error, event="internal_error", request=self)
+        self.source = None
+        if self.resources is not None:
+            _release(self)
+        self.leave()
 
-    def _tell_length(self, status: int) -> None:
-        if self.record.method != "HEAD" and status >= 200 and status not in (204, 304):
-            logs.error("content_length_mismatch", level="WARNING", declared=self._length, sent=self._sent,
-                       **report.request_fields(self.record))
+    def _note(self) -> None:
+        """A 5xx answer without an exception is still an error of ours; a 4xx one the client's."""
+        if self.code >= 500:
+            if self.recorded is None and self.supervised:
+                logs.error("server_error", status=self.code, **report.request_fields(self))
+        elif self.middleware.settings.log_client_errors:
+            logs.error("client_error", level="WARNING", status=self.code, **report.request_fields(self))
 
 
 class _Closing:
@@ -237,127 +267,110 @@ class _Closing:
         self.close = close
 
 
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidResponse("a response header has an invalid name")
-    if len(_known_names) < 1000:
-        _known_names.add(name)
-
-
-def _check_value(name: str, value: Any) -> None:
-    # the value may carry a secret: it is not shown
-    if not isinstance(value, str) or not _VALUE.fullmatch(value):
-        raise InvalidResponse(f"the response header {name} has an invalid value")
+def _wrong_chunk(chunk: object) -> InvalidResponse:
+    return InvalidResponse(f"the body gave {type(chunk).__name__} instead of bytes")
 
 
 class StabilityMiddleware:
     """Wraps a WSGI app.
 
-    :param wsgi_app: the app, or ``app.wsgi_app``, which is held weakly: no cycle keeps the app alive.
+    :param wsgi_app: the app. With a `health_app`, ``app.wsgi_app``: it is held weakly, so no cycle keeps the app
+        alive.
     :param settings: the app's settings.
-    :param health_app: the WSGI app that serves `health_paths`, in any process that is not to be reached by the
-        app's own handlers.
-    :param propagate: whether an exception is to reach the caller instead of being answered, as Flask's
-        PROPAGATE_EXCEPTIONS and TESTING ask for. Only asked where the server did not wrap its worker.
+    :param health_app: the WSGI app that serves STABILITY_HEALTH_PATH; set to None to let the app's own route win.
+    :param propagate: whether an exception is to reach the caller, as Flask's PROPAGATE_EXCEPTIONS and TESTING ask
+        for. Asked only where the server did not wrap its worker.
     :param on_first_request: called once, before the first request.
     """
 
     def __init__(self, wsgi_app: WSGIApp, *, settings: Settings | None = None, health_app: WSGIApp | None = None,
-                 health_paths: Iterable[str] = (), propagate: Callable[[], bool] | None = None,
+                 propagate: Callable[[], bool] | None = None,
                  on_first_request: Callable[[], None] | None = None) -> None:
         self.settings = settings if settings is not None else Settings()
-        self._owner: weakref.ref[Any] | None = None
-        self._app: Any = wsgi_app
-        if isinstance(wsgi_app, MethodType):
-            self._owner, self._app = weakref.ref(wsgi_app.__self__), wsgi_app.__func__
         self.health_app = health_app
-        self.health_paths = set(health_paths)
+        self.id_header = self.settings.request_id_header
+        self._app: Callable[..., Any] = wsgi_app
+        self._owner: weakref.ref[Any] | None = None
+        if health_app is not None and isinstance(wsgi_app, MethodType):
+            self._owner, self._app = weakref.ref(wsgi_app.__self__), wsgi_app.__func__
+        self._health_path = self.settings.health_path
+        self._health_below = self._health_path + "/"
         self._propagate = propagate
         self._on_first_request = on_first_request
-        self._timeout = self.settings.request_timeout
-        self._trusted = None
-        if self.settings.request_id_trust:
-            self._trusted = "HTTP_" + self.settings.request_id_header.upper().replace("-", "_")
+        self.timeout = self.settings.request_timeout
+        self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
+                         if self.settings.request_id_trust else None)
+        self._rare = health_app is not None or self._trusted is not None
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if self._on_first_request is not None:
             self._begin_process()
-        owner = self._owner
         if MARK in environ:
-            if environ.get("PATH_INFO") in self.health_paths and self.health_app is not None:
-                environ[MARK].own = True
-                return self.health_app(environ, start_response)
-            app = self._app
-            result: Iterable[bytes] = (app(environ, start_response) if owner is None
-                                       else app(owner(), environ, start_response))
-            return result
-        ident = _ident()
-        now = _now()
-        record = RequestRecord(environ, ident, now, now / 1e9 + self._timeout if self._timeout else 0.0, self._trusted)
-        environ[MARK] = record
-        before = inflight.get(ident)
-        if before is not None:
-            record.outer = before
-        inflight[ident] = record
-        exchange = _Exchange(self, record, start_response)
+            return self._step_aside(environ, start_response)
+        thread = _ident()
+        exchange = environ[MARK] = _Exchange(self, environ, start_response, _now(), thread)
         try:
-            if environ.get("PATH_INFO") in self.health_paths and self.health_app is not None:
-                record.own = True
-                return exchange.respond(self.health_app(environ, exchange.start_response))  # type: ignore[no-any-return]
-            app = self._app
-            return exchange.respond(  # type: ignore[no-any-return]
-                app(environ, exchange.start_response) if owner is None
-                else app(owner(), environ, exchange.start_response))
+            app, owner = self._app, self._owner
+            if self._rare and self._is_health(environ, exchange):
+                app, owner = self.health_app, None
+            else:
+                if thread in inflight:
+                    exchange.outer = inflight[thread]
+                inflight[thread] = exchange
+            source = exchange.source = (app(environ, exchange.start_response) if owner is None
+                                        else app(owner(), environ, exchange.start_response))
+            # the first chunk is drawn here: what fails until then still gets a whole answer
+            wrapper = environ.get("wsgi.file_wrapper")
+            if wrapper is not None and isinstance(source, wrapper) and exchange.passes_file(source):
+                return source  # type: ignore[no-any-return]
+            iterator = iter(source)
+            for chunk in iterator:
+                if type(chunk) is not bytes:
+                    raise _wrong_chunk(chunk)
+                exchange.chunk, exchange.iterator = chunk, iterator
+                break
+            if exchange.writer is None:
+                exchange.begin()
+            return exchange
         except BaseException as error:
-            if self._propagates():
-                exchange.finish(0)
-                raise
             return exchange.fail(error)
 
-    def leave(self, record: RequestRecord, status: int) -> None:
-        """The request is over: what it held goes back, it is counted. Never raises."""
-        try:
-            resources = record.resources
-            if resources is not None:
-                record.resources = None
-                for resource in resources:
-                    try:
-                        resource.release()
-                    except BaseException as error:
-                        report.record(error, event="release_failed", request=record)
-            outer = record.outer
-            if outer is None:
-                inflight.pop(record.thread_id, None)
-            else:
-                inflight[record.thread_id] = outer
-            if not record.own:
-                environ = record.environ
-                request = environ.get("werkzeug.request")
-                rule = request.url_rule if request is not None else None
-                method = environ["REQUEST_METHOD"]
-                scoreboard.my_row().observe(method if method in METHODS else "OTHER",
-                                            rule.endpoint if rule is not None else "", status,
-                                            _now() - record.started_ns)
-        except Exception as error:
-            report.record(error, event="internal_error", request=record)
+    def _step_aside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """An outer layer does the work; only the health endpoints are still ours."""
+        if self._rare and self._is_health(environ, environ[MARK]):
+            assert self.health_app is not None
+            return self.health_app(environ, start_response)
+        owner = self._owner
+        if owner is None:
+            return self._app(environ, start_response)  # type: ignore[no-any-return]
+        return self._app(owner(), environ, start_response)  # type: ignore[no-any-return]
 
-    def escaped(self, error: BaseException, record: RequestRecord) -> None:
+    def _is_health(self, environ: dict[str, Any], record: RequestRecord) -> bool:
+        """Whether it goes to `health_app`; also takes over the id of a client that is trusted."""
+        if self._trusted is not None:
+            record.trust(environ.get(self._trusted))
+        path: str = environ.get("PATH_INFO", "")
+        if self.health_app is None or not (path == self._health_path or path.startswith(self._health_below)):
+            return False
+        record.health, record.timeout = True, 0.0
+        return True
+
+    def judge(self, error: BaseException, record: RequestRecord) -> None:
         """Record what escaped.
 
-        :raises BaseException: `error` itself, where it is to reach the server: its own SystemExit, or as Flask's
-            PROPAGATE_EXCEPTIONS asks for.
+        :raises BaseException: `error` itself, where it is to reach the server: the server's own SystemExit, what
+            Flask's PROPAGATE_EXCEPTIONS lets out, all of it without a server.
         """
+        if not record.supervised or (self._propagate is not None and self._propagate()):
+            raise error
         if isinstance(error, SystemExit) and stopping():
-            # raised in the view by the server's signal handler: a timeout (SIGABRT) or a shutdown (SIGINT, SIGQUIT)
-            report.record(error, event="request_ended_by_server", level="CRITICAL", request=record)
-            raise error
-        if self._propagates():
-            raise error
+            handler = report.server_handler(error)
+            if handler is not None:
+                event = "request_timeout" if handler == "handle_abort" else "request_shutdown"
+                report.record(error, event=event, level="CRITICAL", request=record)
+                raise error
         level = "ERROR" if isinstance(error, Exception) else "CRITICAL"
-        report.record(error, event="exception_escaped", level=level, request=record)
-
-    def _propagates(self) -> bool:
-        return self._propagate is not None and self._propagate()
+        report.record(error, event="exception", level=level, request=record)
 
     def _begin_process(self) -> None:
         begin, self._on_first_request = self._on_first_request, None
@@ -366,3 +379,13 @@ class StabilityMiddleware:
                 begin()
             except Exception as error:
                 report.record(error, event="internal_error")
+
+
+def _release(record: RequestRecord) -> None:
+    """Give back what the request held, whatever happens."""
+    resources, record.resources = record.resources or [], None
+    for resource in resources:
+        try:
+            resource.release()
+        except Exception as error:
+            report.record(error, event="release_failed", request=record)

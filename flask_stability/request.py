@@ -7,14 +7,16 @@ wait; the log asks which request it was. One thread serves one request at a time
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl
+
+from flask import current_app
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,52 +31,63 @@ class Resource(Protocol):
 #: Requests in flight by thread. Insertion and deletion are atomic; readers iterate over ``list(inflight.values())``.
 inflight: dict[int, RequestRecord] = {}
 
-_numbers = count(1)
-_prefix = secrets.token_hex(6)
-
 #: The longest deadline that any view asked for, seconds; 0.0 = none did.
 longest_timeout = 0.0
+
+_prefix = secrets.token_hex(6)
+_well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
+_OVER: dict[str, Any] = {}
 
 
 class RequestRecord:
     """One request.
 
+    :ivar environ: its WSGI environ; empty once the request is over.
+    :ivar thread_id: `threading.get_ident` of the thread that serves it.
     :ivar started_ns: `time.monotonic_ns` of its arrival.
-    :ivar deadline: `time.monotonic` seconds after which it is overdue; 0.0 = never.
-    :ivar response_started: the first byte may have been sent.
-    :ivar recorded: an exception of it was logged.
-    :ivar overdue: the guard has noticed that it is past its deadline.
+    :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
+    :ivar response_started: the server was given the response's head: the deadline does not hold any more.
+    :ivar recorded: kind of the exception of it that was logged last, None = none was.
+    :ivar health: one of the extension's own endpoints: not counted as traffic.
     :ivar resources: what it holds, None if nothing.
-    :ivar own: one of the extension's own endpoints: not counted as traffic.
+    :ivar timed_out: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
     """
 
-    __slots__ = ("_id", "_number", "deadline", "environ", "outer", "overdue", "own", "recorded", "resources",
-                 "response_started", "started_ns", "thread_id", "trusted_header")
+    __slots__ = ("environ", "given_id", "health", "outer", "recorded", "resources", "response_started",
+                 "started_ns", "thread_id", "timed_out", "timeout")
 
-    def __init__(self, environ: dict[str, Any], thread_id: int, started_ns: int, deadline: float,
-                 trusted_header: str | None) -> None:
+    def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
-        self.thread_id = thread_id
         self.started_ns = started_ns
-        self.deadline = deadline
-        self.trusted_header = trusted_header
-        self.response_started = False
-        self.overdue = False
-        self.own = False
-        self.recorded = False
-        self.outer: RequestRecord | None = None
+        self.timeout = timeout
+        self.thread_id = threading.get_ident()
+        self.response_started = self.health = self.timed_out = False
+        self.given_id: str | None = None
+        self.recorded: object = None
         self.resources: list[Resource] | None = None
-        self._number = next(_numbers)
-        self._id: str | None = None
+        self.outer: RequestRecord | None = None
 
     @property
     def id(self) -> str:
-        """The request's id: the client's where that is trusted and well formed, else our own."""
-        if self._id is None:
-            given = self.environ.get(self.trusted_header) if self.trusted_header else None
-            self._id = given if given and _well_formed(given) else f"{_prefix}-{self._number:x}"
-        return self._id
+        """The client's id where that is trusted and well formed, else our own: process and time of arrival."""
+        return self.given_id or f"{own.prefix}{self.started_ns}"
+
+    @property
+    def deadline(self) -> float:
+        """`time.monotonic` seconds after which it is overdue; 0.0 = never."""
+        return self.started_ns / 1e9 + self.timeout if self.timeout else 0.0
+
+    @property
+    def supervised(self) -> bool:
+        """A server serves it: not a test client (which names none), not the development server."""
+        software = self.environ.get("SERVER_SOFTWARE")
+        return bool(software) and not str(software).startswith("Werkzeug")
+
+    @property
+    def streaming(self) -> bool:
+        """Its response is being sent: exempt from the deadline."""
+        return self.response_started
 
     @property
     def method(self) -> str:
@@ -84,16 +97,14 @@ class RequestRecord:
     @property
     def path(self) -> str:
         """Path below the server's root, without the query."""
-        return str(self.environ.get("SCRIPT_NAME", "")) + str(self.environ.get("PATH_INFO", ""))
+        raw = str(self.environ.get("SCRIPT_NAME", "")) + str(self.environ.get("PATH_INFO", ""))
+        return raw.encode("latin-1", "replace").decode("utf-8", "replace")
 
     @property
     def query_keys(self) -> list[str]:
-        """Names of the query's parameters; their values may be secrets and are never kept."""
-        query = str(self.environ.get("QUERY_STRING", ""))[:2048]
-        try:
-            return sorted({key for key, _ in parse_qsl(query, keep_blank_values=True, max_num_fields=50)})[:20]
-        except ValueError:
-            return []
+        """Names of the query's parameters, sorted; their values may be secrets and are never kept."""
+        parts = str(self.environ.get("QUERY_STRING", ""))[:2048].split("&")
+        return sorted({name[:64] for name, equals, _ in (part.partition("=") for part in parts) if equals})[:20]
 
     @property
     def route(self) -> str:
@@ -120,9 +131,19 @@ class RequestRecord:
         if self.resources is not None and resource in self.resources:
             self.resources.remove(resource)
 
+    def trust(self, given: str | None) -> None:
+        """Take the client's id over if it is well formed."""
+        if given is not None and _well_formed(given):
+            self.given_id = given
 
-def _well_formed(text: str) -> bool:
-    return len(text) <= 128 and all(char.isalnum() or char in "-_.:/+=" for char in text) and text.isascii()
+    def leave(self) -> None:
+        """Out of the table; its environ, which holds this record, is let go."""
+        outer = self.outer
+        if outer is not None and outer.environ is not _OVER:
+            inflight[self.thread_id] = outer
+        elif inflight.get(self.thread_id) is self:
+            del inflight[self.thread_id]
+        self.environ = _OVER
 
 
 def current() -> RequestRecord | None:
@@ -131,15 +152,18 @@ def current() -> RequestRecord | None:
 
 
 def remaining() -> float | None:
-    """Seconds that this thread's request has left, possibly negative; None without a deadline."""
+    """Seconds that this thread's request has left, possibly negative.
+
+    :returns: None without a request, without a deadline, or once its response has begun.
+    """
     record = inflight.get(threading.get_ident())
-    if record is None or not record.deadline:
+    if record is None or not record.timeout or record.response_started:
         return None
     return record.deadline - time.monotonic()
 
 
 def request_timeout(seconds: float) -> Callable[[F], F]:
-    """Decorator: the view's own deadline, counted from the request's arrival; 0 = none.
+    """Decorator: the view's own deadline in seconds, counted from the request's arrival; 0 = none.
 
     :raises ValueError: if `seconds` is negative.
     """
@@ -149,12 +173,14 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
     longest_timeout = max(longest_timeout, seconds)
 
     def decorate(view: F) -> F:
+        is_async = inspect.iscoroutinefunction(view)
+
         @functools.wraps(view)
         def limited(*args: Any, **kwargs: Any) -> Any:
-            record = inflight.get(threading.get_ident())
+            record = current()
             if record is not None:
-                record.deadline = record.started_ns / 1e9 + seconds if seconds else 0.0
-            return view(*args, **kwargs)
+                record.timeout = seconds
+            return (current_app.ensure_sync(view) if is_async else view)(*args, **kwargs)
 
         return limited  # type: ignore[return-value]
 

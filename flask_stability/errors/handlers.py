@@ -1,72 +1,68 @@
 """Answers for what goes wrong inside Flask, only where the app has no handler of its own.
 
-Flask looks for an app's handlers in `Flask._find_error_handler`; where it finds none, ours answers. The logging of
-unhandled exceptions (`Flask.log_exception`) goes to error.log in a process that serves under gunicorn; elsewhere
-(tests, ``flask run``, other servers) Flask logs as ever, so that an app's own tests notice nothing.
+Flask looks for an app's handlers in `Flask._find_error_handler`, for the class, for the code, in the blueprint and in
+the app; only where it finds none does ours answer, so it shadows none. An unhandled exception is recorded when Flask
+announces it (`got_request_exception`), and Flask's own text on stderr, which would tell it again, is left out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
-from flask import Flask, Response, current_app, has_request_context
+from flask import Flask, Response, current_app, got_request_exception
 from flask import request as flask_request
 from flask.logging import default_handler
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..config import Settings
 from ..exceptions import DatabaseUnavailable
 from ..request import current
-from . import hooks
-from .problem import PROBLEM, description_of, problem_body, wants_problem
-from .report import record, recorded, request_fields
-from .. import logs
+from .problem import HTML, PROBLEM, page, problem_body, retry_after, wants_problem
+from .report import record, recorded
 
-ExcInfo = tuple[type, BaseException, TracebackType] | tuple[None, None, None]
-
-#: Further exception classes that mean "the database cannot be had now", such as those of a registered engine.
+#: Further tests for "the database cannot be had now", such as those of a registered engine.
 unavailable: list[Callable[[BaseException], bool]] = []
 
+#: Errors of MySQL's client and server that mean: not reachable, or no connection to be had.
+_MYSQL_UNREACHABLE = frozenset({1040, 1053, 1203, 2002, 2003, 2005, 2006, 2013, 2055})
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether an exception means that the database cannot be had now."""
+
+def is_unavailable(error: BaseException | None) -> bool:
+    """Whether an exception means that the database cannot be had now. Never raises."""
     if isinstance(error, DatabaseUnavailable):
         return True
-    return any(test(error) for test in unavailable)
+    kind = type(error)
+    if kind.__name__ == "OperationalError" and kind.__module__.partition(".")[0] in ("MySQLdb", "pymysql"):
+        code = error.args[0] if error is not None and error.args else None
+        return isinstance(code, int) and code in _MYSQL_UNREACHABLE
+    try:
+        return any(test(error) for test in unavailable if error is not None)
+    except Exception:
+        return False
 
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Answer and record what `app` does not handle itself."""
     kind = type(app)
-    find = getattr(kind, "_find_error_handler", None)
 
     def find_error_handler(error: Exception, blueprints: list[str]) -> Any:
         flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        assert find is not None
-        handler = find(flask, error, blueprints)
-        if handler is not None:
-            return handler
-        if isinstance(error, HTTPException):
-            return _HttpAnswer(settings)
-        if is_unavailable(error) and not propagates(flask):
-            return _UnavailableAnswer(settings)
-        return None
+        handler = kind._find_error_handler(flask, error, blueprints)
+        if handler is None and isinstance(error, HTTPException) and _may_answer(flask, error):
+            return _Answer(settings)
+        return handler
 
-    def log_exception(exc_info: ExcInfo) -> None:
-        flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        error = exc_info[1]
-        serving = hooks.installed()
-        if serving and error is not None:
-            record(error)
-        if not serving or _has_own_handlers(flask):
-            kind.log_exception(flask, exc_info)  # type: ignore[arg-type]
+    app._find_error_handler = find_error_handler  # type: ignore[method-assign,assignment]
+    got_request_exception.connect(_on_exception, app)
+    if _told_already not in default_handler.filters:
+        default_handler.addFilter(_told_already)
 
-    if find is not None:
-        app._find_error_handler = find_error_handler  # type: ignore[method-assign]
-    app.log_exception = log_exception  # type: ignore[method-assign]
+
+def _may_answer(app: Flask, error: HTTPException) -> bool:
+    """Not where TRAP_HTTP_EXCEPTIONS asks for the exception itself."""
+    return getattr(error, "original_exception", None) is not None or not app.trap_http_exception(error)
 
 
 def propagates(app: Flask) -> bool:
@@ -75,17 +71,20 @@ def propagates(app: Flask) -> bool:
     return bool(app.testing or app.debug) if setting is None else bool(setting)
 
 
-def _has_own_handlers(app: Flask) -> bool:
-    """Whether the app's logger leads anywhere but to Flask's default stream on stderr."""
-    logger: logging.Logger | None = app.logger
-    while logger is not None:
-        if any(handler is not default_handler for handler in logger.handlers):
-            return True
-        logger = logger.parent if logger.propagate else None
-    return False
+def _on_exception(app: Flask, exception: BaseException, **_: Any) -> None:
+    """Flask found no handler for it."""
+    request = current()
+    if request is not None and request.supervised and not propagates(app):
+        event = "database_unavailable" if is_unavailable(exception) else "exception"
+        record(exception, event=event, request=request)
 
 
-class _HttpAnswer:
+def _told_already(item: logging.LogRecord) -> bool:
+    """Filter of Flask's default handler: no second telling of an exception that error.log has."""
+    return not (item.exc_info and item.exc_info[1] is not None and recorded(item.exc_info[1]))
+
+
+class _Answer:
     """Handler for an HTTPException that the app does not handle."""
 
     def __init__(self, settings: Settings) -> None:
@@ -93,61 +92,35 @@ class _HttpAnswer:
 
     def __call__(self, error: HTTPException) -> Any:
         code = error.code or 500
-        if error.response is not None or code < 400:
+        original = error.original_exception if isinstance(error, InternalServerError) else None
+        is_html = self._settings.error_format == "html" and not is_unavailable(original)
+        if error.response is not None or code < 400 or is_html:
             return error
-        self._log(error, code)
-        try:
-            problem = wants_problem(flask_request.headers.get("Accept"), self._settings.error_format)
-        except Exception:
-            problem = False
-        request = current()
-        if not problem:
-            if code < 500 or request is None or not hooks.installed():
-                return error
-            response = error.get_response(flask_request.environ)
-        else:
-            response = error.get_response(flask_request.environ)
-            response.data = problem_body(code, request.id if request is not None else "", title=error.name,
-                                         detail=description_of(error) if code < 500 else None)
+        problem = wants_problem(flask_request.headers.get("Accept"), self._settings.error_format)
+        if is_unavailable(original):
+            response = self._unavailable(original, problem)
+        elif problem:
+            detail = error.description
+            response = Response(problem_body(code, _request_id(), title=error.name,
+                                             detail=str(detail) if detail is not None else None), code)
+            for name, value in error.get_headers(flask_request.environ):
+                if name.lower() != "content-type":
+                    response.headers.add(name, value)
             response.content_type = PROBLEM
-        return _stamp(response, self._settings)
-
-    def _log(self, error: HTTPException, code: int) -> None:
-        original = getattr(error, "original_exception", None)
-        if original is not None and recorded(original) or not hooks.installed():
-            return
-        if code >= 500:
-            record(error, event="http_error", traceback=False, status=code)
-        elif self._settings.log_client_errors:
-            logs.error("http_error", level="INFO", status=code, **request_fields(current()))
-
-
-class _UnavailableAnswer:
-    """Handler for "the database cannot be had now": 503 with Retry-After."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def __call__(self, error: Exception) -> Response:
-        record(error, event="database_unavailable", traceback=False)
-        request = current()
-        request_id = request.id if request is not None else ""
-        if has_request_context() and wants_problem(flask_request.headers.get("Accept"), self._settings.error_format):
-            response = Response(problem_body(503, request_id), 503, content_type=PROBLEM)
         else:
-            response = Response("<!doctype html>\n<html lang=en>\n<title>503 Service Unavailable</title>\n"
-                                "<h1>Service Unavailable</h1>\n<p>The service cannot answer this request now. "
-                                "Try again in a moment.</p>\n", 503, mimetype="text/html")
-        response.headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after", 1.0))))
-        stamped: Response = _stamp(response, self._settings)
-        return stamped
+            response = error.get_response(flask_request.environ)  # type: ignore[assignment]
+        if self._settings.error_format != "html":
+            response.vary.add("Accept")
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def _unavailable(self, error: BaseException | None, problem: bool) -> Response:
+        body = problem_body(503, _request_id()) if problem else page(503, _request_id())
+        response = Response(body, 503, content_type=PROBLEM if problem else HTML)
+        response.headers["Retry-After"] = retry_after(error) if error is not None else "1"
+        return response
 
 
-def _stamp(response: Any, settings: Settings) -> Any:
-    """What every error answer of ours carries."""
-    response.headers["Cache-Control"] = "no-store"
-    response.vary.add("Accept")
+def _request_id() -> str:
     request = current()
-    if request is not None:
-        response.headers[settings.request_id_header] = request.id
-    return response
+    return request.id if request is not None else ""

@@ -15,22 +15,25 @@ from types import TracebackType
 from typing import Any
 
 from .. import logs
+from ..config import Settings
+from ..request import current
 from .report import record
 
 _previous: dict[str, Any] = {}
+_python_showwarning = warnings.showwarning
 
 
 def installed() -> bool:
-    """Whether this process serves, with its exceptions going to error.log."""
+    """Whether `install` was called in this process."""
     return bool(_previous)
 
 
-def install() -> None:
-    """Chain the hooks of this process. Idempotent."""
+def install(settings: Settings | None = None) -> None:
+    """Chain the hooks of this process. Idempotent. Call `logs.setup` first."""
     if _previous:
         return
     _previous.update(excepthook=sys.excepthook, threading=threading.excepthook, unraisable=sys.unraisablehook,
-                     showwarning=warnings.showwarning)
+                     showwarning=warnings.showwarning, faulthandler=faulthandler.is_enabled())
     sys.excepthook = _on_uncaught
     threading.excepthook = _on_thread
     sys.unraisablehook = _on_unraisable
@@ -53,22 +56,28 @@ def uninstall() -> None:
     warnings.showwarning = _previous["showwarning"]
     logging.getLogger("asyncio").removeHandler(_previous["bridge"])
     faulthandler.disable()
+    if _previous["faulthandler"]:
+        faulthandler.enable(sys.__stderr__ or sys.stderr)
     _previous.clear()
 
 
 def watch(future: Future[Any]) -> Future[Any]:
-    """Log the exception of a future whether or not anyone reads it."""
-    future.add_done_callback(_on_done)
+    """Log the exception of a future whether or not anyone reads it; returns the future."""
+    request = current()
+    request_id = request.id if request is not None else None
+
+    def on_done(done: Future[Any]) -> None:
+        if done.cancelled():
+            return
+        try:
+            error = done.exception()
+        except CancelledError:
+            return
+        if error is not None:
+            record(error, event="future_failed", started_by=request_id)
+
+    future.add_done_callback(on_done)
     return future
-
-
-def _on_done(future: Future[Any]) -> None:
-    try:
-        error = future.exception(timeout=0)
-    except (CancelledError, TimeoutError):
-        return
-    if error is not None:
-        record(error, event="future_failed")
 
 
 def _on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -78,10 +87,11 @@ def _on_uncaught(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def _on_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None:
+    error = args.exc_value
+    if error is not None and not (isinstance(error, SystemExit) and error.code in (None, 0)):
         thread = args.thread.name if args.thread is not None else "?"
-        level = "WARNING" if isinstance(args.exc_value, SystemExit) else "ERROR"
-        record(args.exc_value, event="thread_failed", level=level, thread=thread)
+        level = "WARNING" if isinstance(error, SystemExit) else "ERROR"
+        record(error, event="thread_failed", level=level, thread=thread)
     _chain("threading", threading.__excepthook__, args)
 
 
@@ -94,12 +104,12 @@ def _on_unraisable(args: Any) -> None:
 
 def _on_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                 line: str | None = None) -> None:
-    if file is None and issubclass(category, RuntimeWarning):
+    if file is None:
         logs.error("warning", level="WARNING", category=category.__name__, message=str(message)[:500],
                    where=f"{filename}:{lineno}")
-    previous = _previous.get("showwarning")
-    if previous is not None:
-        previous(message, category, filename, lineno, file, line)
+        _chain("showwarning", _python_showwarning, message, category, filename, lineno, file, line)
+    else:
+        _previous.get("showwarning", _python_showwarning)(message, category, filename, lineno, file, line)
 
 
 def _chain(name: str, default: Any, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Bodies of error answers: problem details (RFC 9457) for programs, Flask's own HTML for people."""
+"""Bodies of error answers: problem details (RFC 9457) for programs, HTML for people."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import parse_accept_header
 
+from ..config import Settings
+from ..exceptions import DatabaseUnavailable
+
 PROBLEM = "application/problem+json"
+HTML = "text/html; charset=utf-8"
 _JSON = (PROBLEM, "application/json")
 _HTML = ("text/html", "application/xhtml+xml")
-
-#: The last resort: no template, no negotiation, nothing that could fail.
-FALLBACK_BODY = (b"<!doctype html>\n<html lang=en>\n<title>500 Internal Server Error</title>\n"
-                 b"<h1>Internal Server Error</h1>\n<p>The server encountered an internal error and was unable to "
-                 b"complete your request.</p>\n")
+_PAGE = ("<!doctype html>\n<html lang=en>\n<title>{status} {title}</title>\n<h1>{title}</h1>\n<p>{text}</p>\n"
+         "<p>Request id: {id}</p>\n")
+_TEXTS = {500: "The server met an error and could not answer this request.",
+          503: "The service cannot answer this request now. Try again in a moment."}
+_KEPT = ("allow", "retry-after", "www-authenticate")
 
 
 def wants_problem(accept: str | None, form: str) -> bool:
@@ -31,52 +35,73 @@ def wants_problem(accept: str | None, form: str) -> bool:
         return form == "problem"
     if not accept:
         return False
-    accepted = parse_accept_header(accept[:2048], MIMEAccept)
-    return _best(accepted, _JSON) > _best(accepted, _HTML)
+    try:
+        accepted = parse_accept_header(accept[:2048], MIMEAccept)
+        return _best(accepted, _JSON) > _best(accepted, _HTML)
+    except Exception:
+        return False
 
 
 def _best(accepted: MIMEAccept, kinds: tuple[str, ...]) -> float:
     return max(float(accepted.quality(kind)) for kind in kinds)
 
 
-def problem_body(status: int, request_id: str, *, title: str | None = None, detail: str | None = None,
-                 extra: Mapping[str, Any] | None = None) -> bytes:
+def problem_body(status: int, request_id: str, *, title: str | None = None, detail: str | None = None) -> bytes:
     """A problem document; nothing internal belongs into `detail`."""
-    if title is None:
-        try:
-            title = HTTPStatus(status).phrase
-        except ValueError:
-            title = "Error"
-    document: dict[str, Any] = {"type": "about:blank", "title": title, "status": status}
+    document: dict[str, Any] = {"type": "about:blank", "title": title or _title(status), "status": status}
     if detail:
         document["detail"] = detail
     document["request_id"] = request_id
-    document.update(extra or {})
     return json.dumps(document).encode()
 
 
-def fallback(environ: Mapping[str, Any], form: str, request_id: str, header: str, *, status: int = 500,
-             retry_after: float | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status line, headers and body of an answer made outside of Flask."""
-    reason = HTTPStatus(status).phrase
+def page(status: int, request_id: str) -> bytes:
+    """The same for people: a constant page."""
+    return _PAGE.format(status=status, title=_title(status), text=_TEXTS.get(status, _TEXTS[500]),
+                        id=request_id).encode("ascii", "xmlcharrefreplace")
+
+
+def _title(status: int) -> str:
     try:
-        problem = wants_problem(environ.get("HTTP_ACCEPT"), form)
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def retry_after(error: BaseException) -> str:
+    """Whole seconds for the Retry-After header, at least 1."""
+    try:
+        return str(max(1, round(float(getattr(error, "retry_after", 1.0)))))
     except Exception:
-        problem = False
-    if problem:
+        return "1"
+
+
+def response_for(error: BaseException, environ: Mapping[str, Any],
+                 settings: Settings) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Status line, headers and body of an answer that is made outside of Flask.
+
+    503 for a database that cannot be had, an HTTPException's own status, else 500. Never raises.
+    """
+    status, kept = 500, []
+    if isinstance(error, DatabaseUnavailable):
+        status, kept = 503, [("Retry-After", retry_after(error))]
+    elif isinstance(error, HTTPException):
+        status, kept = _of_http(error)
+    request_id = getattr(environ.get("flask_stability"), "id", "")
+    if wants_problem(environ.get("HTTP_ACCEPT"), settings.error_format):
         kind, body = PROBLEM, problem_body(status, request_id)
-    elif status == 500:
-        kind, body = "text/html; charset=utf-8", FALLBACK_BODY
     else:
-        kind, body = "text/html; charset=utf-8", f"<!doctype html>\n<title>{status} {reason}</title>\n".encode()
+        kind, body = HTML, page(status, request_id)
     headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Cache-Control", "no-store"),
-               ("Vary", "Accept"), (header, request_id)]
-    if retry_after is not None:
-        headers.append(("Retry-After", str(max(1, round(retry_after)))))
-    return f"{status} {reason}", headers, body
+               ("Vary", "Accept"), *kept]
+    return f"{status} {_title(status)}", headers, body
 
 
-def description_of(error: HTTPException) -> str | None:
-    """The text that the exception shows to clients anyway."""
-    text = error.description
-    return text if isinstance(text, str) else None
+def _of_http(error: HTTPException) -> tuple[int, list[tuple[str, str]]]:
+    try:
+        status = int(error.code or 500)
+        if not 400 <= status < 600:
+            return 500, []
+        return status, [(name, value) for name, value in error.get_headers() if name.lower() in _KEPT]
+    except Exception:
+        return 500, []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import traceback
 from types import TracebackType
@@ -19,47 +20,63 @@ from ..request import RequestRecord, current
 _MARK = "__flask_stability_recorded__"
 _CHAIN = 5
 _FRAMES = 40
-_KEPT = 30
-_latest: dict[tuple[str, str], list[Any]] = {}
+_KEPT = 20
+_latest: dict[tuple[str, str], list[float]] = {}
 
 
-def recorded(error: BaseException) -> bool:
-    """Whether this very exception was recorded before."""
+def mark(error: BaseException, request: RequestRecord | None) -> None:
+    """Remember that it needs no (further) record in this request."""
+    if request is not None:
+        request.recorded = _kind(error)
     try:
-        return getattr(error, _MARK, False) is True
+        error.__dict__[_MARK] = _owner(request)
     except Exception:
-        return False
+        pass  # an exception that hides its __dict__: `recorded` goes by its kind then
+
+
+def recorded(error: BaseException, request: RequestRecord | None = None) -> bool:
+    """Whether it was recorded in this request, or in this thread outside of any.
+
+    The same object raised again by a later request is another event; another object of the same class from the same
+    line in the same request is the same one (Flask runs ``after_request`` twice).
+    """
+    request = request if request is not None else current()
+    try:
+        if error.__dict__.get(_MARK) == _owner(request):
+            return True
+    except Exception:
+        pass
+    return request is not None and request.recorded is not None and request.recorded == _kind(error)
+
+
+def _owner(request: RequestRecord | None) -> object:
+    return request.id if request is not None else threading.get_ident()
 
 
 def record(error: BaseException, *, event: str = "exception", level: str = "ERROR",
-           request: RequestRecord | None = None, traceback: bool = True, **fields: Any) -> None:
+           request: RequestRecord | None = None, **fields: Any) -> None:
     """Log an exception with its request, once.
 
     :param request: whose it is; default: the one that this thread serves.
-    :param traceback: with its stack.
+    :param fields: more for the record.
     """
     try:
-        if recorded(error):
-            return
-        try:
-            error.__flask_stability_recorded__ = True  # type: ignore[attr-defined]
-        except Exception:
-            pass  # an exception with __slots__ or a __setattr__ of its own: it may be recorded twice
         request = request if request is not None else current()
-        if request is not None:
-            request.recorded = True
+        if recorded(error, request):
+            return
+        mark(error, request)
         row = scoreboard.my_row()
         row.add(scoreboard.W_EXCEPTIONS)
         _remember(error, request, row)
         left_out = logs.sample(_kind(error))
         if left_out is None:
             return
-        details = {**request_fields(request), **fields, "exception": chain(error) if traceback else summary(error)}
+        details = {**request_fields(request), **fields, "exception": chain(error)}
         if left_out:
             details["repeated_unlogged"] = left_out
         logs.error(event, level=level, **details)
     except Exception:
-        logs._count_drop()
+        logs.count_drop()
 
 
 def request_fields(request: RequestRecord | None) -> dict[str, Any]:
@@ -71,13 +88,8 @@ def request_fields(request: RequestRecord | None) -> dict[str, Any]:
             "duration_ms": round(request.seconds() * 1000, 1), "response_started": request.response_started}
 
 
-def summary(error: BaseException) -> list[dict[str, Any]]:
-    """Class and message."""
-    return [{"type": _name(error), "message": _message(error)}]
-
-
 def chain(error: BaseException) -> list[dict[str, Any]]:
-    """The exception and what it came from, newest first, each with its frames."""
+    """The exception and what it came from, newest first, each with class, message and frames."""
     found: list[dict[str, Any]] = []
     seen: set[int] = set()
     link: BaseException | None = error
@@ -85,7 +97,8 @@ def chain(error: BaseException) -> list[dict[str, Any]]:
         seen.add(id(link))
         found.append({"type": _name(link), "message": _message(link), "frames": frames(link.__traceback__)})
         if isinstance(link, BaseExceptionGroup):
-            found[-1]["group"] = [part for sub in link.exceptions[:_CHAIN] for part in summary(sub)]
+            found[-1]["group"] = [{"type": _name(part), "message": _message(part)}
+                                  for part in link.exceptions[:_CHAIN]]
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return found
 
@@ -107,8 +120,23 @@ def frames(trace: TracebackType | None) -> list[str]:
 def stack_of(thread_id: int) -> list[str]:
     """Where a thread is now; empty if it has ended."""
     frame = sys._current_frames().get(thread_id)
-    return [f"{item.filename}:{item.lineno} {item.name}" for item in traceback.extract_stack(frame, limit=_FRAMES)] \
-        if frame is not None else []
+    if frame is None:
+        return []
+    return [f"{item.f_code.co_filename}:{line} {item.f_code.co_name}"
+            for item, line in list(traceback.walk_stack(frame))[:_FRAMES]][::-1]
+
+
+def server_handler(error: BaseException) -> str | None:
+    """Name of gunicorn's signal handler that raised it inside the view, or None if the app raised it."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn.workers."):
+            name = frame.f_code.co_name
+            if name.startswith("handle_"):
+                return name
+        trace = trace.tb_next
+    return None
 
 
 def _name(error: BaseException) -> str:
@@ -123,28 +151,27 @@ def _message(error: BaseException) -> str:
         return f"<str() raised {type(failure).__name__}>"
 
 
-def _kind(error: BaseException) -> tuple[str, str, int]:
+def _kind(error: BaseException) -> tuple[type, str, int]:
     """What makes two exceptions the same story: their class and the line that raised."""
     trace, last = error.__traceback__, None
     while trace is not None:
         last, trace = trace, trace.tb_next
     if last is None:
-        return _name(error), "", 0
-    return _name(error), last.tb_frame.f_code.co_filename, last.tb_lineno
+        return type(error), "", 0
+    return type(error), last.tb_frame.f_code.co_filename, last.tb_lineno
 
 
 def _remember(error: BaseException, request: RequestRecord | None, row: scoreboard.Row) -> None:
-    """Class, route, count and last time for the health document: no message, no data."""
+    """Class, route, count and last time for the health document, at most once a second: no message, no data."""
     key = (_name(error), request.route if request is not None else "")
     entry = _latest.setdefault(key, [0, 0.0])
-    entry[0] += 1
     now = time.time()
-    due = now - entry[1] >= 1.0
-    entry[1] = now
+    due, entry[0], entry[1] = now - entry[1] >= 1.0, entry[0] + 1, now
     if not due:
         return
-    if len(_latest) > _KEPT:
-        del _latest[min(_latest, key=lambda name: _latest[name][1])]
-    data = [{"class": name, "route": route, "count": count, "last": round(last, 1)}
-            for (name, route), (count, last) in sorted(_latest.items(), key=lambda item: -item[1][1])]
-    row.exceptions.write(json.dumps(data).encode())
+    known = sorted(list(_latest.items()), key=lambda item: -item[1][1])
+    for name, _ in known[_KEPT:]:
+        _latest.pop(name, None)
+    row.exceptions.write(json.dumps([
+        {"class": name, "route": route, "count": int(number), "last": round(last, 1)}
+        for (name, route), (number, last) in known[:_KEPT]]).encode())
