@@ -356,7 +356,7 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
                   rate: float, seconds: float, database: bool, as_json: bool, junit: str | None,
                   anywhere: bool) -> None:
     """Test the stability of APP (as gunicorn names it, such as app:app) under faults."""
-    if url and not pid or pid and not url:
+    if (url and not pid) or (pid and not url):
         raise click.UsageError("--url and --pid go together")
     if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
         raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")

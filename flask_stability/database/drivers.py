@@ -1,0 +1,354 @@
+"""What differs between MySQL/MariaDB (mysqlclient) and SQLite: connecting, checking, interrupting, classifying errors.
+
+A driver is also the "creator" that DBUtils asks for connections.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import re
+import select
+import socket
+import sqlite3
+import threading
+import time
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ..config import DatabaseAddress, Settings
+from ..exceptions import ConfigError
+
+
+class ErrorClass(enum.Enum):
+    """What an error of the database means for whoever thinks of trying again."""
+
+    CONNECT = "connecting failed for now"
+    REFUSED = "credentials, schema or host are refused"
+    ROLLED_BACK = "the server rolled the transaction back"
+    LOCK_WAIT = "waited too long for a lock; the statement alone was rolled back"
+    READ_ONLY = "the server became read-only"
+    LINK_LOST = "the link was lost"
+    TIMED_OUT = "the statement was ended by its time limit or by an administrator"
+    STALE = "the session lost what it needs; a new connection has it"
+    OTHER = "anything else"
+
+
+_CODES = {
+    **dict.fromkeys((2002, 2003, 1040, 1203, 1053), ErrorClass.CONNECT),
+    **dict.fromkeys((1044, 1045, 1049, 1129, 1130, 1698), ErrorClass.REFUSED),
+    **dict.fromkeys((1213, 3101), ErrorClass.ROLLED_BACK),
+    1205: ErrorClass.LOCK_WAIT,
+    **dict.fromkeys((1792, 1836), ErrorClass.READ_ONLY),
+    **dict.fromkeys((2006, 2013, 2055, 1927, 4031, 1152, 1184, 1158, 1159, 1160, 1161), ErrorClass.LINK_LOST),
+    **dict.fromkeys((1969, 3024, 1317), ErrorClass.TIMED_OUT),
+    1046: ErrorClass.STALE,
+}
+_UNAVAILABLE = {ErrorClass.CONNECT, ErrorClass.LINK_LOST, ErrorClass.READ_ONLY}
+
+
+def mysql_class(error: BaseException) -> ErrorClass:
+    """Class of an exception of mysqlclient (or of anything with a server's error number as first argument)."""
+    code = error.args[0] if error.args else None
+    if code == 1290:
+        return ErrorClass.READ_ONLY if "read-only" in str(error.args[-1]) else ErrorClass.OTHER
+    if code == 0 and type(error).__name__ == "InterfaceError":
+        return ErrorClass.LINK_LOST  # "(0, '')": the connection is closed
+    return _CODES.get(code, ErrorClass.OTHER) if isinstance(code, int) else ErrorClass.OTHER
+
+
+def sqlite_class(error: BaseException) -> ErrorClass:
+    """Class of an exception of sqlite3."""
+    code = getattr(error, "sqlite_errorcode", None)
+    base = code & 0xFF if isinstance(code, int) else None
+    if base in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ErrorClass.LOCK_WAIT
+    if base == sqlite3.SQLITE_INTERRUPT:
+        return ErrorClass.TIMED_OUT
+    if base == sqlite3.SQLITE_CANTOPEN:
+        return ErrorClass.REFUSED
+    return ErrorClass.OTHER
+
+
+def means_unavailable(error: BaseException) -> bool:
+    """Whether a driver's exception says that the database cannot be had now."""
+    module = type(error).__module__
+    if module.startswith("MySQLdb"):
+        return mysql_class(error) in _UNAVAILABLE
+    if module == "sqlite3":
+        return sqlite_class(error) is ErrorClass.LOCK_WAIT
+    return False
+
+
+class Driver(Protocol):
+    """What the pool needs of a database."""
+
+    kind: str
+    dbapi: Any
+    threadsafety: int
+    begin_sql: str
+
+    def connect(self) -> Any:
+        """A new connection, within `limit` seconds of this thread."""
+
+    def set_limit(self, seconds: float) -> None:
+        """Seconds that the next `connect` of this thread may take."""
+
+    def link(self, raw: Any) -> socket.socket | None:
+        """A second handle on the connection's socket, to interrupt it; None if there is none."""
+
+    def alive(self, link: socket.socket | None) -> bool:
+        """False if the other end hung up; no round trip."""
+
+    def ping(self, raw: Any) -> None:
+        """One round trip; raises if there is no answer."""
+
+    def interrupt(self, raw: Any, link: socket.socket | None) -> None:
+        """End the statement that another thread is in; never raises."""
+
+    def reset(self, raw: Any) -> None:
+        """Clear the state of the session."""
+
+    def restore(self, raw: Any) -> None:
+        """After a rollback: the autocommit mode as configured."""
+
+    def classify(self, error: BaseException) -> ErrorClass:
+        """What an exception means."""
+
+    def describe(self) -> str:
+        """Where the database is, without credentials."""
+
+
+class MySQLDriver:
+    """MySQL and MariaDB by mysqlclient."""
+
+    kind = "mysql"
+    threadsafety = 1
+    begin_sql = "BEGIN"
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        try:
+            import MySQLdb
+        except ImportError as error:
+            raise ConfigError("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
+                              "pip install 'flask_stability[mysql]'") from error
+        self.dbapi: Any = MySQLdb
+        self._settings = settings
+        self._address = DatabaseAddress.from_url(url)
+        self._local = threading.local()
+        self._session: str | None = None
+
+    def set_limit(self, seconds: float) -> None:
+        self._local.limit = seconds
+
+    def connect(self) -> Any:
+        settings, address = self._settings, self._address
+        limit = min(settings.db_connect_timeout, getattr(self._local, "limit", math.inf))
+        options: dict[str, Any] = {}
+        if settings.db_query_timeout:
+            # the server's own limit comes first; these end a wait for a server that is gone
+            backstop = math.ceil(settings.db_query_timeout) + 5
+            options.update(read_timeout=backstop, write_timeout=backstop)
+        if self._session:
+            options["init_command"] = self._session
+        raw = self.dbapi.connect(
+            host=address.host, port=address.port, user=address.user, password=address.password, database=address.name,
+            connect_timeout=max(1, math.ceil(limit)), charset="utf8mb4", multi_statements=False,
+            autocommit=settings.db_autocommit, **options)
+        try:
+            if self._session is None:
+                self._session = self._session_of(raw)
+                self._prepare(raw)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _session_of(self, raw: Any) -> str:
+        """The statement that limits statements: MariaDB counts seconds, MySQL milliseconds (SELECT only)."""
+        seconds = self._settings.db_query_timeout
+        if not seconds:
+            return ""
+        if "MariaDB" in raw.get_server_info():
+            return f"SET SESSION max_statement_time={seconds:g}"
+        return f"SET SESSION max_execution_time={int(seconds * 1000)}"
+
+    def _prepare(self, raw: Any) -> None:
+        if self._session:
+            raw.query(self._session)
+
+    def link(self, raw: Any) -> socket.socket | None:
+        try:
+            link = socket.socket(fileno=os.dup(raw.fileno()))
+        except OSError:
+            return None
+        try:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if link.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_KEEPIDLE"):
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        except OSError:
+            pass
+        return link
+
+    def alive(self, link: socket.socket | None) -> bool:
+        if link is None:
+            return True
+        poll = select.poll()
+        try:
+            # an idle connection has nothing to read: anything there is the end, or the server's farewell
+            poll.register(link, select.POLLIN | select.POLLHUP | select.POLLERR)
+            return not poll.poll(0)
+        except (OSError, ValueError):
+            return False
+
+    def ping(self, raw: Any) -> None:
+        raw.ping()
+
+    def interrupt(self, raw: Any, link: socket.socket | None) -> None:
+        if link is not None:
+            try:
+                link.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def reset(self, raw: Any) -> None:
+        address = self._address
+        raw.change_user(address.user, address.password, address.name)
+        raw.set_character_set("utf8mb4")
+        raw.autocommit(self._settings.db_autocommit)
+        self._prepare(raw)
+
+    def restore(self, raw: Any) -> None:
+        if bool(raw.get_autocommit()) != self._settings.db_autocommit:
+            raw.autocommit(self._settings.db_autocommit)
+
+    def classify(self, error: BaseException) -> ErrorClass:
+        return mysql_class(error)
+
+    def describe(self) -> str:
+        return f"{self._address.host}:{self._address.port}/{self._address.name}"
+
+
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|%s|%%", re.DOTALL)
+_translated: dict[str, str] = {}
+
+
+def translate(sql: str) -> str:
+    """``%s`` to ``?`` and ``%%`` to ``%``, outside of literals, quoted names and comments."""
+    found = _translated.get(sql)
+    if found is None:
+        if len(_translated) >= 1000:
+            _translated.clear()
+        found = _translated[sql] = _QUOTED.sub(
+            lambda match: {"%s": "?", "%%": "%"}.get(match[0], match[0]), sql)
+    return found
+
+
+class _SQLiteCursor(sqlite3.Cursor):
+    """Takes the parameter style of mysqlclient, so that one statement runs on both."""
+
+    def execute(self, sql: str, parameters: Any = None) -> _SQLiteCursor:
+        if parameters is None:
+            return super().execute(sql)
+        return super().execute(sql if isinstance(parameters, dict) else translate(sql), parameters)
+
+    def executemany(self, sql: str, parameters: Any) -> _SQLiteCursor:
+        return super().executemany(translate(sql), parameters)
+
+
+class _SQLiteConnection(sqlite3.Connection):
+    """Gives cursors that take ``%s``."""
+
+    def cursor(self, factory: Any = _SQLiteCursor) -> Any:
+        return super().cursor(factory)
+
+
+class SQLiteDriver:
+    """The embedded default, by Python's sqlite3."""
+
+    kind = "sqlite"
+    dbapi: Any = sqlite3
+    threadsafety = 1
+    begin_sql = "BEGIN IMMEDIATE"
+
+    def __init__(self, settings: Settings, path: str) -> None:
+        self._settings, self.path = settings, path
+        self._local = threading.local()
+
+    def set_limit(self, seconds: float) -> None:
+        self._local.limit = seconds
+
+    def connect(self) -> Any:
+        limit = min(self._settings.db_timeout, getattr(self._local, "limit", math.inf))
+        folder = os.path.dirname(self.path)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        raw = sqlite3.connect(self.path, timeout=max(0.1, limit), isolation_level=None, check_same_thread=False,
+                              factory=_SQLiteConnection)
+        try:
+            self._wal(raw)
+            raw.execute("PRAGMA synchronous=NORMAL")
+            raw.execute("PRAGMA foreign_keys=ON")
+            raw.execute(f"PRAGMA busy_timeout={int(self._settings.db_timeout * 1000)}")
+            if not self._settings.db_autocommit:
+                raw.isolation_level = "IMMEDIATE"
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _wal(self, raw: Any) -> None:
+        """Write-ahead log. Several processes that switch a new file at once get BUSY despite the busy timeout."""
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                raw.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if sqlite_class(error) is not ErrorClass.LOCK_WAIT or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def link(self, raw: Any) -> socket.socket | None:
+        return None
+
+    def alive(self, link: socket.socket | None) -> bool:
+        return True
+
+    def ping(self, raw: Any) -> None:
+        raw.execute("SELECT 1").fetchone()
+
+    def interrupt(self, raw: Any, link: socket.socket | None) -> None:
+        try:
+            raw.interrupt()
+        except sqlite3.Error:
+            pass
+
+    def reset(self, raw: Any) -> None:
+        raw.rollback()
+
+    def restore(self, raw: Any) -> None:
+        pass
+
+    def classify(self, error: BaseException) -> ErrorClass:
+        return sqlite_class(error)
+
+    def describe(self) -> str:
+        return self.path
+
+
+def make_driver(settings: Settings, instance_path: str, name: str) -> Driver:
+    """The driver for STABILITY_DB_URL; without one, SQLite in the instance folder.
+
+    :raises ConfigError: if mysqlclient is needed and missing.
+    """
+    url = settings.db_url
+    if url is None:
+        return SQLiteDriver(settings, os.path.join(instance_path, f"{name.rpartition('.')[2]}.db"))
+    if url.startswith("sqlite"):
+        # as SQLAlchemy: three slashes a relative path, four an absolute one
+        return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or ":memory:")
+    return MySQLDriver(settings, url)

@@ -1,0 +1,92 @@
+"""What the container's and the machine's memory look like from here; every figure may be missing."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+_ROOT = "/sys/fs/cgroup"
+_UNLIMITED = 1 << 60
+
+
+def _own(controller: str = "") -> list[str]:
+    """Directories of this process's cgroup, the innermost first, up to the root."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    base, path = _ROOT, None
+    for _, names, where in (line for line in lines if len(line) == 3):
+        if not controller and names == "":
+            path = where
+        elif controller and controller in names.split(","):
+            base, path = f"{_ROOT}/{controller}", where
+    if path is None:
+        return []
+    found = []
+    while True:
+        found.append(base + path.rstrip("/"))
+        if path in ("/", ""):
+            return found
+        path = os.path.dirname(path)
+
+
+def _number(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            number = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return number if number < _UNLIMITED else None
+
+
+def limit() -> int | None:
+    """The smallest memory limit in bytes of this process's cgroups (v2, else v1); None without one."""
+    found = [_number(f"{folder}/memory.max") for folder in _own()]
+    found += [_number(f"{folder}/memory.limit_in_bytes") for folder in _own("memory")]
+    return min((number for number in found if number is not None), default=None)
+
+
+def usage() -> int | None:
+    """Bytes charged to the innermost cgroup that has a limit, file cache that can be dropped left out."""
+    for folder, maximum, current, stat in (
+            *((folder, "memory.max", "memory.current", "inactive_file") for folder in _own()),
+            *((folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+              for folder in _own("memory"))):
+        if _number(f"{folder}/{maximum}") is None:
+            continue
+        used = _number(f"{folder}/{current}")
+        if used is not None:
+            return max(0, used - _stat(f"{folder}/memory.stat", stat))
+    return None
+
+
+def _stat(path: str, name: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                key, _, number = line.partition(" ")
+                if key == name:
+                    return int(number)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def oom_kills() -> int:
+    """How often the kernel killed in this cgroup for want of memory."""
+    return max((_stat(f"{folder}/memory.events", "oom_kill") for folder in _own()[:1]), default=0)
+
+
+def total() -> int:
+    """Bytes of memory: the container's limit, else the machine's."""
+    return limit() or int(psutil.virtual_memory().total)
+
+
+def available() -> int | None:
+    """Bytes that may still be used: the smaller of the container's and the machine's."""
+    free = int(psutil.virtual_memory().available)
+    bound, used = limit(), usage()
+    return min(free, max(0, bound - used)) if bound is not None and used is not None else free

@@ -1,0 +1,73 @@
+"""When a worker that died may be started again: backoff, canary and a sliding limit. Pure: numbers and a clock.
+
+The limit is OTP's restart intensity (supervisor.erl, ``add_restart``): a pruned list of monotonic timestamps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+CALM = 30.0  #: seconds without a crash after which the first step is due again
+WAVE = 0.5  #: crashes closer together than this are one wave, one step
+
+
+class Restarts:
+    """Crashes of workers and what follows from them.
+
+    :param steps: seconds to wait before starting again after the first, second … wave of crashes.
+    :param most, window: more crashes than `most` within `window` seconds are too many.
+    :param min_uptime: only an exit before that many seconds counts as a crash loop's.
+    :param jitter: gives a factor for each wait.
+    """
+
+    def __init__(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float,
+                 jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2)) -> None:
+        self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
+        self._jitter = jitter
+        self._times: list[float] = []
+        self._level = 0
+        self._last_wave = float("-inf")
+        self.hold_until = float("-inf")
+        self.canary = False
+
+    def crashed(self, now: float, uptime: float) -> None:
+        """A worker ended by its own failure after `uptime` seconds."""
+        self._times.append(now)
+        self._prune(now)
+        if uptime >= self._min_uptime:
+            return
+        if now - self._last_wave > max(CALM, 2 * self._wait()):
+            self._level = 0
+        if now < self.hold_until or now - self._last_wave < WAVE:
+            return
+        wait = self._wait() * self._jitter()
+        self._last_wave = now
+        self._level = min(self._level + 1, len(self._steps))
+        self.hold_until = now + wait
+        self.canary = wait > 0
+
+    def _wait(self) -> float:
+        return self._steps[min(self._level, len(self._steps) - 1)]
+
+    def settled(self) -> None:
+        """The canary lives: all may be started."""
+        self.canary = False
+
+    def held(self, now: float) -> bool:
+        """No worker may be started now."""
+        return now < self.hold_until
+
+    def too_many(self, now: float) -> bool:
+        """More crashes within the window than are allowed."""
+        self._prune(now)
+        return len(self._times) > self._most
+
+    def recent(self, now: float) -> int:
+        """Crashes within the window."""
+        self._prune(now)
+        return len(self._times)
+
+    def _prune(self, now: float) -> None:
+        while self._times and now - self._times[0] > self._window:
+            del self._times[0]
