@@ -78,12 +78,13 @@ class _Exchange(RequestRecord):
         self.thread_id = thread_id
         self.middleware = middleware
         self.start = start
-        self.response_started = self.health = self.timed_out = self.done = False
+        self.response_started = self.health = self.overdue = self.done = False
         self.given_id = self.recorded = self.resources = self.outer = None
         self.source: Any = None
         self.iterator: Iterator[bytes] | None = None
         self.writer: Callable[[bytes], Any] | None = None
         self.code = self.sent = 0
+        self.chunk = b""
 
     # -- what the app calls --------------------------------------------------------------------------------------
 
@@ -312,7 +313,7 @@ class StabilityMiddleware:
         try:
             app, owner = self._app, self._owner
             if self._rare and self._is_health(environ, exchange):
-                app, owner = self.health_app, None
+                app, owner = self.health_app or app, None
             else:
                 if thread in inflight:
                     exchange.outer = inflight[thread]

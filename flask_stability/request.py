@@ -50,19 +50,19 @@ class RequestRecord:
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
     :ivar resources: what it holds, None if nothing.
-    :ivar timed_out: the guard has noticed that it is past its deadline.
+    :ivar overdue: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
     """
 
     __slots__ = ("environ", "given_id", "health", "outer", "recorded", "resources", "response_started",
-                 "started_ns", "thread_id", "timed_out", "timeout")
+                 "started_ns", "thread_id", "overdue", "timeout")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
         self.started_ns = started_ns
         self.timeout = timeout
         self.thread_id = threading.get_ident()
-        self.response_started = self.health = self.timed_out = False
+        self.response_started = self.health = self.overdue = False
         self.given_id: str | None = None
         self.recorded: object = None
         self.resources: list[Resource] | None = None
@@ -71,23 +71,18 @@ class RequestRecord:
     @property
     def id(self) -> str:
         """The client's id where that is trusted and well formed, else our own: process and time of arrival."""
-        return self.given_id or f"{own.prefix}{self.started_ns}"
+        return self.given_id or f"{_prefix}-{self.started_ns:x}"
 
     @property
     def deadline(self) -> float:
-        """`time.monotonic` seconds after which it is overdue; 0.0 = never."""
-        return self.started_ns / 1e9 + self.timeout if self.timeout else 0.0
+        """`time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
+        return self.started_ns / 1e9 + self.timeout if self.timeout and not self.response_started else 0.0
 
     @property
     def supervised(self) -> bool:
         """A server serves it: not a test client (which names none), not the development server."""
         software = self.environ.get("SERVER_SOFTWARE")
         return bool(software) and not str(software).startswith("Werkzeug")
-
-    @property
-    def streaming(self) -> bool:
-        """Its response is being sent: exempt from the deadline."""
-        return self.response_started
 
     @property
     def method(self) -> str:
@@ -157,9 +152,8 @@ def remaining() -> float | None:
     :returns: None without a request, without a deadline, or once its response has begun.
     """
     record = inflight.get(threading.get_ident())
-    if record is None or not record.timeout or record.response_started:
-        return None
-    return record.deadline - time.monotonic()
+    deadline = record.deadline if record is not None else 0.0
+    return deadline - time.monotonic() if deadline else None
 
 
 def request_timeout(seconds: float) -> Callable[[F], F]:
