@@ -344,6 +344,12 @@ def sample(key: object, now: float | None = None) -> int | None:
     return None
 
 
+def forget_storms() -> None:
+    """Begin to count anew."""
+    with _storm_lock:
+        _storms.clear()
+
+
 def _after_fork() -> None:
     global _storm_lock
     _storm_lock = threading.Lock()

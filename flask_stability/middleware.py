@@ -24,7 +24,7 @@ from . import logs, scoreboard
 from .config import Settings
 from .errors import report
 from .errors.problem import response_for
-from .request import RequestRecord, inflight
+from .request import RequestRecord, current, inflight
 from .wsgi_rules import (
     InvalidResponse,
     are_known,
@@ -36,7 +36,7 @@ from .wsgi_rules import (
 )
 
 WSGIApp = Callable[..., Iterable[bytes]]
-MARK = "flask_stability"
+MARK = "flask_stability.wrapped"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _ident = threading.get_ident
@@ -79,7 +79,7 @@ class _Exchange(RequestRecord):
         self.middleware = middleware
         self.start = start
         self.response_started = self.health = self.overdue = self.done = False
-        self.given_id = self.recorded = self.resources = self.outer = None
+        self.given_id = self.recorded = self.rule = self.resources = self.outer = None
         self.source: Any = None
         self.iterator: Iterator[bytes] | None = None
         self.writer: Callable[[bytes], Any] | None = None
@@ -105,6 +105,7 @@ class _Exchange(RequestRecord):
             known = False
         if not known or code >= 400 or self.given_id is not None:
             headers = self._with_id(list(headers), code)
+        self.rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
         self.code, self.status, self.headers = code, status, headers
         return self.write
 
@@ -167,6 +168,8 @@ class _Exchange(RequestRecord):
             self.iterator = None
         if ("Content-Length", str(self.sent)) not in self.headers:
             self._compare_length()
+        if not self.supervised:
+            self.finish()  # a test client does not always close what it was given
 
     def cut(self, error: BaseException) -> None:
         """It failed in mid-stream.
@@ -198,11 +201,7 @@ class _Exchange(RequestRecord):
         except BaseException as error:
             self.middleware.judge(error, self)
         finally:
-            self._finish()
-
-    def __del__(self) -> None:
-        if not self.done:  # the caller does not close what it was given, as some test clients
-            self.close()
+            self.finish()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -223,7 +222,7 @@ class _Exchange(RequestRecord):
                     self.middleware.judge(failure, self)
             if started:
                 raise ResponseCut from None
-            status, headers, body = response_for(error, self.environ, self.middleware.settings)
+            status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
             headers.append((self.middleware.id_header, self.id))
             self.code = int(status[:3])
             self.start(status, headers, (type(error), error, error.__traceback__))
@@ -231,14 +230,16 @@ class _Exchange(RequestRecord):
         finally:
             if started:
                 self.code = 0
-            self._finish()
+            self.finish()
 
-    def _finish(self) -> None:
-        """The request is over: it is counted, what it held goes back. Never raises."""
+    def finish(self) -> None:
+        """The request is over: it is counted, what it held goes back. Once; never raises."""
+        if self.over:
+            return
         try:
             if not self.health:
                 method = self.environ.get("REQUEST_METHOD")
-                rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
+                rule = self.rule
                 _my_row().observe(method if method in METHODS else "OTHER", "" if rule is None else rule.endpoint,
                                   self.code, _now() - self.started_ns)
                 if self.code >= 400:
@@ -309,14 +310,15 @@ class StabilityMiddleware:
         if MARK in environ:
             return self._step_aside(environ, start_response)
         thread = _ident()
-        exchange = environ[MARK] = _Exchange(self, environ, start_response, _now(), thread)
+        exchange = _Exchange(self, environ, start_response, _now(), thread)
+        environ[MARK] = True
         try:
             app, owner = self._app, self._owner
             if self._rare and self._is_health(environ, exchange):
                 app, owner = self.health_app or app, None
             else:
                 if thread in inflight:
-                    exchange.outer = inflight[thread]
+                    exchange.outer = _outer(inflight[thread])
                 inflight[thread] = exchange
             source = exchange.source = (app(environ, exchange.start_response) if owner is None
                                         else app(owner(), environ, exchange.start_response))
@@ -338,8 +340,8 @@ class StabilityMiddleware:
 
     def _step_aside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """An outer layer does the work; only the health endpoints are still ours."""
-        if self._rare and self._is_health(environ, environ[MARK]):
-            assert self.health_app is not None
+        record = current()
+        if self._rare and record is not None and self._is_health(environ, record) and self.health_app is not None:
             return self.health_app(environ, start_response)
         owner = self._owner
         if owner is None:
@@ -380,6 +382,14 @@ class StabilityMiddleware:
                 begin()
             except Exception as error:
                 report.record(error, event="internal_error")
+
+
+def _outer(record: RequestRecord) -> RequestRecord | None:
+    """The request inside which a new one begins; one whose answer a test client never read to its end is over."""
+    if isinstance(record, _Exchange) and record.response_started and not record.supervised:
+        record.finish()
+        return record.outer
+    return record
 
 
 def _release(record: RequestRecord) -> None:

@@ -47,6 +47,7 @@ class RequestRecord:
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
     :ivar response_started: the server was given the response's head: the deadline does not hold any more.
+    :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ.
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
     :ivar resources: what it holds, None if nothing.
@@ -55,7 +56,7 @@ class RequestRecord:
     """
 
     __slots__ = ("environ", "given_id", "health", "outer", "recorded", "resources", "response_started",
-                 "started_ns", "thread_id", "overdue", "timeout")
+                 "rule", "started_ns", "thread_id", "overdue", "timeout")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
@@ -65,6 +66,7 @@ class RequestRecord:
         self.response_started = self.health = self.overdue = False
         self.given_id: str | None = None
         self.recorded: object = None
+        self.rule: Any = None
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
 
@@ -104,7 +106,8 @@ class RequestRecord:
     @property
     def route(self) -> str:
         """The rule that Flask matched, or ""."""
-        return str(getattr(getattr(self.environ.get("werkzeug.request"), "url_rule", None), "rule", "") or "")
+        rule = self.rule or getattr(self.environ.get("werkzeug.request"), "url_rule", None)
+        return str(getattr(rule, "rule", ""))
 
     @property
     def client(self) -> str:
@@ -131,10 +134,15 @@ class RequestRecord:
         if given is not None and _well_formed(given):
             self.given_id = given
 
+    @property
+    def over(self) -> bool:
+        """It has left the table."""
+        return self.environ is _OVER
+
     def leave(self) -> None:
-        """Out of the table; its environ, which holds this record, is let go."""
+        """Out of the table."""
         outer = self.outer
-        if outer is not None and outer.environ is not _OVER:
+        if outer is not None and not outer.over:
             inflight[self.thread_id] = outer
         elif inflight.get(self.thread_id) is self:
             del inflight[self.thread_id]

@@ -76,8 +76,8 @@ def retry_after(error: BaseException) -> str:
         return "1"
 
 
-def response_for(error: BaseException, environ: Mapping[str, Any],
-                 settings: Settings) -> tuple[str, list[tuple[str, str]], bytes]:
+def response_for(error: BaseException, environ: Mapping[str, Any], settings: Settings,
+                 request_id: str = "") -> tuple[str, list[tuple[str, str]], bytes]:
     """Status line, headers and body of an answer that is made outside of Flask.
 
     503 for a database that cannot be had, an HTTPException's own status, else 500. Never raises.
@@ -87,7 +87,6 @@ def response_for(error: BaseException, environ: Mapping[str, Any],
         status, kept = 503, [("Retry-After", retry_after(error))]
     elif isinstance(error, HTTPException):
         status, kept = _of_http(error)
-    request_id = getattr(environ.get("flask_stability"), "id", "")
     if wants_problem(environ.get("HTTP_ACCEPT"), settings.error_format):
         kind, body = PROBLEM, problem_body(status, request_id)
     else:
