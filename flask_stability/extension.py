@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Blueprint, Flask, current_app, g, has_app_context
@@ -20,7 +21,8 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
 from .database import Pool, PooledConnection
-from .database.engine import register_engine
+from .database.drivers import means_unavailable
+from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
 from .exceptions import StabilityError
@@ -179,8 +181,13 @@ class StabilityExt:
         _process.states.add(state)
         handlers.init_app(app, settings)
         app.teardown_appcontext(_give_back)
-        app.wsgi_app = StabilityMiddleware(  # type: ignore[method-assign]
-            app.wsgi_app, settings=settings, health_app=make_health_app(settings), on_first_request=_starter(state))
+        for test in (means_unavailable, engine_unavailable):
+            if test not in handlers.unavailable:
+                handlers.unavailable.append(test)
+        middleware = StabilityMiddleware(
+            app.wsgi_app, settings=settings, health_app=make_health_app(settings), propagate=_propagation(state))
+        middleware.on_first_request = _first_request(state, middleware)
+        app.wsgi_app = middleware  # type: ignore[method-assign]
 
     # -- what an app's code uses ---------------------------------------------------------------------------------
 
@@ -231,11 +238,7 @@ class StabilityExt:
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503."""
-        check = register_engine(engine, name)
-        self._checks.append(check)
-        for state in self._states:
-            state.checks.append(check)
-            _process.add(check)
+        self.health_check(name, critical=True)(lambda: engine_probe(engine))
 
     @property
     def health_blueprint(self) -> Blueprint:
@@ -257,8 +260,6 @@ class StabilityExt:
 
 
 def _named(settings: Settings, app: Flask) -> Settings:
-    from dataclasses import replace
-
     return replace(settings, service_id=f"{app.name}@{socket.gethostname()}")
 
 
@@ -271,14 +272,33 @@ def _give_back(_: BaseException | None) -> None:
             logs.error("connection_release_failed", error=error.__class__.__name__)
 
 
-def _starter(state: AppState) -> Callable[[], None]:
-    """What the middleware calls at an app's first request."""
+def _propagation(state: AppState) -> Callable[[], bool]:
+    """Whether the app wants exceptions to reach its caller; holds the app weakly."""
     reference = weakref.ref(state)
 
-    def start() -> None:
+    def propagates() -> bool:
         found = reference()
         app = found.app if found is not None else None
-        if app is not None and not app.testing:
+        return app is not None and handlers.propagates(app)
+
+    return propagates
+
+
+def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable[[], None]:
+    """What the middleware calls before an app's first request."""
+    reference = weakref.ref(state)
+
+    def begin() -> None:
+        found = reference()
+        app = found.app if found is not None else None
+        if found is None or app is None:
+            return
+        path = found.settings.health_path
+        if any(rule.rule.rstrip("/") == path or rule.rule.startswith(path + "/") for rule in app.url_map.iter_rules()):
+            middleware.health_app = None
+            logs.error("health_path_taken", level="WARNING", path=path,
+                       remedy="the app's own route answers there: set STABILITY_HEALTH_PATH to another path")
+        if not app.testing:
             start_process()
 
-    return start
+    return begin

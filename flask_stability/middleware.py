@@ -194,7 +194,7 @@ class _Exchange(RequestRecord):
         if self.iterator is not None:
             logs.error("client_left", level="DEBUG", **report.request_fields(self))
         self.done = True
-        source = self.source
+        source, self.source = self.source, None
         try:
             if hasattr(source, "close"):
                 source.close()
@@ -246,7 +246,6 @@ class _Exchange(RequestRecord):
                     self._note()
         except Exception as error:
             report.record(error, event="internal_error", request=self)
-        self.source = None
         if self.resources is not None:
             _release(self)
         self.leave()
@@ -298,14 +297,14 @@ class StabilityMiddleware:
         self._health_path = self.settings.health_path
         self._health_below = self._health_path + "/"
         self._propagate = propagate
-        self._on_first_request = on_first_request
+        self.on_first_request = on_first_request
         self.timeout = self.settings.request_timeout
         self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
                          if self.settings.request_id_trust else None)
         self._rare = health_app is not None or self._trusted is not None
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self._on_first_request is not None:
+        if self.on_first_request is not None:
             self._begin_process()
         if MARK in environ:
             return self._step_aside(environ, start_response)
@@ -376,7 +375,7 @@ class StabilityMiddleware:
         report.record(error, event="exception", level=level, request=record)
 
     def _begin_process(self) -> None:
-        begin, self._on_first_request = self._on_first_request, None
+        begin, self.on_first_request = self.on_first_request, None
         if begin is not None:
             try:
                 begin()

@@ -38,7 +38,7 @@ class Entry:
 
     __slots__ = ("autocommit", "broken", "created", "cut", "effect", "expires", "generation", "in_transaction",
                  "inside", "last_used", "limit", "link", "raw", "reported", "request", "since", "stack", "steady",
-                 "thread_id", "thread_name", "__weakref__")
+                 "thread_id", "thread_name", "unit", "__weakref__")
 
     def __init__(self, steady: Any, raw: Any, link: socket.socket | None, expires: float, generation: int) -> None:
         self.steady, self.raw, self.link = steady, raw, link
@@ -51,6 +51,7 @@ class Entry:
         self.in_transaction = False
         self.reported = False
         self.request: RequestRecord | None = None
+        self.unit: Any = None
         self.stack: tuple[tuple[str, int, str], ...] = ()
         self.thread_id, self.thread_name = 0, ""
 

@@ -293,7 +293,10 @@ class Pool(PooledDB):  # type: ignore[misc]
                 inside.pop(ident, None)
 
     def _failed(self, entry: Entry, error: BaseException) -> None:
+        """Remember what an error means for the connection, and for the transaction that it is in."""
         kind = self.driver.classify(error)
+        if entry.unit is not None and kind in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST):
+            entry.unit.doomed = error
         if kind in (ErrorClass.LINK_LOST, ErrorClass.READ_ONLY, ErrorClass.STALE, ErrorClass.CONNECT):
             entry.broken = True
             self.generation += 1

@@ -4,7 +4,6 @@ exception of theirs would end the master.
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -38,12 +37,14 @@ def chain(namespace: dict[str, Any]) -> None:
     """Put our hooks around those of a configuration."""
     for name, arity in ARITY.items():
         user = namespace.get(name)
-        if getattr(user, "_flask_stability", False):
+        if getattr(user, "_flask_stability", False) or user is _pre_request:
             continue
         namespace[name] = _chained(name, arity, globals()["_" + name], user)
 
 
 def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[..., Any] | None) -> Callable[..., None]:
+    if name == "pre_request" and user is None:
+        return _pre_request  # on the path of every request: not wrapped
     first = name not in ("worker_exit", "on_exit")
 
     def call(*args: Any) -> None:
@@ -70,9 +71,7 @@ def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[...
         def hook3(a: Any, b: Any, c: Any) -> None:
             call(a, b, c)
         hook = hook3
-    if name == "pre_request" and user is None:
-        hook = _pre_request
-    functools.update_wrapper(hook, own)
+    hook.__name__ = hook.__qualname__ = name
     hook._flask_stability = True
     return hook  # type: ignore[no-any-return]
 

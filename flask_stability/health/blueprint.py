@@ -1,0 +1,123 @@
+"""The health endpoints: they read the scoreboard, and nothing a client sends makes a check run.
+
+They are served by a small Flask app of our own, which the middleware hands the path to, so that an app's login wall
+or error handlers cannot reach them.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from typing import Any
+
+from flask import Blueprint, Flask, Response, request
+
+from .. import scoreboard
+from ..config import Settings
+from . import metrics, report
+from .history import SAMPLES, History, Sample, probes
+from .state import FAIL, PASS
+
+HEALTH_JSON = "application/health+json"
+SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics")
+
+
+def health_paths(settings: Settings) -> list[str]:
+    """All paths that are served."""
+    return [settings.health_path + suffix for suffix in SUFFIXES]
+
+
+def make_health_app(settings: Settings) -> Flask:
+    """An app with nothing but the endpoints."""
+    app = Flask("flask_stability.health", static_folder=None, template_folder=None)
+    app.register_blueprint(make_blueprint(settings))
+    return app
+
+
+def make_blueprint(settings: Settings) -> Blueprint:
+    """The endpoints as a blueprint under STABILITY_HEALTH_PATH."""
+    views = _Views(settings)
+    blueprint = Blueprint("stability_health", __name__, url_prefix=settings.health_path)
+    for suffix, view in (("", views.health), ("/live", views.live), ("/ready", views.ready),
+                         ("/startup", views.startup), ("/history", views.history), ("/metrics", views.metrics)):
+        blueprint.add_url_rule(suffix, suffix.strip("/") or "health", view, methods=["GET"])
+    return blueprint
+
+
+class _Views:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def health(self) -> Response:
+        """The whole service; 503 when a critical check fails."""
+        board = scoreboard.current()
+        if not self._may_see():
+            return _answer({"status": report.summary(board)})
+        return _answer(report.build(board, self._settings))
+
+    def live(self) -> Response:
+        """This worker answers."""
+        return _answer({"status": PASS})
+
+    def startup(self) -> Response:
+        """The app is loaded and the first round of checks is done."""
+        return _answer({"status": PASS if report.started(scoreboard.current()) else FAIL})
+
+    def ready(self) -> Response:
+        """Takes traffic: not draining, and no gate fails."""
+        board = scoreboard.current()
+        if board.master.words[scoreboard.M_DRAINING]:
+            return _answer({"status": FAIL})
+        gates = [report.check_status(board, name) for name in self._settings.health_ready_checks]
+        return _answer({"status": FAIL if FAIL in gates else PASS})
+
+    def history(self) -> Response:
+        """Samples from ``?since=`` a cursor on, and the latest transitions."""
+        if not self._may_see():
+            return _forbidden()
+        history = History(scoreboard.current().master.history)
+        try:
+            since = max(0, int(request.args.get("since", "0")))
+        except ValueError:
+            return _answer({"status": FAIL, "notes": ["since: give the cursor of an earlier answer"]}, 400)
+        cursor = history.count
+        samples = history.samples(max(since, cursor - SAMPLES))
+        return _answer({"status": PASS, "cursor": cursor, "fields": list(Sample._fields[:-1]),
+                        "samples": [[round(value, 3) for value in sample[:-1]] for sample in samples],
+                        "probes": probes(samples), "transitions": history.transitions(), "now": round(time.time(), 3)})
+
+    def metrics(self) -> Response:
+        """For Prometheus."""
+        if not self._may_see():
+            return _forbidden()
+        try:
+            body, kind = metrics.exposition(scoreboard.current(), self._settings, request.headers.get("Accept", ""))
+        except metrics.NotInstalled as error:
+            return _answer({"status": FAIL, "notes": [f"metrics need prometheus_client: {error}"]}, 501)
+        return Response(body, content_type=kind, headers={"Cache-Control": "no-store"})
+
+    def _may_see(self) -> bool:
+        mode, token = self._settings.health_details, self._settings.health_token
+        if mode == "always":
+            return True
+        if mode != "token" or not token:
+            return False
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        # compared as bytes: text beyond ASCII is refused by compare_digest
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def _answer(document: dict[str, Any], code: int | None = None) -> Response:
+    status = code if code is not None else 503 if document["status"] == FAIL else 200
+    response = Response(json.dumps(document, default=str), status, content_type=HEALTH_JSON)
+    response.headers["Cache-Control"] = "no-store"
+    if status == 503:
+        response.headers["Retry-After"] = "5"
+    return response
+
+
+def _forbidden() -> Response:
+    response = _answer({"status": FAIL, "notes": ["details are not for everyone: STABILITY_HEALTH_DETAILS"]}, 401)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,149 @@
+"""The checks: what each looks at. They run in threads of their own, never in a request."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import scoreboard as board
+from ..config import Settings
+from ..scoreboard import Row, Scoreboard, percentile
+
+if TYPE_CHECKING:
+    from ..database import Pool
+
+Details = dict[str, Any]
+
+
+class Worry(Exception):
+    """Not a failure, but worth a warning; carries details."""
+
+    def __init__(self, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Check:
+    """A health check.
+
+    :ivar function: raises (a failure; `Worry`: a warning), or returns None or a dict of details.
+    :ivar critical: its failure makes the service fail; others can only warn.
+    :ivar interval, timeout: seconds; None = the settings'.
+    :ivar shared: run by the leader alone, for all workers.
+    """
+
+    name: str
+    function: Callable[[], Details | None]
+    critical: bool = False
+    interval: float | None = None
+    timeout: float | None = None
+    shared: bool = True
+
+
+def database_check(pool: Pool, settings: Settings) -> Check:
+    """A round trip through the pool, asked by the leader. Critical."""
+
+    def ask() -> Details:
+        started = time.monotonic()
+        with pool.connection(timeout=settings.health_timeout) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+            cursor.close()
+        return {"latency_ms": round((time.monotonic() - started) * 1000, 2), "kind": pool.driver.kind}
+
+    return Check("database", ask, critical=True, shared=True)
+
+
+def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
+    """The checks that every service has."""
+    return [Check("memory", lambda: _memory(row), shared=False), Check("pool", lambda: _pool(row), shared=False),
+            Check("disk", lambda: _disk(settings)), Check("response_time", _ResponseTime(settings, shared)),
+            Check("restarts", lambda: _restarts(shared)), Check("logs", lambda: _logs(shared))]
+
+
+def _memory(row: Row) -> Details:
+    words = row.words
+    rss, limit = int(words[board.W_RSS]), int(words[board.W_MEMORY_LIMIT])
+    details = {"rss_bytes": rss, "limit_bytes": limit}
+    if words[board.W_LEAK_VERDICT]:
+        raise Worry("memory leak suspected", **details)
+    if limit and rss > 0.9 * limit:
+        raise Worry("close to the limit", **details)
+    floor = int(words[board.W_WARM_FLOOR])
+    if limit and floor and limit < 1.2 * floor:
+        raise Worry("the limit is below 1.2 × what a warm worker needs", **details)
+    return details
+
+
+def _pool(row: Row) -> Details:
+    words = row.words
+    details = {"in_use": int(words[board.W_DB_IN_USE]), "max": int(words[board.W_DB_MAX]),
+               "waiting": int(words[board.W_DB_WAITING])}
+    if words[board.W_DB_BREAKER]:
+        raise Worry("the circuit to the database is open", **details)
+    if details["waiting"]:
+        raise Worry("threads wait for a connection", **details)
+    return details
+
+
+def _disk(settings: Settings) -> Details:
+    found: Details = {}
+    low = []
+    for path in settings.health_disk_paths:
+        figures = os.statvfs(path)
+        free, total = figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
+        found[path] = {"free_bytes": free, "total_bytes": total}
+        if total and free < settings.health_disk_min_free * total:
+            low.append(path)
+    if low:
+        raise Worry(f"little space on {', '.join(low)}", **found)
+    return found
+
+
+class _ResponseTime:
+    """Mean, 95th percentile and share of errors since it last looked."""
+
+    def __init__(self, settings: Settings, shared: Scoreboard) -> None:
+        self._settings, self._board = settings, shared
+        self._histogram: list[int] = []
+        self._requests = self._errors = self._duration = 0
+
+    def __call__(self) -> Details:
+        totals = self._board.totals()
+        before = self._histogram or [0] * len(totals.histogram)
+        recent = [max(0, now - then) for now, then in zip(totals.histogram, before, strict=True)]
+        requests, errors = totals.requests - self._requests, totals.errors - self._errors
+        duration = totals.duration_ns - self._duration
+        self._histogram, self._requests = totals.histogram, totals.requests
+        self._errors, self._duration = totals.errors, totals.duration_ns
+        if requests <= 0:
+            return {"requests": 0}
+        mean, p95 = duration / requests / 1e9, percentile(recent, 0.95)
+        details = {"requests": requests, "errors": errors, "mean_ms": round(mean * 1000, 2),
+                   "p50_ms": round(percentile(recent, 0.5) * 1000, 2), "p95_ms": round(p95 * 1000, 2),
+                   "p99_ms": round(percentile(recent, 0.99) * 1000, 2)}
+        if requests >= 20 and errors / requests > self._settings.health_error_rate:
+            raise Worry("many server errors", **details)
+        if mean > self._settings.health_mean_latency or p95 > self._settings.health_p95_latency:
+            raise Worry("slow answers", **details)
+        return details
+
+
+def _restarts(shared: Scoreboard) -> Details:
+    words = shared.master.words
+    details = {"crashes": int(words[board.M_CRASHES])}
+    if words[board.M_DEGRADED]:
+        raise Worry("too many worker crashes", **details)
+    return details
+
+
+def _logs(shared: Scoreboard) -> Details:
+    dropped = shared.totals().counters[board.W_LOG_DROPS]
+    if dropped:
+        raise Worry("log records were dropped", dropped=dropped)
+    return {"dropped": 0}

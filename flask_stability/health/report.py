@@ -1,0 +1,218 @@
+"""The health document, built from the scoreboard alone: no I/O, no lock, whoever asks any worker gets the same.
+
+``application/health+json``: draft-inadarei-api-health-check-06.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+from .. import scoreboard as board
+from ..config import Settings
+from ..scoreboard import REASONS, STATE_NAMES, Row, Scoreboard, percentile
+from .history import History, availability
+from .state import FAIL, PASS, WARN, worst
+
+LOCAL = ("memory", "pool")
+
+
+def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
+    """The whole document."""
+    now = time.monotonic_ns() if now_ns is None else now_ns
+    wall = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    rows = shared.live()
+    results = _results(rows, now)
+    totals = shared.totals()
+    notes = [f"{name}: {result['note'] or result['error'] or result['status']}" for name, result in results.items()
+             if result["status"] != PASS]
+    words = shared.master.words
+    if words[board.M_DRAINING]:
+        notes.append("draining: the service is being stopped")
+    if words[board.M_HOLD_UNTIL_NS]:
+        notes.append("workers crash: restarts are held back")
+    status = worst(*(result["status"] for result in results.values()), WARN if words[board.M_HOLD_UNTIL_NS] else PASS)
+    history = History(shared.master.history)
+    detailed = {
+        "memory": _memory(rows, results),
+        "database": _database(rows, results),
+        "disk": _part(results.get("disk")),
+        "response_time": {**_part(results.get("response_time")), **_latency(totals)},
+        "availability": {**availability(history, time.time(), totals.requests, totals.errors, 86400.0),
+                         "5m": availability(history, time.time(), totals.requests, totals.errors, 300.0)["ratio"],
+                         "1h": availability(history, time.time(), totals.requests, totals.errors, 3600.0)["ratio"]},
+        "requests": {"total": totals.requests, "errors": totals.errors,
+                     "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
+                     "cut": totals.by_class[0], "slowest": _slowest(totals)},
+        "workers": [_worker(row, now) for row in rows],
+        "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
+                     "latest": shared.master.restarts.read_json([])[-10:][::-1],
+                     "degraded": bool(words[board.M_DEGRADED])},
+        "exceptions": _exceptions(rows, totals),
+        "logs": {"dropped": totals.counters[board.W_LOG_DROPS], "sampled": totals.counters[board.W_LOG_SAMPLED]},
+        "checks": {name: _part(result) for name, result in results.items()},
+    }
+    return {"status": status, "version": "1", **({"releaseId": settings.release_id} if settings.release_id else {}),
+            "serviceId": settings.service_id or "", "time": wall, "notes": notes,
+            "checks": _draft_checks(detailed, rows, wall, shared, now), "detailed": detailed}
+
+
+def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
+    """The overall status alone: what a stranger may know."""
+    results = _results(shared.live(), time.monotonic_ns() if now_ns is None else now_ns)
+    held = WARN if shared.master.words[board.M_HOLD_UNTIL_NS] else PASS
+    return worst(held, *(result["status"] for result in results.values()))
+
+
+def started(shared: Scoreboard) -> bool:
+    """The first round of shared checks is done."""
+    names = {name for row in shared.live() for name, result in (row.checks.read_json({}) or {}).items()
+             if result.get("shared")}
+    return "disk" in names and "response_time" in names
+
+
+def check_status(shared: Scoreboard, name: str) -> str | None:
+    """One check's status; None if there is no such check."""
+    result = _results(shared.live(), time.monotonic_ns()).get(name)
+    return str(result["status"]) if result is not None else None
+
+
+def _results(rows: list[Row], now: int) -> dict[str, dict[str, Any]]:
+    """Each check's result over all workers, judged by its age: the newest of a shared one, the worst of a local one."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        read = row.checks.read_json({})
+        for name, result in (read if isinstance(read, dict) else {}).items():
+            judged = _judged(result, now)
+            known = found.get(name)
+            if known is None:
+                found[name] = judged
+            elif result.get("shared"):
+                if result["at_ns"] > known["at_ns"]:
+                    found[name] = judged
+            elif worst(known["status"], judged["status"]) != known["status"]:
+                found[name] = judged
+    return found
+
+
+def _judged(result: dict[str, Any], now: int) -> dict[str, Any]:
+    """A result that is older than it may be says so: a checker that is stuck is no good news."""
+    age = (now - result["at_ns"]) / 1e9
+    judged = {**result, "age_s": round(age, 1)}
+    interval, timeout = result["interval"] * 1.1, result["timeout"]
+    if age > 3 * interval + timeout:
+        judged["status"] = FAIL if result["critical"] else WARN
+        judged["note"] = "checker stuck"
+    elif age > 2 * interval + timeout:
+        judged["status"] = worst(WARN, result["status"])
+        judged["note"] = result.get("note") or "checker late"
+    return judged
+
+
+def _part(result: dict[str, Any] | None) -> dict[str, Any]:
+    """A check as the document shows it."""
+    if result is None:
+        return {"status": PASS}
+    return {"status": result["status"], "critical": result["critical"], "age_s": result["age_s"],
+            "consecutive_failures": result["failures"], "took_ms": result["took_ms"], "error": result["error"],
+            "note": result["note"], **result["detail"]}
+
+
+def _memory(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    workers = [{"slot": row.slot, "pid": row.pid, "rss_bytes": int(row.words[board.W_RSS]),
+                "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
+                "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
+                "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
+                "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
+                "leak_suspected": bool(row.words[board.W_LEAK_VERDICT]), "threads": int(row.words[board.W_N_THREADS]),
+                "timers": int(row.words[board.W_N_TIMERS]), "open_files": int(row.words[board.W_N_FDS]),
+                "receivers": int(row.words[board.W_N_RECEIVERS]), "garbage": int(row.words[board.W_N_GARBAGE])}
+               for row in rows]
+    times = [worker["seconds_to_limit"] for worker in workers if worker["seconds_to_limit"] is not None]
+    return {**_part(results.get("memory")), "rss_bytes": sum(worker["rss_bytes"] for worker in workers),
+            "limit_bytes": max((worker["limit_bytes"] for worker in workers), default=0),
+            "trend_bytes_per_min": sum(worker["trend_bytes_per_min"] for worker in workers),
+            "seconds_to_limit": min(times, default=None), "workers": workers}
+
+
+def _database(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    pool = {name: sum(int(row.words[word]) for row in rows)
+            for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE),
+                               ("in_use", board.W_DB_IN_USE), ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX),
+                               ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS),
+                               ("lost", board.W_DB_LOST), ("leaks_suspected", board.W_DB_LEAKS),
+                               ("retries", board.W_DB_RETRIES), ("connect_errors", board.W_DB_CONNECT_ERRORS))}
+    pool["breaker"] = "open" if any(row.words[board.W_DB_BREAKER] for row in rows) else "closed"  # type: ignore[assignment]
+    found = results.get("database")
+    if found is None:
+        return {"status": PASS, "critical": True, "configured": bool(pool["max"]), "pool": pool, "error": None}
+    return {"configured": True, **_part(found), "pool": pool}
+
+
+def _latency(totals: board.Totals) -> dict[str, Any]:
+    requests = totals.requests
+    return {**{f"p{share}_ms": round(percentile(totals.histogram, share / 100) * 1000, 2) for share in (50, 95, 99)},
+            "mean_ms": round(totals.duration_ns / requests / 1e6, 2) if requests else 0.0}
+
+
+def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
+    """The five routes with the highest mean."""
+    routes = [{"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+               "mean_ms": round(words[0] / max(1, sum(words[2:])) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
+              for (method, endpoint), words in totals.endpoints.items()]
+    return sorted(routes, key=lambda route: -route["mean_ms"])[:5]
+
+
+def _worker(row: Row, now: int) -> dict[str, Any]:
+    words = row.words
+    return {"slot": row.slot, "pid": row.pid, "state": STATE_NAMES[min(max(words[board.W_STATE], 0), 4)],
+            "uptime_s": round((now - words[board.W_STARTED_NS]) / 1e9, 1) if words[board.W_STARTED_NS] else None,
+            "rss_bytes": int(words[board.W_RSS]), "requests": row.requests,
+            "errors": int(words[board.W_CLASS_5XX] + words[board.W_CLASS_0]), "busy": int(words[board.W_BUSY]),
+            "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]),
+            "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]]}
+
+
+def _exceptions(rows: list[Row], totals: board.Totals) -> dict[str, Any]:
+    merged: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for entry in row.exceptions.read_json([]) or []:
+            known = merged.setdefault((entry["class"], entry["route"]), [0, 0.0])
+            known[0] += entry["count"]
+            known[1] = max(known[1], entry["last"])
+    latest = sorted(merged.items(), key=lambda item: -item[1][1])[:10]
+    return {"total": totals.counters[board.W_EXCEPTIONS],
+            "latest": [{"class": name, "route": route, "count": int(count), "last": last}
+                       for (name, route), (count, last) in latest]}
+
+
+def _draft_checks(detailed: dict[str, Any], rows: list[Row], wall: str, shared: Scoreboard,
+                  now: int) -> dict[str, list[dict[str, Any]]]:
+    """The ``checks`` object of the draft: lists of measurements by component and what is measured."""
+    memory, database = detailed["memory"], detailed["database"]
+    found: dict[str, list[dict[str, Any]]] = {"memory:utilization": []}
+    for worker in memory["workers"]:
+        limit = worker["limit_bytes"]
+        found["memory:utilization"].append({
+            "componentId": f"worker-{worker['slot']}", "componentType": "system",
+            "observedValue": round(100 * worker["rss_bytes"] / limit, 1) if limit else worker["rss_bytes"],
+            "observedUnit": "percent" if limit else "bytes", "status": memory["status"], "time": wall})
+    if database["configured"]:
+        found["database:responseTime"] = [{"componentType": "datastore", "observedValue": database.get("latency_ms"),
+                                           "observedUnit": "ms", "status": database["status"], "time": wall}]
+        found["database:connections"] = [{"componentType": "datastore", "observedValue": database["pool"]["in_use"],
+                                          "observedUnit": "connections", "status": PASS, "time": wall}]
+    disks = [(path, figures) for path, figures in detailed["disk"].items() if isinstance(figures, dict)]
+    found["disk:utilization"] = [
+        {"componentId": path, "componentType": "system", "status": detailed["disk"]["status"], "time": wall,
+         "observedValue": round(100 * (1 - figures["free_bytes"] / figures["total_bytes"]), 1)
+         if figures["total_bytes"] else 0, "observedUnit": "percent"} for path, figures in disks]
+    begun = shared.master.words[board.M_STARTED_NS] or min((row.words[board.W_STARTED_NS] for row in rows), default=now)
+    found["uptime"] = [{"componentType": "system", "observedValue": round((now - begun) / 1e9, 1), "observedUnit": "s",
+                        "status": PASS, "time": wall}]
+    return found
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 1) if number == number and abs(number) != float("inf") else None
