@@ -1,0 +1,37 @@
+"""gunicorn's configuration of the sample app: ``gunicorn`` alone in this folder starts it."""
+
+import os
+import sys
+
+from flask_stability.config import load_dotenv
+from flask_stability.exceptions import ConfigError
+from flask_stability.server import install
+
+try:
+    load_dotenv()  # what is set in the environment already stays
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)
+
+# the sample's own choices; in the environment or in .env they may be others
+os.environ.setdefault("STABILITY_LOG_DIR", "logs")
+os.environ.setdefault("STABILITY_DB_FROM_ENV", "on")
+
+_port = os.environ.get("SERVER_PORT") or "3007"
+if not _port.isdecimal() or not 0 < int(_port) < 65536:
+    print(f"SERVER_PORT={_port!r}: give a port between 1 and 65535", file=sys.stderr)
+    sys.exit(1)
+
+wsgi_app = "sample_app:create_app()"
+bind = f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{_port}"
+worker_class = "gthread"
+workers = min(4, 2 * (os.cpu_count() or 1))
+threads = 4
+worker_connections = 3 * threads  # a wedged worker accepts no more than it could serve
+timeout = 30
+graceful_timeout = 30
+keepalive = 5
+preload_app = False  # so that HUP loads new code
+control_socket_disable = True
+
+install(globals())

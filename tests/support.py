@@ -1,0 +1,187 @@
+"""What the live tests share: a real gunicorn on a free port, waiting for conditions, an open-loop load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from flask_stability.loadgen import Load, Result
+
+__all__ = ["Load", "Result", "Server", "free_port", "wait_until"]
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+import os
+bind = "127.0.0.1:" + os.environ["SERVER_PORT"]
+{extra}
+from flask_stability.server import install
+install(globals())
+"""
+
+
+def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05, message: str = "") -> Any:
+    """Wait for a true value and return it; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {message or predicate}")
+        time.sleep(interval)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real gunicorn with the extension's hooks; a context manager that ends all it started.
+
+    :param app: what gunicorn is to load; or `source`, the text of a module with an ``app``.
+    :param config: further lines of gunicorn.conf.py.
+    """
+
+    def __init__(self, folder: Path, *, app: str = "app:app", source: str | None = None, worker_class: str = "gthread",
+                 workers: int = 2, threads: int = 4, env: dict[str, str] | None = None, config: str = "",
+                 use_hooks: bool = True) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if source is not None:
+            (folder / "app.py").write_text(source)
+        settings = (f"workers = {workers}\nthreads = {threads}\nworker_class = {worker_class!r}\ntimeout = 30\n"
+                    f"graceful_timeout = 10\nkeepalive = 2\ncontrol_socket_disable = True\n{config}\n")
+        text = CONFIG.format(extra=settings)
+        (folder / "gunicorn.conf.py").write_text(text if use_hooks else text.split("from flask_stability")[0])
+        self.logs_dir = folder / "logs"
+        self._use_hooks, self._app = use_hooks, app
+        self._env = {**os.environ, "SERVER_PORT": str(self.port), "PYTHONPATH": f"{folder}:{ROOT}",
+                     "STABILITY_LOG_DIR": str(self.logs_dir), "STABILITY_HEALTH_DETAILS": "always",
+                     "STABILITY_HEALTH_INTERVAL": "2", "SAMPLE_INSTANCE": str(folder / "instance"),
+                     "PYTHONWARNINGS": "default", **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = folder / "output.log"
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def start(self, *, wait: bool = True) -> Server:
+        """Start, and wait until it answers."""
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen([sys.executable, "-m", "gunicorn", self._app], cwd=self.folder,
+                                             env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                             start_new_session=True)
+        if wait:
+            wait_until(self._answers, 60, message="the server answers")
+            if self._use_hooks:
+                wait_until(lambda: self.get("/health/live").status_code == 200, 30)
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"the server ended with {self._process.returncode}:\n{self.logs()[-3000:]}")
+        with contextlib.suppress(requests.RequestException):
+            self.get("/health/live")
+            return True
+        return False
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The master's."""
+        assert self._process is not None
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """The master's process id."""
+        return self.process.pid
+
+    def workers(self) -> list[psutil.Process]:
+        """The live workers, oldest first."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        found.append((child.create_time(), child.pid, child))
+        return [child for _, _, child in sorted(found, key=lambda item: item[:2])]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the live workers, oldest first."""
+        return [child.pid for child in self.workers()]
+
+    def alive(self) -> bool:
+        """The master is running."""
+        return self.process.poll() is None
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One request on a connection of its own."""
+        options.setdefault("timeout", 30)
+        headers = {"Connection": "close", **options.pop("headers", {})}
+        return requests.request(method, self.url + path, headers=headers, **options)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """One GET on a connection of its own."""
+        return self.request("GET", path, **options)
+
+    def health(self) -> dict[str, Any]:
+        """The health document."""
+        document: dict[str, Any] = self.get("/health").json()
+        return document
+
+    def logs(self) -> str:
+        """All output of master and workers."""
+        return self._output.read_text(errors="replace")
+
+    def records(self, name: str = "error", event: str | None = None) -> list[dict[str, Any]]:
+        """The records of a log: error, health or process-manager."""
+        path = self.logs_dir / f"{name}.log"
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # faulthandler's stacks are text
+                found.append(json.loads(line))
+        return [record for record in found if event is None or record["event"] == event]
+
+    def signal(self, number: int) -> None:
+        """A signal to the master."""
+        os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """End it: politely, then not; nothing is left."""
+        process = self._process
+        if process is None:
+            return
+        workers = self.workers()
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(25)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        for child in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        self._process = None
