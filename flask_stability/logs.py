@@ -351,8 +351,8 @@ def forget_storms() -> None:
 
 
 def _after_fork() -> None:
-    global _storm_lock
-    _storm_lock = threading.Lock()
+    global _storm_lock, _drops
+    _storm_lock, _drops = threading.Lock(), 0
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -16,8 +16,6 @@ from ..exceptions import DatabaseUnavailable
 
 PROBLEM = "application/problem+json"
 HTML = "text/html; charset=utf-8"
-_JSON = (PROBLEM, "application/json")
-_HTML = ("text/html", "application/xhtml+xml")
 _PAGE = ("<!doctype html>\n<html lang=en>\n<title>{status} {title}</title>\n<h1>{title}</h1>\n<p>{text}</p>\n"
          "<p>Request id: {id}</p>\n")
 _TEXTS = {500: "The server met an error and could not answer this request.",
@@ -37,13 +35,10 @@ def wants_problem(accept: str | None, form: str) -> bool:
         return False
     try:
         accepted = parse_accept_header(accept[:2048], MIMEAccept)
-        return _best(accepted, _JSON) > _best(accepted, _HTML)
+        json_quality = max(accepted.quality(PROBLEM), accepted.quality("application/json"))
+        return bool(json_quality > accepted.quality("text/html"))
     except Exception:
         return False
-
-
-def _best(accepted: MIMEAccept, kinds: tuple[str, ...]) -> float:
-    return max(float(accepted.quality(kind)) for kind in kinds)
 
 
 def problem_body(status: int, request_id: str, *, title: str | None = None, detail: str | None = None) -> bytes:

@@ -162,12 +162,12 @@ def test_close_is_called_once_on_every_path(serve: Serve) -> None:
     ValueError("x"), OSError(errno.EIO, "x"), ConnectionResetError(errno.ECONNRESET, "x"), BrokenPipeError("x"),
     StopIteration(), MemoryError(), RecursionError(), SystemExit(3), SystemExit(0), KeyboardInterrupt(),
     GeneratorExit(), Odd()], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("where", ["call", "first chunk", "iter"])
+@pytest.mark.parametrize("where", ["call", "iter", "first chunk"])
 def test_whatever_escapes_is_answered_and_recorded_once(error: BaseException, where: str, serve: Serve,
                                                         records: Records) -> None:
     """Exceptions of every class end as one 500 and one record: none reaches the server."""
     if where == "first chunk" and isinstance(error, StopIteration):
-        pytest.skip("from __next__ it is the body's end")
+        where = "iter"  # from __next__ it is the body's end
 
     class Body:
         def __iter__(self) -> Body:
