@@ -76,8 +76,10 @@ def test_html_clients_get_flasks_own_page(serve: Serve) -> None:
     """With the headers that every error's answer carries."""
     app = make()
     answer = serve(app, "/nowhere", HTTP_ACCEPT="text/html")
-    assert answer.status == 404 and b"The requested URL was not found" in answer.body
-    assert answer.headers["Cache-Control"] == "no-store" and answer.headers["Vary"] == "Accept"
+    assert answer.status == 404
+    assert b"The requested URL was not found" in answer.body
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Vary"] == "Accept"
     assert serve(make("html"), "/nowhere", **JSON).body == answer.body
     assert serve(make("problem"), "/nowhere", HTTP_ACCEPT="text/html").problem["status"] == 404
 
@@ -100,7 +102,8 @@ def test_abort_500_is_a_record_without_a_traceback(serve: Serve, records: Record
     """Nothing was raised that tells more."""
     assert serve(make(), "/abort/500", **JSON).problem["status"] == 500
     record, = records()
-    assert record["level"] == "ERROR" and "exception" not in record
+    assert record["level"] == "ERROR"
+    assert "exception" not in record
 
 
 def test_an_unavailable_database_is_503_with_retry_after(serve: Serve, records: Records) -> None:
@@ -116,7 +119,8 @@ def test_a_drivers_unreachable_error_is_503_too(serve: Serve) -> None:
     kind = type("OperationalError", (Exception,), {"__module__": "MySQLdb"})
     assert handlers.is_unavailable(kind(2003, "refused"))
     assert not handlers.is_unavailable(kind(1064, "syntax"))
-    assert not handlers.is_unavailable(kind()) and not handlers.is_unavailable(None)
+    assert not handlers.is_unavailable(kind())
+    assert not handlers.is_unavailable(None)
     app = make()
 
     @app.get("/driver")
@@ -159,7 +163,8 @@ def test_the_apps_own_handlers_win(register: Any, where: str, early: bool, serve
     if early:
         handlers.init_app(app, Settings())
     answer = serve(StabilityMiddleware(app), "/", **JSON)
-    assert answer.status == 599 and answer.body.startswith(b"mine: ")
+    assert answer.status == 599
+    assert answer.body.startswith(b"mine: ")
 
 
 def test_the_apps_own_500_handler_answers_for_the_database_too(serve: Serve) -> None:
@@ -281,7 +286,8 @@ def test_the_apps_own_logging_still_hears_of_it(serve: Serve, records: Records) 
         serve(app, "/value")
     finally:
         app.logger.removeHandler(handler)
-    assert len(heard) == 1 and len(records()) == 1
+    assert len(heard) == 1
+    assert len(records()) == 1
     assert handlers._told_already in default_handler.filters
 
 

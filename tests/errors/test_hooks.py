@@ -64,7 +64,8 @@ def test_each_is_one_record_and_no_raw_traceback(program: str, event: str, kind:
 def test_what_is_no_failure_is_no_record(program: str, tmp_path: Path) -> None:
     """sys.exit() is how a thread ends itself; a cancelled future was cancelled."""
     records, done = run(tmp_path, program)
-    assert records == [] and done.returncode == 0
+    assert records == []
+    assert done.returncode == 0
 
 
 def test_a_coroutine_never_awaited_is_told(tmp_path: Path) -> None:
@@ -72,7 +73,8 @@ def test_a_coroutine_never_awaited_is_told(tmp_path: Path) -> None:
     records, done = run(tmp_path, "async def f(): pass\nf(); gc.collect()")
     record, = records
     assert (record["event"], record["category"], record["level"]) == ("warning", "RuntimeWarning", "WARNING")
-    assert "never awaited" in record["message"] and "never awaited" not in done.stderr
+    assert "never awaited" in record["message"]
+    assert "never awaited" not in done.stderr
 
 
 def test_hooks_of_others_are_chained_and_put_back(tmp_path: Path) -> None:
@@ -105,7 +107,9 @@ def test_a_crash_leaves_the_stacks_of_all_threads_in_the_error_log(name: str, tm
                             "threading.Thread(target=threading.Event().wait, daemon=True).start()\nhere()" % name)
     assert done.returncode == -getattr(signal, name)
     text = (tmp_path / "error.log").read_text()
-    assert "Fatal Python error" in text and " in here" in text and text.count("hread 0x") == 2
+    assert "Fatal Python error" in text
+    assert " in here" in text
+    assert text.count("hread 0x") == 2
 
 
 def test_an_exception_without_a_good_word_is_recorded_all_the_same(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def test_a_directory_that_cannot_be_used_is_told_and_replaced_by_stderr(tmp_path
     """The service starts all the same."""
     (tmp_path / "file").write_text("")
     problem = logs.setup(Settings(log_dir=str(tmp_path / "file")), "worker")
-    assert "STABILITY_LOG_DIR" in problem and str(tmp_path / "file") in problem
+    assert "STABILITY_LOG_DIR" in problem
+    assert str(tmp_path / "file") in problem
     logs.error("here")
     assert json.loads(capfd.readouterr().err)["event"] == "here"
 
@@ -165,7 +166,9 @@ def test_a_stderr_that_nobody_reads_does_not_hold_the_process() -> None:
     program = ("import sys\nfor i in range(3000): logs.error('x', number=i, text='y' * 300)\n"
                "print(logs.drops(), flush=True)\nsys.stdin.readline()\nlogs.error('last')\nprint(logs.drops())")
     child = _run(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
-    assert child.stdout is not None and child.stderr is not None and child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdin is not None
     dropped = int(child.stdout.readline())
     assert 2000 < dropped < 3000
     read: list[bytes] = []
@@ -177,7 +180,8 @@ def test_a_stderr_that_nobody_reads_does_not_hold_the_process() -> None:
     assert child.wait(60) == 0
     reader.join(60)
     found = [json.loads(line) for line in read[0].splitlines()]
-    assert found[-1]["event"] in ("last", "x") and len(found) >= 3000 - dropped
+    assert found[-1]["event"] in ("last", "x")
+    assert len(found) >= 3000 - dropped
     for stream in (child.stdout, child.stderr, child.stdin):
         stream.close()
 

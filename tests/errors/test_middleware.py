@@ -241,7 +241,8 @@ def test_exc_info_replaces_a_head_that_was_held_back(serve: Serve) -> None:
 
     answer = serve(wrap(app))
     assert answer.status == 404
-    assert "X-New" in answer.headers and "X-Old" not in answer.headers
+    assert "X-New" in answer.headers
+    assert "X-Old" not in answer.headers
 
 
 def test_headers_given_as_lists_pass(serve: Serve) -> None:
@@ -283,7 +284,8 @@ def test_a_failure_in_mid_stream_cuts_the_connection(error: BaseException, writt
 
     answer = serve(wrap(write if written_first else stream))
     assert (answer.status, answer.starts, answer.body) == (200, 1, b"half")
-    assert isinstance(answer.cut, OSError) and answer.cut.errno == errno.EPIPE
+    assert isinstance(answer.cut, OSError)
+    assert answer.cut.errno == errno.EPIPE
     record, = records()
     assert record["response_started"] is True
     assert scoreboard.my_row().words[scoreboard.W_CLASS_0] >= 1
@@ -330,7 +332,8 @@ def test_a_failing_close_is_recorded_and_the_answer_whole(error: BaseException, 
     answer = serve(wrap(app))
     assert (answer.status, answer.body, answer.cut) == (200, b"hello", None)
     record, = records()
-    assert record["path"] == "/" and record["route"] == "/"
+    assert record["path"] == "/"
+    assert record["route"] == "/"
 
 
 def test_a_client_that_left_is_no_error_of_the_app(make_environ: Any, records: Records) -> None:
@@ -369,7 +372,8 @@ def test_a_test_client_sees_the_exception_itself(software: str | None, error: Ba
         raise error
 
     answer = serve(wrap(app), SERVER_SOFTWARE=software)
-    assert answer.cut is error and answer.starts == 0
+    assert answer.cut is error
+    assert answer.starts == 0
     assert records() == []
 
 
@@ -441,7 +445,8 @@ def test_a_trusted_id_comes_back_on_a_good_answer(serve: Serve) -> None:
 def test_the_apps_own_id_header_stays(serve: Serve) -> None:
     """It is not sent twice."""
     answer = serve(wrap(_not_found), more=[("x-request-id", "mine")])
-    assert answer.headers["x-request-id"] == "mine" and "X-Request-ID" not in answer.headers
+    assert answer.headers["x-request-id"] == "mine"
+    assert "X-Request-ID" not in answer.headers
 
 
 def test_ids_differ(serve: Serve) -> None:
@@ -456,7 +461,8 @@ def test_the_record_is_in_the_table_while_the_request_runs(serve: Serve) -> None
 
     def app(environ: Any, start: Any) -> Any:
         record = current()
-        assert record is not None and record is inflight[threading.get_ident()]
+        assert record is not None
+        assert record is inflight[threading.get_ident()]
         assert MARK in environ
         seen.update(method=record.method, path=record.path, keys=record.query_keys, client=record.client,
                     left=remaining(), started=record.response_started)
@@ -536,7 +542,9 @@ def test_a_request_is_counted_with_method_route_and_status(serve: Serve) -> None
         assert serve(wrap(app), "/users/1", method).status == 200
     assert serve(wrap(app), "/nowhere").status == 404
     found = {key: counts for key, counts in scoreboard.my_row().endpoints.items()}
-    assert found["GET", "user"][4] >= 1 and found["OTHER", "user"][4] >= 1 and found["GET", ""][6] >= 1
+    assert found["GET", "user"][4] >= 1
+    assert found["OTHER", "user"][4] >= 1
+    assert found["GET", ""][6] >= 1
 
 
 def test_a_5xx_answer_without_an_exception_is_one_record_without_a_traceback(serve: Serve, records: Records) -> None:
@@ -640,7 +648,8 @@ def test_a_response_that_a_test_client_does_not_close_leaves_the_table(make_envi
     first = app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
     app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
     record, = inflight.values()
-    assert record is not first and record.outer is None
+    assert record is not first
+    assert record.outer is None
     third = app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
     list(third)
     assert not inflight
