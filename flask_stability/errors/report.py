@@ -169,7 +169,7 @@ def _remember(error: BaseException, request: RequestRecord | None, row: scoreboa
     due, entry[0], entry[1] = now - entry[1] >= 1.0, entry[0] + 1, now
     if not due:
         return
-    known = sorted(list(_latest.items()), key=lambda item: -item[1][1])
+    known = sorted(_latest.items(), key=lambda item: -item[1][1])
     for name, _ in known[_KEPT:]:
         _latest.pop(name, None)
     row.exceptions.write(json.dumps([

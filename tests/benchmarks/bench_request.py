@@ -37,7 +37,7 @@ def ours() -> Callable[..., Any]:
 
     app = bare()
     StabilityExt(app)
-    app.wsgi_app._on_first_request = None  # type: ignore[attr-defined]  # the background threads are no request's cost
+    app.wsgi_app.on_first_request = None  # type: ignore[attr-defined]  # the background threads are no request's cost
     return StabilityMiddleware(app, settings=Settings())
 
 

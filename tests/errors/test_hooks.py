@@ -103,8 +103,8 @@ print("done")
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"])
 def test_a_crash_leaves_the_stacks_of_all_threads_in_the_error_log(name: str, tmp_path: Path) -> None:
     """Written by faulthandler, which needs neither lock nor memory."""
-    _, done = run(tmp_path, "def here(): os.kill(os.getpid(), signal.%s); time.sleep(60)\n"
-                            "threading.Thread(target=threading.Event().wait, daemon=True).start()\nhere()" % name)
+    _, done = run(tmp_path, f"def here(): os.kill(os.getpid(), signal.{name}); time.sleep(60)\n"
+                            "threading.Thread(target=threading.Event().wait, daemon=True).start()\nhere()")
     assert done.returncode == -getattr(signal, name)
     text = (tmp_path / "error.log").read_text()
     assert "Fatal Python error" in text

@@ -501,7 +501,7 @@ def test_an_inner_layer_steps_aside(serve: Serve, records: Records) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_health_path_is_served_and_not_counted(layers: int, serve: Serve) -> None:
-    """By the inner layer also under an outer one, without the app, without a deadline, without a trace in the figures."""
+    """By the inner layer also under an outer one, without the app, a deadline, or a trace in the figures."""
     seen: list[tuple[bool, float]] = []
 
     def health(environ: Any, start: Any) -> Any:
@@ -541,7 +541,7 @@ def test_a_request_is_counted_with_method_route_and_status(serve: Serve) -> None
     for method in ("GET", "PURGE"):
         assert serve(wrap(app), "/users/1", method).status == 200
     assert serve(wrap(app), "/nowhere").status == 404
-    found = {key: counts for key, counts in scoreboard.my_row().endpoints.items()}
+    found = dict(scoreboard.my_row().endpoints.items())
     assert found["GET", "user"][4] >= 1
     assert found["OTHER", "user"][4] >= 1
     assert found["GET", ""][6] >= 1
