@@ -12,17 +12,21 @@ class Known:
 
     :ivar asked: the reason it was to be replaced for, "" if it was not.
     :ivar killed: the reason we killed it for, "" if we did not.
+    :ivar terminated: we sent it SIGTERM.
     :ivar aborted: gunicorn ended it after its `timeout`.
     :ivar ready: it ever served.
+    :ivar stopping: the whole service was ending.
+    :ivar max_requests: gunicorn's own limit is set: a worker may leave by itself.
+    :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
     """
 
     asked: str = ""
     killed: str = ""
+    terminated: bool = False
     aborted: bool = False
     ready: bool = False
     stopping: bool = False
-    reloading: bool = False
-    scaling: bool = False
+    max_requests: bool = False
     oom_kills: int = 0
 
 
@@ -31,30 +35,30 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
     if known.killed:
         return known.killed, "ended by force"
     if status is None:
-        return known.asked or "unknown", ""
-    if _signaled(status):
-        number = status & 0x7F
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        if known.aborted:
-            return "timeout", name
-        if known.stopping:
-            return "shutdown", name
-        if number == signal.SIGKILL and known.oom_kills:
-            return "out_of_memory", name
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            return known.asked or "asked", name
-        return "crash_signal", name
-    code = status >> 8
+        return known.asked or ("shutdown" if known.stopping else "unknown"), ""
+    number, code = status & 0x7F, status >> 8
+    detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return "timeout", f"exit {code}"
+        return "timeout", detail
     if known.stopping:
-        return "shutdown", f"exit {code}"
-    if code == 0 or known.asked:
-        return known.asked or ("reload" if known.reloading else "scale" if known.scaling else "asked"), f"exit {code}"
+        return "shutdown", detail
+    if number:
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            return known.asked or "asked", detail
+        if number == signal.SIGKILL and known.oom_kills:
+            return "out_of_memory", detail
+        return (known.asked if known.terminated and known.asked else "crash_signal"), detail
+    if known.terminated and known.asked:
+        return known.asked, detail
     if not known.ready or code in (3, 4):
-        return "boot_failure", f"exit {code}"
-    return "exit_code", f"exit {code}"
+        return "boot_failure", detail
+    if code:
+        return "exit_code", detail
+    return known.asked or ("max_requests" if known.max_requests else "asked"), detail
 
 
-def _signaled(status: int) -> bool:
-    return bool(status & 0x7F)
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -21,31 +21,36 @@ from ..memory.sampler import Action, MemoryWatch
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
+from .threads import Stuck, add_threads, queued
 
-STUCK = 2.0  #: seconds that all threads are in the same requests with work queued before spare threads come
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
+SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 
 class Guard:
-    """One worker's."""
+    """One worker's.
+
+    :param worker: gunicorn's object.
+    :param supervised: the master replaces workers before they retire.
+    """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int,
                  supervised: bool) -> None:
         self._worker, self._board, self._row, self._settings = worker, board, row, settings
         self._supervised = supervised
-        self._pool = getattr(worker, "tpool", None)
-        self._threads = int(getattr(worker.cfg, "threads", 1) or 1) if _threaded(worker) else 1
+        self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
+        self._stuck = Stuck(self._threads)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers)
-        self._stuck_since = 0.0
-        self._stuck_requests: set[int] = set()
-        self._spare = False
-        self._term_at = 0.0
-        self._armed = self._cut_told = self._autopsied = False
-        self._collect_asked = False
-        self.closing = False
-        self._wake = threading.Event()
+        self._file = logs.error_file()
+        self._ending_since = 0.0
+        self._term_sent = self._cut_told = self._autopsied = self._collect_asked = False
         self._reason = ""
+        self._failed: dict[str, float] = {}
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
+        self._looks: tuple[Callable[[float], None], ...] = (
+            self._beat, self._requests, self._threads_stuck, self._parent, self._ending, self._orders,
+            self._look_at_memory)
         row.words[scoreboard.W_THREADS] = self._threads
 
     def start(self) -> None:
@@ -54,23 +59,28 @@ class Guard:
 
     def ask_collect(self) -> None:
         """From a signal handler: collect garbage at the next look."""
-        self._collect_asked = True
-        self._wake.set()
+        self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
 
     def _run(self) -> None:
+        interval = self._settings.guard_interval
         while True:
-            interval = min(self._settings.guard_interval, self._memory.next_interval())
             self._wake.wait(interval)
-            self._wake.clear()
-            for look in self._looks():
+            interval = self._settings.guard_interval
+            for look in self._looks:
                 try:
                     look(time.monotonic())
-                except Exception as error:
-                    logs.error("guard_failed", look=getattr(look, "__name__", "?"),
-                               error=f"{type(error).__name__}: {error}"[:300])
+                except BaseException as error:
+                    self._tell_failure(look.__name__, error)
+            try:
+                interval = min(interval, self._memory.next_interval(), 0.25 if self._stuck.since else interval)
+            except BaseException as error:
+                self._tell_failure("next_interval", error)
 
-    def _looks(self) -> tuple[Callable[[float], None], ...]:
-        return (self._beat, self._requests, self._stuck, self._ending, self._orders, self._look_at_memory)
+    def _tell_failure(self, look: str, error: BaseException) -> None:
+        now = time.monotonic()
+        if now - self._failed.get(look, -SAME_FAILURE) >= SAME_FAILURE:
+            self._failed[look] = now
+            logs.error("guard_failed", look=look.strip("_"), error=f"{type(error).__name__}: {error}"[:300])
 
     # -- one look each -------------------------------------------------------------------------------------------
 
@@ -78,11 +88,7 @@ class Guard:
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_BUSY] = len(inflight)
-        words[scoreboard.W_QUEUE] = self._queued()
-
-    def _queued(self) -> int:
-        queue = getattr(getattr(self._worker, "tpool", None), "_work_queue", None)
-        return int(queue.qsize()) if queue is not None else 0
+        words[scoreboard.W_QUEUE] = queued(self._worker)
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
@@ -92,96 +98,83 @@ class Guard:
                 self._row.add(scoreboard.W_OVERDUE)
                 logs.error("request_overdue", level="CRITICAL", **request_fields(record),
                            stack=stack_of(record.thread_id))
+                self.retire("deadline", f"a request is past its deadline: {record.path[:200]}")
                 send(request_overdue, "flask_stability", request_id=record.id, path=record.path,
                      seconds=record.seconds())
-                self.retire("deadline", f"a request is past its deadline: {record.path[:200]}")
 
-    def _stuck(self, now: float) -> None:
-        """All threads in the same requests for two seconds while work waits: spare threads, once; then replacement."""
+    def _threads_stuck(self, now: float) -> None:
+        """All threads stuck while work waits: spare threads, then replacement, and threads for what was accepted."""
+        if self._threads < 2:
+            return
         records = list(inflight.values())
-        threads = self._threads * (2 if self._spare else 1)
-        if self._threads < 2 or len(records) < threads or not self._queued():
-            self._stuck_since = 0.0
+        progress = (self._worker.nr, frozenset(record.started_ns for record in records))
+        wanted = self._stuck.look(now, queued(self._worker), progress)
+        if not wanted:
             return
-        ids = {id(record) for record in records}
-        if not self._stuck_since or ids != self._stuck_requests:
-            self._stuck_since, self._stuck_requests = now, ids
-            return
-        if now - self._stuck_since < STUCK:
-            return
-        self._stuck_since = 0.0
         self._row.words[scoreboard.W_STUCK] += 1
-        if self._spare:
-            self.retire("stuck", "all threads and their spares are stuck")
-            return
-        self._spare = True
-        self._tell_stuck(records)
-        self._add_threads()
+        if self._stuck.times == 1:
+            logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
+                       requests=[_with_stack(record) for record in records[:8]])
+        if not add_threads(self._worker, wanted) or self._stuck.times > 1:
+            self.retire("stuck", f"all threads are stuck, {self._stuck.added} spare ones included")
 
-    def _tell_stuck(self, records: list[RequestRecord]) -> None:
-        logs.error("worker_stuck", threads=self._threads, queued=self._queued(),
-                   requests=[{**request_fields(record), "stack": stack_of(record.thread_id)[-8:]}
-                             for record in records[:8]])
-
-    def _add_threads(self) -> None:
-        pool = getattr(self._worker, "tpool", None)
-        if not (hasattr(pool, "_max_workers") and hasattr(pool, "_adjust_thread_count")):
-            self.retire("stuck", "all threads are stuck")
-            return
-        assert pool is not None
-        pool._max_workers += self._threads
-        for _ in range(min(self._threads, max(1, self._queued()))):
-            pool._adjust_thread_count()
+    def _parent(self, now: float) -> None:
+        """A worker whose master died goes: gunicorn sees to it, unless its main thread is stuck."""
+        if os.getppid() != self._worker.ppid and not self._term_sent:
+            self._term_sent = True
+            self._begin_ending(now)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _ending(self, now: float) -> None:
         """After SIGTERM: what will be cut is told, and a worker that will not go is ended by a switch in C."""
-        if self._worker.alive:
-            return
         words = self._row.words
-        if not self._term_at:
-            self._term_at = now
+        if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
+        elif not self._row.orders[scoreboard.O_RETIRE_SINCE_NS] and not self._term_sent:
+            return
+        if not self._ending_since:
+            self._begin_ending(now)
         grace = float(self._worker.cfg.graceful_timeout)
-        if not self._armed:
-            self._armed = True
-            given = self._settings.retire_mercy
-            mercy = given if given is not None else grace + 5.0
-            faulthandler.dump_traceback_later(mercy, exit=True, file=logs.error_file())
-        if not self._cut_told and inflight and now - self._term_at > max(0.5, grace - 1.5):
+        if not self._cut_told and inflight and now - self._ending_since > max(0.5, grace - 1.5):
             self._cut_told = True
             tell_cut()
         if self._reason.startswith("memory") and not self._autopsied and not inflight:
             self._autopsied = True
             logs.error("memory_autopsy", level="WARNING", **autopsy.report(self._reason))
 
+    def _begin_ending(self, now: float) -> None:
+        """Arm the dead man's switch: it needs neither the GIL nor a thread of ours."""
+        self._ending_since = now
+        given = self._settings.retire_mercy
+        mercy = given if given is not None else float(self._worker.cfg.graceful_timeout) + 5.0
+        faulthandler.dump_traceback_later(mercy, exit=True, file=self._file)
+
     def _orders(self, now: float) -> None:
         """What the master, the command line or a signal asks for."""
         orders, words = self._row.orders, self._row.words
-        if orders[scoreboard.O_COMMAND_SEQ] != words[scoreboard.W_COMMAND_ACK]:
-            words[scoreboard.W_COMMAND_ACK] = orders[scoreboard.O_COMMAND_SEQ]
-            if orders[scoreboard.O_COMMAND] == scoreboard.CMD_CLOSE_KEEPALIVE:
-                self.closing = True
-                words[scoreboard.W_CLOSE_KEEPALIVE] = 1
-                words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING
-            elif orders[scoreboard.O_COMMAND] == scoreboard.CMD_GC:
-                self._collect_asked = True
+        if orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_READY:
+            words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING
+            words[scoreboard.W_CLOSE_KEEPALIVE] = 1
+        if orders[scoreboard.O_CLI_GC] != words[scoreboard.W_COMMAND_ACK]:
+            words[scoreboard.W_COMMAND_ACK] = orders[scoreboard.O_CLI_GC]
+            self._collect_asked = True
         if self._collect_asked:
             self._collect_asked = False
             freed = collect()
             self._row.add(scoreboard.W_GC_RUNS)
             self._row.add(scoreboard.W_GC_FREED, max(0, freed))
             logs.process("garbage_collected", freed_bytes=freed, rss_bytes=int(words[scoreboard.W_RSS]))
-        self._self_retire(now)
+        self._retire_self(now)
 
-    def _self_retire(self, now: float) -> None:
+    def _retire_self(self, now: float) -> None:
         """Without a master that ticks, a worker that has to go goes by itself."""
         words = self._row.words
-        if not words[scoreboard.W_RETIRE_REASON] or not self._worker.alive:
+        if not words[scoreboard.W_RETIRE_REASON] or not self._worker.alive or self._term_sent:
             return
-        tick = self._board.master.words[scoreboard.M_TICK_NS]
-        silent = now - tick / 1e9
+        silent = now - self._board.master.words[scoreboard.M_TICK_NS] / 1e9
         asked_for = now - words[scoreboard.W_RETIRE_SINCE_NS] / 1e9
         if not self._supervised or (silent > UNSUPERVISED and asked_for > UNSUPERVISED):
+            self._term_sent = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _look_at_memory(self, now: float) -> None:
@@ -204,19 +197,25 @@ class Guard:
         words[scoreboard.W_RETIRE_SINCE_NS] = time.monotonic_ns()
         words[scoreboard.W_RETIRE_REASON] = CODE[reason]
         logs.process("replacement_asked", level="WARNING", reason=reason, detail=text)
-        send(worker_retired, "flask_stability", reason=reason, detail=text, pid=os.getpid())
         if self._supervised:
-            try:
-                os.kill(os.getppid(), signal.SIGCHLD)  # wakes the master's loop, and does nothing else
-            except OSError:
-                pass
+            wake_master(self._worker)
+        send(worker_retired, "flask_stability", reason=reason, detail=text, pid=os.getpid())
+
+
+def wake_master(worker: Any) -> None:
+    """SIGCHLD has the master look at its workers now instead of within a second, and does nothing else."""
+    if os.getppid() == worker.ppid:
+        try:
+            os.kill(worker.ppid, signal.SIGCHLD)
+        except OSError:
+            pass
 
 
 def tell_cut() -> None:
     """Log every request in flight with its stack: it is about to be cut."""
     for record in list(inflight.values()):
-        logs.error("request_cut", level="ERROR", **request_fields(record), stack=stack_of(record.thread_id))
+        logs.error("request_cut", **request_fields(record), stack=stack_of(record.thread_id))
 
 
-def _threaded(worker: Any) -> bool:
-    return hasattr(worker, "tpool")
+def _with_stack(record: RequestRecord) -> dict[str, Any]:
+    return {**request_fields(record), "stack": stack_of(record.thread_id)[-8:]}

@@ -1,5 +1,5 @@
-"""gunicorn's server hooks. None of ours can raise; the user's own are called as well, and contained where an
-exception of theirs would end the master.
+"""gunicorn's server hooks. None of ours can raise; the user's own are called as well, and contained like ours,
+but for those that may refuse to start the service or to serve a request.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import config, extension, logs, middleware, scoreboard
+from .. import config, extension, logs, middleware, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import StabilityMiddleware
 from ..request import inflight
-from .guard import Guard, tell_cut
+from .guard import Guard, tell_cut, wake_master
 from .order import breaches
 from .supervisor import Supervisor
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
 ARITY = {"on_starting": 1, "on_reload": 1, "when_ready": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1,
          "worker_abort": 1, "pre_request": 2, "child_exit": 2, "worker_exit": 2, "nworkers_changed": 3, "on_exit": 1}
-#: Where the user's own exception is to stop what is starting, as in plain gunicorn.
-_PASSED_ON = frozenset({"on_starting", "when_ready", "post_fork", "post_worker_init", "pre_request"})
+#: Where the user's own exception refuses something, as in plain gunicorn: the start of the service, or one request.
+_PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
+#: Where a SystemExit would end the master: all that run in it once the service is up.
+_IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
 supervisor: Supervisor | None = None
 guard: Guard | None = None
@@ -45,7 +47,8 @@ def chain(namespace: dict[str, Any]) -> None:
 def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[..., Any] | None) -> Callable[..., None]:
     if name == "pre_request" and user is None:
         return _pre_request  # on the path of every request: not wrapped
-    first = name not in ("worker_exit", "on_exit")
+    # ours says "ready", or frees what the user's hook may still use: then the user's comes first
+    first = name not in ("post_worker_init", "worker_exit", "on_exit")
 
     def call(*args: Any) -> None:
         if first:
@@ -79,9 +82,9 @@ def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[...
 def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     try:
         function(*args)
-    except ConfigError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not (name in _IN_MASTER and isinstance(error, SystemExit)):
+            raise
         logs.process("hook_failed", level="ERROR", hook=name, error=f"{type(error).__name__}: {error}"[:500])
 
 
@@ -105,6 +108,9 @@ def _on_starting(server: Any) -> None:
             server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
     _adjust(server)
     cfg = server.cfg
+    if not _is(cfg.worker_class, "sync", "gthread"):
+        server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
+                           cfg.worker_class_str)
     rows = max(64, 4 * int(cfg.workers))
     run_dir = _settings.run_dir or scoreboard.default_run_dir()
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
@@ -123,24 +129,26 @@ def _on_starting(server: Any) -> None:
 
 
 def _adjust(server: Any) -> None:
-    """gunicorn's settings that contradict ours: refused, raised, or told, one line each."""
+    """gunicorn's settings that contradict ours: refused, raised, or told, one line each. Also after each reload."""
     cfg = server.cfg
     if cfg.reuse_port and _tcp_migrate() != "1":
         server.log.error("flask_stability: reuse_port loses queued connections at every replacement: leave it off, "
                          "or set the sysctl net.ipv4.tcp_migrate_req=1; it is switched off now")
         cfg.set("reuse_port", False)
     longest = _settings.request_timeout
-    if "sync" in str(cfg.worker_class_str) and longest and 0 < cfg.timeout < longest + 5:
+    if _is(cfg.worker_class, "sync") and longest and 0 < cfg.timeout < longest + 5:
         server.log.info("flask_stability: timeout raised from %s to %s s: on sync workers it is the request's deadline",
                         cfg.timeout, int(longest + 5))
         cfg.set("timeout", int(longest + 5))
         server.timeout = cfg.timeout
     for line in breaches(_settings, graceful=float(cfg.graceful_timeout)):
         server.log.warning("flask_stability: %s", line)
-    kind = str(cfg.worker_class_str)
-    if "sync" not in kind and "thread" not in kind:
-        server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
-                           kind)
+
+
+def _is(worker_class: type, *names: str) -> bool:
+    """Whether a worker class is, or is made from, one of gunicorn's."""
+    modules = {base.__module__ for base in worker_class.__mro__}
+    return any(f"gunicorn.workers.{name}" in modules for name in names)
 
 
 def _tcp_migrate() -> str:
@@ -158,7 +166,7 @@ def _when_ready(server: Any) -> None:
 
 
 def _on_reload(server: Any) -> None:
-    return None
+    _adjust(server)
 
 
 def _nworkers_changed(server: Any, new: Any, old: Any) -> None:
@@ -200,40 +208,68 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 
 def _post_worker_init(worker: Any) -> None:
-    """The app is loaded: watch it, and say that this worker is ready."""
-    global guard
-    board, row = scoreboard.current(), scoreboard.my_row()
+    """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
+    for step in (_set_up_logs, _wrap_app, _start_guard, _start_process, _say_ready):
+        _contained("post_worker_init", step, (worker,))
+
+
+def _set_up_logs(worker: Any) -> None:
     logs.setup(_settings, "worker")
     process_hooks.install()
     middleware.stopping = lambda: not worker.alive
+
+
+def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in extension.apps()), _settings)
-    worker.wsgi = StabilityMiddleware(worker.wsgi, settings=settings)
+    if _is(type(worker), "sync", "gthread", "base_async", "gtornado"):
+        worker.wsgi = StabilityMiddleware(worker.wsgi, settings=settings)
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
-    watched = _watched(worker)
-    if watched:
-        guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                      supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
-        signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.siginterrupt(signal.SIGUSR2, False)
-    now = time.monotonic_ns()
-    row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = now
-    row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
-    if guard is not None:
-        guard.start()
+    longest = request.longest_timeout
+    if _is(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
+        worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
+                           "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
+
+
+def _start_guard(worker: Any) -> None:
+    global guard
+    board, row = scoreboard.current(), scoreboard.my_row()
+    if not _is(type(worker), "sync", "gthread"):
+        worker.notify = _beating(worker.notify, row)
+        return
+    guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
+                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
+    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
+    signal.siginterrupt(signal.SIGUSR2, False)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    guard.start()
+
+
+def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:
+    """Without a guard gunicorn's own sign of life is the row's as well."""
+    def both() -> None:
+        notify()
+        row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+
+    return both
+
+
+def _start_process(worker: Any) -> None:
     extension.start_process()
 
 
-def _watched(worker: Any) -> bool:
-    """Whether the worker's requests run in threads that a guard thread can look at."""
-    modules = {base.__module__ for base in type(worker).__mro__}
-    return bool(modules & {"gunicorn.workers.sync", "gunicorn.workers.gthread"})
+def _say_ready(worker: Any) -> None:
+    row = scoreboard.my_row()
+    row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
+    row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
+    if supervisor is not None:
+        wake_master(worker)
 
 
 def _pre_request(worker: Any, req: Any) -> None:
     """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
-    if guard is not None and guard.closing:
+    row = scoreboard._row
+    if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
         req.force_close()
 
 

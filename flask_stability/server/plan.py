@@ -1,13 +1,17 @@
-"""What the master does next about a worker that is to be replaced: pure, given what is seen and a clock.
+"""What the master does next about workers that are to go: pure, given what is seen and a clock.
 
 ::
 
-    IDLE ──asked──▶ SURGING ──newcomer ready──▶ CLOSING ──kept-alive time──▶ (SIGTERM) ──▶ IDLE
-      │                │ newcomer dead, or not ready in time: given up, unless the worker is no good anyway
-      └──no room, no time, surge off──▶ (SIGTERM)
+              asked for, or a reload's old workers
+    IDLE ──────────────────────────────────────────▶ SURGING ──as many others ready as there are to be──▶ CLOSING
+     │ ▲                                                │                                                  │
+     │ │                                                └─not in time: GIVE_UP (no good anyway: TERM)      │
+     │ └──────────────── SIGTERM, all of them ◀──────────────────────── the kept-alive time is over ───────┘
+     └──more than there are to be, or surge off──▶ CLOSING
 
-After its SIGTERM a worker is *dying*: it counts as one more than the target until it is gone, and past its mercy it
-is killed. One surge at a time; each pass crosses one edge.
+Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones. After its SIGTERM a worker is
+*dying*: it counts beside the target until it is gone, and past its mercy it is killed. Each pass crosses one edge.
+gunicorn itself never has to end a worker: it would take the oldest, whoever that is.
 """
 
 from __future__ import annotations
@@ -18,12 +22,16 @@ from dataclasses import dataclass
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
+#: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard", "frozen"})
+#: No good any more: goes even if no newcomer becomes ready.
 BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure"})
+#: Cannot answer its kept-alive connections, or must not stay that long.
+NO_CLOSING = frozenset({"stuck", "memory_pressure"})
 
 
 class Phase(enum.Enum):
-    """Where the replacement of one worker is."""
+    """Where the replacement is."""
 
     IDLE = 0
     SURGING = 1
@@ -34,19 +42,21 @@ class Action(enum.Enum):
     """What is to be done now."""
 
     NOTHING = 0
-    SURGE = 1  #: start a newcomer for `pid`
-    CLOSE = 2  #: have `pid` answer with ``Connection: close``
-    TERM = 3  #: SIGTERM to `pid`
-    GIVE_UP = 4  #: no newcomer: leave `pid` as it is for a while
-    KILL = 5  #: SIGKILL to `pid`
+    SURGE = 1  #: start a newcomer
+    CLOSE = 2  #: have them answer with ``Connection: close``
+    TERM = 3  #: SIGTERM
+    GIVE_UP = 4  #: no newcomer: leave it as it is for a while
+    KILL = 5  #: SIGKILL
 
 
 @dataclass(frozen=True)
 class Seen:
     """A worker as the master sees it.
 
+    :ivar age: gunicorn's number of it, rising from worker to worker.
     :ivar asked: the reason to replace it, "" for none.
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
+    :ivar ready_for: seconds since it became ready.
     """
 
     pid: int
@@ -54,94 +64,116 @@ class Seen:
     ready: bool
     asked: str = ""
     term_at: float = 0.0
+    ready_for: float = 0.0
 
 
 @dataclass(frozen=True)
 class Replacement:
     """The replacement under way.
 
-    :ivar newest: age of the newest worker when it began: who is younger is the newcomer.
+    :ivar pids: who goes.
+    :ivar since: when the phase began.
+    :ivar quiet_until: nothing new is begun before.
     """
 
     phase: Phase = Phase.IDLE
-    pid: int = 0
+    pids: frozenset[int] = frozenset()
     reason: str = ""
     since: float = 0.0
-    newest: int = 0
     quiet_until: float = 0.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: what to do, and what is under way after it."""
+    """One pass: what to do to whom, and what is under way after it."""
 
     action: Action
-    pid: int
+    pids: tuple[int, ...]
     state: Replacement
 
 
-def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, surge: bool, close_time: float,
+def reloaded(old: Sequence[Seen], now: float) -> Replacement:
+    """After a reload: the newcomers have been started, the old ones go once those are ready."""
+    return Replacement(Phase.SURGING, frozenset(seen.pid for seen in old), "reload", now)
+
+
+def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
               mercy: float) -> Step:
     """The edge to cross now.
 
+    :param base: how many workers there are to be.
     :param surge: a newcomer may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param mercy: seconds after SIGTERM at which a worker is killed.
     """
-    overdue = next((seen for seen in workers if seen.term_at and now - seen.term_at > mercy), None)
-    if overdue is not None:
-        return Step(Action.KILL, overdue.pid, state)
-    by_pid = {seen.pid: seen for seen in workers}
+    overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
+    if overdue:
+        return Step(Action.KILL, overdue, state)
+    alive = [seen for seen in workers if not seen.term_at]
+    urgent = tuple(seen.pid for seen in alive if seen.asked in URGENT)
+    if urgent:
+        return Step(Action.TERM, urgent, state)
     if state.phase is Phase.IDLE:
-        return _begin(state, workers, now, surge)
-    worker = by_pid.get(state.pid)
-    if worker is None or worker.term_at:
-        return Step(Action.NOTHING, 0, Replacement(quiet_until=state.quiet_until))
+        return _begin(state, alive, now, base, surge, close_time)
+    going = tuple(seen.pid for seen in alive if seen.pid in state.pids)
+    if not going:
+        return Step(Action.NOTHING, (), Replacement())
     if state.phase is Phase.SURGING:
-        return _surging(state, worker, workers, now, close_time)
+        return _surging(state, alive, going, now, base, close_time)
     if now - state.since >= close_time:
-        return Step(Action.TERM, state.pid, Replacement())
-    return Step(Action.NOTHING, 0, state)
+        return Step(Action.TERM, going, Replacement())
+    return Step(Action.NOTHING, (), state)
 
 
-def _begin(state: Replacement, workers: Sequence[Seen], now: float, surge: bool) -> Step:
-    urgent = next((seen for seen in workers if seen.asked in URGENT and not seen.term_at), None)
-    if urgent is not None:
-        return Step(Action.TERM, urgent.pid, state)
-    asked = [seen for seen in workers if seen.asked and not seen.term_at]
+def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, surge: bool, close_time: float) -> Step:
+    surplus = len(alive) - base
+    if surplus > 0:
+        # who does not serve yet goes first, then who is to go anyway, then the oldest
+        chosen = sorted(alive, key=lambda seen: (seen.ready, not seen.asked, seen.age))[:surplus]
+        return _close(tuple(seen.pid for seen in chosen), "scale", now,
+                      close_time if any(seen.ready for seen in chosen) else 0.0)
+    asked = [seen for seen in alive if seen.asked]
     if not asked or now < state.quiet_until:
-        return Step(Action.NOTHING, 0, state)
+        return Step(Action.NOTHING, (), state)
     # who is no good goes first, then the oldest
     worker = min(asked, key=lambda seen: (seen.asked not in BROKEN, seen.age))
     if not surge:
-        return Step(Action.TERM, worker.pid, state)
-    newest = max(seen.age for seen in workers)
-    return Step(Action.SURGE, worker.pid, Replacement(Phase.SURGING, worker.pid, worker.asked, now, newest))
+        return _close((worker.pid,), worker.asked, now, close_time)
+    return Step(Action.SURGE, (worker.pid,), Replacement(Phase.SURGING, frozenset({worker.pid}), worker.asked, now))
 
 
-def _surging(state: Replacement, worker: Seen, workers: Sequence[Seen], now: float, close_time: float) -> Step:
-    newcomers = [seen for seen in workers if seen.age > state.newest]
-    if any(seen.ready for seen in newcomers):
-        if close_time and state.reason not in BROKEN:
-            return Step(Action.CLOSE, worker.pid, Replacement(Phase.CLOSING, worker.pid, state.reason, now,
-                                                              state.newest))
-        return Step(Action.TERM, worker.pid, Replacement())
-    if now - state.since > READY_TIMEOUT:
-        if state.reason in BROKEN:
-            return Step(Action.TERM, worker.pid, Replacement())
-        return Step(Action.GIVE_UP, worker.pid, Replacement(quiet_until=now + COOLDOWN))
-    return Step(Action.NOTHING, 0, state)
+def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], now: float, base: int,
+             close_time: float) -> Step:
+    if sum(seen.ready for seen in alive if seen.pid not in state.pids) >= base:
+        return _close(going, state.reason, now, close_time)
+    if state.reason == "reload" or now - state.since <= READY_TIMEOUT:
+        return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
+    if state.reason in BROKEN:
+        return Step(Action.TERM, going, Replacement())
+    return Step(Action.GIVE_UP, going, Replacement(quiet_until=now + COOLDOWN))
 
 
-def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: bool) -> int:
-    """How many workers there are to be now, the dying ones included.
+def _close(pids: tuple[int, ...], reason: str, now: float, close_time: float) -> Step:
+    if not close_time or reason in NO_CLOSING:
+        return Step(Action.TERM, pids, Replacement())
+    return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now))
 
-    :param base: what the configuration, TTIN and TTOU ask for.
-    :param canary: after a crash loop: one at a time.
+
+def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:
+    """How many workers gunicorn is to hold now, the dying ones included; never fewer than there are.
+
+    :param base: what the configuration, TTIN, TTOU and gunicornc ask for.
+    :param canary: after a crash loop the age of the newest worker then: one newcomer at a time; None = no limit.
     """
-    dying = sum(1 for seen in workers if seen.term_at)
-    wanted = base + dying + (1 if state.phase is not Phase.IDLE else 0)
-    if canary:
-        booting = sum(1 for seen in workers if not seen.ready and not seen.term_at)
-        return min(wanted, len(workers) + (0 if booting else 1))
-    return wanted
+    going = sum(1 for seen in workers if seen.term_at or seen.pid in state.pids)
+    wanted = max(base + going, len(workers))
+    if canary is None:
+        return wanted
+    tried = any(seen.age > canary and not seen.term_at for seen in workers)
+    return min(wanted, len(workers) + (0 if tried else 1))
+
+
+def canary_lives(workers: Sequence[Seen], canary: int, seconds: float) -> bool:
+    """Whether a worker started after the crashes has served for `seconds`."""
+    return any(seen.age > canary and seen.ready and not seen.term_at and seen.ready_for >= seconds
+               for seen in workers)

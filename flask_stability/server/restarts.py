@@ -1,4 +1,4 @@
-"""When a worker that died may be started again: backoff, canary and a sliding limit. Pure: numbers and a clock.
+"""When a worker that died may be started again: backoff and a sliding limit. Pure: numbers and a clock.
 
 The limit is OTP's restart intensity (supervisor.erl, ``add_restart``): a pruned list of monotonic timestamps.
 """
@@ -29,30 +29,26 @@ class Restarts:
         self._level = 0
         self._last_wave = float("-inf")
         self.hold_until = float("-inf")
-        self.canary = False
 
-    def crashed(self, now: float, uptime: float) -> None:
-        """A worker ended by its own failure after `uptime` seconds."""
+    def crashed(self, now: float, uptime: float) -> bool:
+        """A worker ended by its own failure after `uptime` seconds; whether one newcomer is to be tried alone now."""
         self._times.append(now)
         self._prune(now)
         if uptime >= self._min_uptime:
-            return
-        if now - self._last_wave > max(CALM, 2 * self._wait()):
+            return False
+        if now - max(self._last_wave, self.hold_until) > CALM:
             self._level = 0
         if now < self.hold_until or now - self._last_wave < WAVE:
-            return
-        wait = self._wait() * self._jitter()
+            return False
+        wait = self._steps[min(self._level, len(self._steps) - 1)] * self._jitter()
         self._last_wave = now
-        self._level = min(self._level + 1, len(self._steps))
+        self._level += 1
         self.hold_until = now + wait
-        self.canary = wait > 0
+        return wait > 0
 
-    def _wait(self) -> float:
-        return self._steps[min(self._level, len(self._steps) - 1)]
-
-    def settled(self) -> None:
-        """The canary lives: all may be started."""
-        self.canary = False
+    def hold(self, until: float) -> None:
+        """Nothing is started before, whatever the reason."""
+        self.hold_until = max(self.hold_until, until)
 
     def held(self, now: float) -> bool:
         """No worker may be started now."""
@@ -60,8 +56,7 @@ class Restarts:
 
     def too_many(self, now: float) -> bool:
         """More crashes within the window than are allowed."""
-        self._prune(now)
-        return len(self._times) > self._most
+        return self.recent(now) > self._most
 
     def recent(self, now: float) -> int:
         """Crashes within the window."""

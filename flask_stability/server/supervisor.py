@@ -1,8 +1,11 @@
 """The master's part: a tick about once a second in gunicorn's main loop.
 
-No thread and no lock of its own: `manage_workers`, `reap_workers`, `reload` and `handle_term` of the running arbiter
-are wrapped on the instance. Decisions are made in `plan`, `restarts` and `exits`; here they are carried out. Nothing
-here may raise into the arbiter but what ends it on purpose.
+No thread and no lock of its own: methods of the running arbiter are wrapped on the instance. What is to be done is
+decided in `plan`, `restarts` and `exits`; here it is carried out. ``num_workers`` stays what the configuration,
+TTIN, TTOU and gunicornc make it; only while gunicorn's own ``manage_workers`` runs does it hold our target, so there
+is nothing to be put right when any of them changes it in the middle of a replacement.
+
+Nothing here raises into the arbiter but what ends it on purpose.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -19,128 +21,145 @@ from gunicorn.errors import HaltServer
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import group_decision, learned_floor
-from ..scoreboard import CODE, CRASHES, REASONS, Row, Scoreboard
+from ..memory.policy import group_decision, growth_pause, learned_floor
+from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
+from .children import Child, alive, stopped
+from .plan import Action, Phase
 from .restarts import Restarts
 from .status import status_block
 
-#: A stopped worker (SIGSTOP) whose guard has been silent for this long is replaced, seconds.
-FROZEN = 4.0
-NEEDED = ("manage_workers", "reap_workers", "reload", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
-          "kill_worker", "cfg", "log", "SIG_QUEUE")
-
-
-@dataclass
-class Child:
-    """What the master remembers of a worker."""
-
-    row: Row | None
-    started: float
-    asked: str = ""
-    killed: str = ""
-    term_at: float = 0.0
-    ready: bool = False
-    status: int | None = None
-    ended: bool = False
+FROZEN = 4.0  #: seconds of silence after which a worker that was stopped (SIGSTOP) is replaced
+CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
+#: What this needs of gunicorn's arbiter.
+NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
+          "worker_age", "reexec_pid", "master_pid", "cfg", "log")
+#: What a failed reload puts back.
+_RELOADED = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
 
 class Supervisor:
-    """Wraps one arbiter."""
+    """Supervises one arbiter.
+
+    :ivar children: gunicorn's workers by their object.
+    """
 
     def __init__(self, server: Any, board: Scoreboard, settings: Settings) -> None:
         self.server, self.board, self.settings = server, board, settings
+        self.words = board.master.words
         self.children: dict[Any, Child] = {}
-        self.booting: Child | None = None
         self.state = plan.Replacement()
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
-        self.in_reload = self.stopping = False
-        self.drain_until = 0.0
-        self.ever_ready = False
-        self._degraded = False
+        self.canary: int | None = None
+        self.in_reload = self.stopping = self.ever_ready = False
+        self._pid = os.getpid()
+        self._hidden: dict[int, Any] = {}
+        self._reload_age = 0
+        self._reload_told = self._degraded = False
+        self._drain_until = 0.0
         self._oom_kills = cgroup.oom_kills()
-        self._last_rotation = 0.0
-        self._last_group_retirement = 0.0
-        self.board.master.words[scoreboard.M_PID] = os.getpid()
-        self.board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
+        self._last_rotation = self._last_group = 0.0
+        self._growth_until, self._growth_early = 0.0, 0
+        self.words[scoreboard.M_PID] = self._pid
+        self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
     def wrap(self) -> bool:
         """Put our methods around the arbiter's; False if this gunicorn has not what that needs."""
         server = self.server
         if any(not hasattr(server, name) for name in NEEDED):
             return False
-        self._manage, self._reap = server.manage_workers, server.reap_workers
-        self._reload, self._term, self._usr1 = server.reload, server.handle_term, server.handle_usr1
-        self._stop = server.stop
-        server.manage_workers, server.reap_workers = self.manage_workers, self.reap_workers
-        server.reload, server.handle_term, server.handle_usr1 = self.reload, self.handle_term, self.handle_usr1
-        server.stop = self.stop
+        self._manage, self._reap, self._reload = server.manage_workers, server.reap_workers, server.reload
+        self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
+        server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
+        server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
         return True
 
     # -- the wrapped methods -------------------------------------------------------------------------------------
 
     def manage_workers(self) -> None:
         """One tick, then gunicorn's own management with our target."""
+        server = self.server
+        if self.in_reload:
+            self._hide_old()
+            return
         now = time.monotonic()
-        hold, wanted = False, self.server._num_workers
+        wanted = max(server._num_workers, len(server.WORKERS))
         try:
-            self._tick(now)
-            hold = self.restarts.held(now) and not self.in_reload
-            wanted = self._target()
+            wanted = self._tick(now)
         except (StopIteration, HaltServer):
             raise
         except Exception as error:
             self._internal("tick", error)
-        if hold or self.stopping:
+        if self.stopping or self.restarts.held(now):
             return
-        server = self.server
-        base = server._num_workers
-        server._num_workers = wanted
+        base, server._num_workers = server._num_workers, wanted
         try:
-            if self.in_reload and not self._newcomers_ready():
-                return
             self._manage()
+        except Exception as error:  # no process, memory or descriptor for a new worker
+            if os.getpid() != self._pid:
+                raise
+            self._internal("spawn", error)
+            self.restarts.hold(now + 1.0)
+            self._drop_unborn()
         finally:
-            if server._num_workers == wanted:
-                server._num_workers = base
+            # gunicornc changes it from another thread, perhaps meanwhile
+            server._num_workers += base - wanted
 
     def reap_workers(self) -> None:
         """gunicorn's reaping, with each exit status peeked at first; boot failures do not end a service that works."""
         for _ in range(64):
-            self._peek()
+            for child in self.children.values():
+                child.peek()
             try:
                 self._reap()
                 break
             except HaltServer as halt:
-                self._finish_missing()
-                if self.stopping:
-                    continue
-                if not self.ever_ready:
-                    self._fail_first(halt)
+                self._finish_missing(halt.exit_status)
+                if not self.stopping and not self._worked():
+                    logs.process("never_worked", level="CRITICAL", reason=halt.reason,
+                                 remedy="the app did not start in any worker: see the error before this line")
                     raise
-        try:
-            self._finish_missing()
-        except Exception as error:
-            self._internal("reap", error)
+            except Exception as error:
+                self._internal("reap", error)
+                break
+        self._finish_missing(None)
 
     def reload(self) -> None:
-        """SIGHUP: gunicorn's own, known to be under way."""
-        self.in_reload = True
-        self.board.master.words[scoreboard.M_RELOADS] += 1
-        self.state = plan.Replacement()
-        self.reload_age = self.server.worker_age
+        """SIGHUP: gunicorn's own, except that the old workers go when the new ones are ready, and a configuration
+        that cannot be read changes nothing.
+        """
+        server, now = self.server, time.monotonic()
+        before = {name: getattr(server, name) for name in _RELOADED if hasattr(server, name)}
+        self._reload_age = server.worker_age
+        self.words[scoreboard.M_RELOADS] += 1
         logs.process("reload")
+        for child in self.children.values():
+            child.look(now)
+            if not child.ready_at and not child.term_at:
+                child.kill("reload")  # it has not served yet, and never will
+        self.in_reload, self._reload_told = True, False
         try:
             self._reload()
+            old = [child for child in self.children.values()
+                   if child.worker.age <= self._reload_age and not child.term_at and not child.killed]
+            for child in old:
+                child.ask("reload")
+            self.state = plan.reloaded([self._seen(child, now) for child in old], now)
+        except (Exception, SystemExit) as error:
+            if os.getpid() != self._pid or any(getattr(item, "sock", item) is None for item in server.LISTENERS):
+                raise
+            self._undo_reload(before, error)
         finally:
             self.in_reload = False
+            server.WORKERS.update(self._hidden)
+            self._hidden = {}
 
     def handle_term(self) -> None:
         """SIGTERM: keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; a second one at once."""
-        if self.settings.drain_delay and not self.drain_until:
-            self.drain_until = time.monotonic() + self.settings.drain_delay
-            self.board.master.words[scoreboard.M_DRAINING] = 1
+        if self.settings.drain_delay and not self._drain_until:
+            self._drain_until = time.monotonic() + self.settings.drain_delay
+            self.words[scoreboard.M_DRAINING] = 1
             logs.process("draining", seconds=self.settings.drain_delay)
             return
         self._term()
@@ -158,8 +177,13 @@ class Supervisor:
         """The end of the service."""
         if not self.stopping:
             self.stopping = True
-            self.board.master.words[scoreboard.M_DRAINING] = 1
+            self.words[scoreboard.M_DRAINING] = 1
             logs.process("stopping", graceful=graceful)
+            now = time.monotonic()
+            for child in self.children.values():
+                child.look(now)
+                if not child.ready_at:
+                    child.kill("shutdown")  # it would lose the SIGTERM, and be waited for
         self._stop(graceful)
 
     # -- called by the hooks -------------------------------------------------------------------------------------
@@ -168,127 +192,133 @@ class Supervisor:
         """pre_fork: a row for the worker."""
         row = self.board.allocate(worker.age)
         worker.stability_row = row
-        self.booting = Child(row, time.monotonic())
-        self.children[worker] = self.booting
-        self.board.master.words[scoreboard.M_BOOTS] += 1
+        self.children[worker] = Child(worker, row, time.monotonic())
+        self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
         """child_exit: why, how old, and the row is free again."""
         child = self.children.pop(worker, None)
-        if child is None or child.ended:
+        if child is None:
             return
-        child.ended = True
         now = time.monotonic()
-        row = child.row
-        asked = child.asked
-        if row is not None:
-            child.ready = child.ready or bool(row.words[scoreboard.W_READY_NS])
-            asked = asked or _name(row.words[scoreboard.W_RETIRE_REASON])
+        child.look(now)
         kills = cgroup.oom_kills()
-        known = exits.Known(asked=asked, killed=child.killed, aborted=bool(getattr(worker, "aborted", False)),
-                            ready=child.ready, stopping=self.stopping, reloading=self.in_reload,
-                            scaling=len(self.server.WORKERS) >= self.server._num_workers > 0,
-                            oom_kills=kills - self._oom_kills)
+        reason, detail = exits.reason_of(child.status, exits.Known(
+            asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
+            aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
+            max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
-        reason, detail = exits.reason_of(child.status, known)
         uptime = now - child.started
-        self.board.add_restart(reason, worker.pid if isinstance(worker.pid, int) else 0, uptime,
-                               row.slot if row is not None else -1, detail)
-        if row is not None:
-            self.board.release(row)
+        self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
+        if child.row is not None:
+            self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
-        if crash:
-            self.restarts.crashed(now, uptime)
-        logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=worker.pid, reason=reason,
+        if crash and self.restarts.crashed(now, uptime):
+            self.canary = self.server.worker_age
+        logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
+        if reason == "boot_failure" and self.state.reason == "reload" and not self._reload_told:
+            self._reload_told = True
+            logs.process("reload_stalled", level="ERROR",
+                         remedy="the new workers do not boot; the old ones go on serving: repair the app, or send "
+                                "SIGHUP after putting the former version back")
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- the tick ------------------------------------------------------------------------------------------------
 
-    def _tick(self, now: float) -> None:
-        words = self.board.master.words
+    def _tick(self, now: float) -> int:
+        """Look, judge, act; returns how many workers gunicorn is to hold."""
+        words, server = self.words, self.server
         words[scoreboard.M_TICK_NS] = time.monotonic_ns()
-        words[scoreboard.M_BASE_WORKERS] = self.server._num_workers
-        if self.drain_until and now >= self.drain_until:
+        words[scoreboard.M_BASE_WORKERS] = server._num_workers
+        if self._drain_until and now >= self._drain_until:
             raise StopIteration
-        seen = [self._look(worker, child) for worker, child in list(self.children.items())
-                if isinstance(worker.pid, int) and worker.pid in self.server.WORKERS]
-        if not self.ever_ready and any(one.ready for one in seen):
+        self._release_vanished()
+        children = [child for child in self.children.values() if child.pid in server.WORKERS]
+        for child in children:
+            child.look(now)
+        self._judge_crashes(now)
+        for step in (self._kill_frozen, self._group, self._floor, self._again):
+            try:
+                step(now, children)
+            except Exception as error:
+                self._internal(step.__name__.strip("_"), error)
+        seen = [self._seen(child, now) for child in children]
+        if not self.ever_ready and self._worked():
             self.ever_ready = True
             words[scoreboard.M_EVER_READY] = 1
-        if self.restarts.canary and any(one.ready and not one.asked for one in seen):
-            self.restarts.settled()
-        self._judge_crashes(now)
-        self._release_orphans()
-        self._kill_frozen(now)
-        self._group(now, seen)
-        self._floor()
-        if not (self.in_reload or self.stopping or self.server.reexec_pid or self.server.master_pid):
+        if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
+            self.canary = None
+        if not self.stopping:
             self._advance(seen, now)
-        words[scoreboard.M_SURGE] = int(self.state.phase is not plan.Phase.IDLE)
-        words[scoreboard.M_HOLD_UNTIL_NS] = int(max(0.0, self.restarts.hold_until) * 1e9) if (
-            self.restarts.held(now)) else 0
+            seen = [self._seen(child, now) for child in children]
+        wanted = plan.target(server._num_workers, seen, self.state, canary=self.canary)
+        words[scoreboard.M_TARGET] = wanted
+        words[scoreboard.M_SURGE] = int(self.state.phase is not Phase.IDLE)
+        words[scoreboard.M_HOLD_UNTIL_NS] = int(self.restarts.hold_until * 1e9) if self.restarts.held(now) else 0
         words[scoreboard.M_CRASHES] = self.restarts.recent(now)
         if now - self._last_rotation > 5.0:
             self._last_rotation = now
             for name in logs.rotate_if_needed():
                 logs.process("log_rotated", file=name)
+        return wanted
 
-    def _look(self, worker: Any, child: Child) -> plan.Seen:
-        row = child.row
-        if row is None:
-            return plan.Seen(worker.pid, worker.age, True, child.asked, child.term_at)
-        child.ready = child.ready or row.words[scoreboard.W_STATE] >= scoreboard.STATE_READY
-        if not child.asked:
-            child.asked = _name(row.words[scoreboard.W_RETIRE_REASON])
-            if not child.asked and row.orders[scoreboard.O_CLI_RETIRE]:
-                child.asked = "asked"
-            if child.asked:
-                row.orders[scoreboard.O_RETIRE_REASON] = CODE[child.asked]
-        return plan.Seen(worker.pid, worker.age, child.ready, child.asked, child.term_at)
+    def _seen(self, child: Child, now: float) -> plan.Seen:
+        asked = child.asked
+        if (asked == "memory_growth" and now < self._growth_until) or (
+                self._upgrading() and asked not in plan.BROKEN):
+            asked = ""
+        return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
+                         now - child.ready_at if child.ready_at else 0.0)
+
+    def _upgrading(self) -> bool:
+        """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
+        return bool(self.server.reexec_pid or self.server.master_pid)
 
     def _advance(self, seen: list[plan.Seen], now: float) -> None:
         cfg = self.server.cfg
-        threaded = "gthread" in str(cfg.worker_class_str)
-        close_time = min(float(cfg.keepalive), 5.0) if threaded else 0.0
-        # the dead man's switch in the worker comes first
-        mercy = self.mercy() + 2.0
+        # sync workers close every connection anyway
+        close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
-        step = plan.next_step(before, seen, now, surge=self._may_surge(), close_time=close_time, mercy=mercy)
+        step = plan.next_step(before, seen, now, base=self.server._num_workers,
+                              surge=not self._upgrading() and self._may_surge(), close_time=close_time,
+                              mercy=self.mercy() + 2.0)  # the dead man's switch in the worker comes first
         self.state = step.state
-        if step.action is plan.Action.NOTHING:
+        if step.action is Action.NOTHING:
             return
-        worker, child = next((item for item in self.children.items() if item[0].pid == step.pid), (None, None))
-        if worker is None or child is None:
-            return
-        if step.action is plan.Action.TERM:
-            self._term_worker(worker, child, now)
-        elif step.action is plan.Action.KILL:
-            child.killed = child.asked or "asked"
-            self._signal(step.pid, signal.SIGKILL)
-        elif step.action is plan.Action.CLOSE:
-            self._order(child, scoreboard.CMD_CLOSE_KEEPALIVE)
-        logs.process("replacement", action=step.action.name.lower(), worker_pid=step.pid,
-                     reason=child.asked or before.reason)
+        reason = step.state.reason or before.reason
+        for child in [child for child in self.children.values() if child.pid in step.pids]:
+            if not child.asked and reason:
+                child.ask(reason)
+            if step.action is Action.TERM:
+                self._terminate(child, now)
+            elif step.action is Action.KILL:
+                child.kill(child.asked or "asked")
+            elif step.action is Action.CLOSE:
+                child.close_connections()
+            logs.process("replacement", action=step.action.name.lower(), worker_pid=child.pid,
+                         reason=child.asked or reason)
 
     def mercy(self) -> float:
         """Seconds that a retiring worker may take to end."""
         given = self.settings.retire_mercy
         return given if given is not None else float(self.server.cfg.graceful_timeout) + 5.0
 
-    def _term_worker(self, worker: Any, child: Child, now: float) -> None:
+    def _terminate(self, child: Child, now: float) -> None:
         child.term_at = now
+        child.close_connections()
         if child.row is not None:
             child.row.orders[scoreboard.O_RETIRE_SINCE_NS] = time.monotonic_ns()
-        self._signal(worker.pid, signal.SIGTERM)
+        if child.asked == "memory_growth":
+            pause = growth_pause(self.settings.min_worker_uptime, self._growth_early)
+            self._growth_early = self._growth_early + 1 if now < self._growth_until + pause else 0
+            self._growth_until = now + growth_pause(self.settings.min_worker_uptime, self._growth_early)
+        child.send(signal.SIGTERM)
 
-    def _order(self, child: Child, command: int) -> None:
-        if child.row is not None:
-            child.row.orders[scoreboard.O_COMMAND] = command
-            child.row.orders[scoreboard.O_COMMAND_SEQ] += 1
-
-    def _signal(self, pid: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+    def _again(self, now: float, children: list[Child]) -> None:
+        """A SIGTERM that came before the worker's signal handlers were there was lost: send it again."""
+        for child in children:
+            if child.term_at and now - child.term_at < 10.0 and not child.ending():
+                child.send(signal.SIGTERM)
 
     def _may_surge(self) -> bool:
         """Surge is on, and there is room in memory for one worker more."""
@@ -298,34 +328,9 @@ class Supervisor:
         free = cgroup.available()
         return free is None or free > largest * 0.5
 
-    def _target(self) -> int:
-        seen = [self._look(worker, child) for worker, child in self.children.items()
-                if isinstance(worker.pid, int) and worker.pid in self.server.WORKERS]
-        base = self.server._num_workers
-        if self.in_reload:
-            return int(base)
-        wanted = plan.target(base, seen, self.state, canary=self.restarts.canary)
-        self.board.master.words[scoreboard.M_TARGET] = wanted
-        return wanted
-
-    def _newcomers_ready(self) -> bool:
-        """In a reload: wait until the new workers serve; False if they do not boot, and the old ones stay."""
-        deadline = time.monotonic() + plan.READY_TIMEOUT
-        newcomers = [(worker, child) for worker, child in self.children.items() if worker.age > self.reload_age]
-        while time.monotonic() < deadline:
-            if all(child.row is None or child.row.words[scoreboard.W_STATE] >= scoreboard.STATE_READY
-                   for _, child in newcomers):
-                return True
-            if any(child.ended or not _alive(worker.pid) for worker, child in newcomers):
-                logs.process("reload_failed", level="ERROR",
-                             remedy="the new workers do not boot: the old ones go on; see the error log")
-                return False
-            time.sleep(0.05)
-        return True
-
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)
-        self.board.master.words[scoreboard.M_DEGRADED] = int(degraded)
+        self.words[scoreboard.M_DEGRADED] = int(degraded)
         if degraded and not self._degraded:
             logs.process("too_many_restarts", level="CRITICAL", crashes=self.restarts.recent(now),
                          window_s=self.settings.restart_window, action=self.settings.restart_action)
@@ -334,99 +339,83 @@ class Supervisor:
                                  f"{self.settings.restart_window:g} s", 1)
         self._degraded = degraded
 
-    def _release_orphans(self) -> None:
-        """Workers that gunicorn forgot without calling child_exit."""
-        for worker in list(self.children):
-            if isinstance(worker.pid, int) and worker.pid not in self.server.WORKERS and not _alive(worker.pid):
-                self.exited(worker)
-
-    def _kill_frozen(self, now: float) -> None:
+    def _kill_frozen(self, now: float, children: list[Child]) -> None:
         """A stopped process neither answers nor leaves: it is replaced at once, not after gunicorn's timeout."""
-        for worker, child in self.children.items():
-            row = child.row
-            if row is None or not row.words[scoreboard.W_HEARTBEAT_NS] or child.killed:
-                continue
-            silent = now - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
-            if silent > FROZEN and _stopped(worker.pid):
-                child.killed = "frozen"
-                logs.process("worker_frozen", level="ERROR", worker_pid=worker.pid, silent_s=round(silent, 1))
-                self._signal(worker.pid, signal.SIGKILL)
+        for child in children:
+            beat = child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 if child.row is not None else now
+            if now - (beat or child.started) > FROZEN and not child.killed and stopped(child.pid):
+                logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, silent_s=round(now - beat, 1))
+                child.kill("frozen")
 
-    def _group(self, now: float, seen: list[plan.Seen]) -> None:
+    def _group(self, now: float, children: list[Child]) -> None:
         """Under pressure on the group's memory the largest worker is replaced."""
-        if any(one.asked or one.term_at for one in seen) or now - self._last_group_retirement < 10.0:
+        if any(child.asked or child.term_at for child in children) or now - self._last_group < 10.0:
             return
-        rows = {row.slot: int(row.words[scoreboard.W_RSS]) for row in self.board.live()
-                if row.words[scoreboard.W_STATE] == scoreboard.STATE_READY}
+        rows = {child.row.slot: int(child.row.words[scoreboard.W_RSS]) for child in children
+                if child.row is not None and child.ready_at}
         slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(),
                               limit=self.settings.memory_limit)
-        if slot is None:
-            return
-        self._last_group_retirement = now
-        for child in self.children.values():
-            if child.row is not None and child.row.slot == slot:
-                child.asked = "memory_pressure"
-                child.row.orders[scoreboard.O_RETIRE_REASON] = CODE[child.asked]
-                logs.process("memory_pressure", level="WARNING", slot=slot, rss=rows[slot])
+        for child in children:
+            if slot is not None and child.row is not None and child.row.slot == slot:
+                self._last_group = now
+                child.ask("memory_pressure")
+                logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
 
-    def _floor(self) -> None:
+    def _floor(self, now: float, children: list[Child]) -> None:
         """What fresh workers reach again and hold is learned as the floor."""
-        floors = [int(row.words[scoreboard.W_WARM_FLOOR]) for row in self.board.live()]
-        self.board.master.words[scoreboard.M_WARM_FLOOR] = learned_floor(
-            int(self.board.master.words[scoreboard.M_WARM_FLOOR]), floors)
+        floors = [int(child.row.words[scoreboard.W_WARM_FLOOR]) for child in children if child.row is not None]
+        self.words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self.words[scoreboard.M_WARM_FLOOR]), floors)
 
-    # -- exits ---------------------------------------------------------------------------------------------------
+    # -- exits and reloads ---------------------------------------------------------------------------------------
 
-    def _peek(self) -> None:
-        """Exit statuses before gunicorn collects them: it does not pass them on."""
-        for worker, child in self.children.items():
-            if child.status is not None or not isinstance(worker.pid, int):
-                continue
-            with contextlib.suppress(ChildProcessError, OSError):
-                found = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if found is not None:
-                    code = found.si_status
-                    child.status = code << 8 if found.si_code == os.CLD_EXITED else code
+    def _worked(self) -> bool:
+        """Whether any worker was ever ready."""
+        return self.ever_ready or any(child.row is not None and child.row.words[scoreboard.W_READY_NS]
+                                      for child in self.children.values())
 
-    def _finish_missing(self) -> None:
-        """What gunicorn skipped when it raised: the worker's temporary file and child_exit."""
-        for worker in list(self.children):
-            child = self.children[worker]
-            if child.status is not None and not child.ended and worker.pid not in self.server.WORKERS:
+    def _finish_missing(self, exit_status: int | None) -> None:
+        """What gunicorn skips when it raises: the worker's temporary file and child_exit."""
+        for worker, child in list(self.children.items()):
+            if child.pid and child.pid not in self.server.WORKERS and child.pid not in self._hidden and (
+                    not alive(child.pid)):
+                if child.status is None and exit_status is not None:
+                    child.status = exit_status << 8
                 with contextlib.suppress(Exception):
                     worker.tmp.close()
                 self.server.cfg.child_exit(self.server, worker)
+                self.exited(worker)
 
-    def _fail_first(self, halt: HaltServer) -> None:
-        logs.process("never_worked", level="CRITICAL", reason=halt.reason,
-                     remedy="the app did not start in any worker: see the traceback above")
+    def _release_vanished(self) -> None:
+        """Workers that gunicorn forgot without calling child_exit."""
+        for worker, child in list(self.children.items()):
+            if child.pid and child.pid not in self.server.WORKERS and not alive(child.pid):
+                self.exited(worker)
+
+    def _drop_unborn(self) -> None:
+        """Rows of workers that could not be forked."""
+        for worker, child in list(self.children.items()):
+            if not child.pid:
+                del self.children[worker]
+                if child.row is not None:
+                    self.board.release(child.row)
+
+    def _hide_old(self) -> None:
+        """Called inside gunicorn's reload, which would end the old workers now and wait for them: with those out of
+        its sight it goes on at once. The tick ends them when the new ones are ready.
+        """
+        workers = self.server.WORKERS
+        for pid in [pid for pid, worker in workers.items() if worker.age <= self._reload_age]:
+            self._hidden[pid] = workers.pop(pid)
+
+    def _undo_reload(self, before: dict[str, Any], error: BaseException) -> None:
+        for name, value in before.items():
+            setattr(self.server, name, value)
+        self.server.app.cfg = self.server.cfg
+        os.environ.update(self.server.cfg.env)
+        self._drop_unborn()
+        what = f"{type(error).__name__}: {error}"[:500]
+        logs.process("reload_failed", level="ERROR", error=what, remedy="the service goes on as it was")
+        self.server.log.error("flask_stability: the reload failed (%s): the service goes on as it was", what)
 
     def _internal(self, where: str, error: Exception) -> None:
         logs.process("internal_error", level="ERROR", where=where, error=f"{type(error).__name__}: {error}"[:500])
-
-
-def _name(code: int) -> str:
-    return REASONS[code] if 0 < code < len(REASONS) else ""
-
-
-def _alive(pid: Any) -> bool:
-    """Whether the process is there and no zombie."""
-    if not isinstance(pid, int):
-        return True
-    state = _state(pid)
-    return state not in ("", "Z", "X")
-
-
-def _stopped(pid: Any) -> bool:
-    return isinstance(pid, int) and _state(pid) == "T"
-
-
-def _state(pid: int) -> str:
-    """The process's state letter, "" if it is gone; "?" where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0].decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return "" if os.path.isdir("/proc/self") else "?"
-    except (OSError, IndexError):
-        return "?"

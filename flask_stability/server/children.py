@@ -1,0 +1,113 @@
+"""What the master knows of its workers' processes: what it remembers of each, and what the kernel says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from .. import scoreboard
+from ..scoreboard import CODE, REASONS, Row
+
+
+@dataclass(eq=False)
+class Child:
+    """One worker.
+
+    :ivar worker: gunicorn's object.
+    :ivar started, term_at, ready_at: monotonic seconds; 0.0 = not yet.
+    :ivar asked: the reason to replace it, "" for none.
+    :ivar killed: the reason we killed it for, "" if we did not.
+    :ivar status: as `os.waitpid` gives it, None while it is not known.
+    """
+
+    worker: Any
+    row: Row | None
+    started: float
+    asked: str = ""
+    killed: str = ""
+    term_at: float = 0.0
+    ready_at: float = 0.0
+    status: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id, 0 before it was forked."""
+        pid = self.worker.pid
+        return pid if isinstance(pid, int) else 0
+
+    def look(self, now: float) -> None:
+        """Take over what the worker and the command line say of it."""
+        row = self.row
+        if row is None:  # all rows are taken: nothing is known of it
+            self.ready_at = self.ready_at or now
+            return
+        if not self.ready_at and row.words[scoreboard.W_STATE] >= scoreboard.STATE_READY:
+            self.ready_at = row.words[scoreboard.W_READY_NS] / 1e9 or now
+        said = _name(row.words[scoreboard.W_RETIRE_REASON])
+        if not self.asked or said == "memory_hard":
+            self.ask(said or ("asked" if row.orders[scoreboard.O_CLI_RETIRE] else ""))
+
+    def ask(self, reason: str) -> None:
+        """It is to be replaced."""
+        if reason:
+            self.asked = reason
+            if self.row is not None:
+                self.row.orders[scoreboard.O_RETIRE_REASON] = CODE[reason]
+
+    def close_connections(self) -> None:
+        """From now on it answers with ``Connection: close``."""
+        if self.row is not None:
+            self.row.orders[scoreboard.O_RETIRE_STATE] = scoreboard.STATE_RETIRING
+
+    def ending(self) -> bool:
+        """It has noticed its SIGTERM."""
+        return self.row is None or self.row.words[scoreboard.W_STATE] >= scoreboard.STATE_STOPPING
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it is still there."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL."""
+        self.killed = reason
+        self.send(signal.SIGKILL)
+
+    def peek(self) -> None:
+        """Its exit status, left for gunicorn to collect: gunicorn does not pass it on."""
+        if self.status is not None or not self.pid:
+            return
+        with contextlib.suppress(OSError):
+            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None:
+                code = found.si_status
+                self.status = code << 8 if found.si_code == os.CLD_EXITED else code
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def stopped(pid: int) -> bool:
+    """Whether it was stopped by a signal: then it does nothing, however long one waits."""
+    return state(pid) == "T"
+
+
+def state(pid: int) -> str:
+    """The process's state letter, "" if it is gone; "?" where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return "" if os.path.isdir("/proc/self") else "?"
+    except (OSError, IndexError):
+        return "?"
+
+
+def _name(code: int) -> str:
+    return REASONS[code] if 0 < code < len(REASONS) else ""

@@ -1,0 +1,70 @@
+"""The threads of a gthread worker: when all of them are stuck, and more of them. `Stuck` is pure."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+FIRST = 2.0  #: seconds without progress, with work queued, after which the first spare threads come
+AGAIN = 1.0  #: the same once spare threads were added
+MOST = 8  #: × the worker's threads: so many spare ones at the most
+
+
+class Stuck:
+    """Watches one worker's progress.
+
+    The first time as many spare threads as there are threads are wanted. If those get stuck too the worker is to be
+    replaced; until it has gone, more are wanted as long as work that it accepted waits, up to a limit.
+
+    :ivar since: when progress stopped, 0.0 = it did not.
+    :ivar times: how often all threads were found stuck.
+    :ivar added: spare threads wanted so far.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._progress: object = None
+        self.since = 0.0
+        self.times = self.added = 0
+
+    def look(self, now: float, queued: int, progress: object) -> int:
+        """How many spare threads are wanted now.
+
+        :param queued: accepted connections that no thread has taken yet.
+        :param progress: anything that changes when a request begins or ends.
+        """
+        if not queued:
+            self.since = 0.0
+            return 0
+        if not self.since or progress != self._progress:
+            self.since, self._progress = now, progress
+            return 0
+        if now - self.since < (AGAIN if self.times else FIRST):
+            return 0
+        self.since = now
+        if self.added >= MOST * self._threads:
+            return 0
+        self.times += 1
+        self.added += self._threads
+        return self._threads
+
+
+def queued(worker: Any) -> int:
+    """Connections that a gthread worker accepted and no thread has taken; on other workers 0."""
+    try:
+        return int(worker.tpool._work_queue.qsize())
+    except AttributeError:
+        return 0
+
+
+def add_threads(worker: Any, number: int) -> bool:
+    """Give a gthread worker more threads; False if this Python's pool has not what that needs."""
+    pool = getattr(worker, "tpool", None)
+    if not (hasattr(pool, "_max_workers") and hasattr(pool, "_adjust_thread_count")):
+        return False
+    assert pool is not None
+    with getattr(pool, "_shutdown_lock", None) or contextlib.nullcontext():
+        pool._max_workers += number
+        for _ in range(min(number, queued(worker))):
+            pool._adjust_thread_count()
+    return True
