@@ -119,10 +119,9 @@ def refused(error: Any) -> ResponseReturnValue:
     return jsonify(error=error.description), error.code
 
 
-@blueprint.app_errorhandler(Exception)
-def lost_tables(error: Exception) -> ResponseReturnValue:
+@blueprint.teardown_app_request
+def lost_tables(error: BaseException | None) -> None:
     """A database that was dropped and came back has no tables: make them at the next request."""
-    if type(error).__name__ in ("ProgrammingError", "OperationalError") and (
-            "no such table" in str(error) or (error.args and error.args[0] in (1146, 1046))):
+    code = error.args[0] if error is not None and error.args else None
+    if code in (1146, 1049, 1046) or "no such table" in str(code):
         schema.forget()
-    raise error
