@@ -135,9 +135,9 @@ class MariaDB:
 
     def connect(self, **options: Any) -> Any:
         """A plain mysqlclient connection of the app's user over TCP, in autocommit."""
-        return MySQLdb.connect(**{**dict(
-            host="127.0.0.1", port=self.port, user=self.user, password=self.password, database=self.name,
-            charset="utf8mb4", autocommit=True, connect_timeout=5), **options})
+        defaults = {"host": "127.0.0.1", "port": self.port, "user": self.user, "password": self.password,
+                    "database": self.name, "charset": "utf8mb4", "autocommit": True, "connect_timeout": 5}
+        return MySQLdb.connect(**{**defaults, **options})
 
     def admin(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Execute as root over the socket; the rows."""
@@ -243,7 +243,7 @@ class FaultProxy:
             self._reply_bytes = count
 
     def cut_reply_to(self, number: int = 1) -> None:
-        """Once: the server gets the `number`-th command from now and executes it; its reply is lost and the link cut."""
+        """Once: the server executes the `number`-th command from now; its reply is lost and the link ends."""
         with self._lock:
             self._reply_number = number
 

@@ -6,6 +6,7 @@ Requests never probe; the keeper does. Nygard, "Release It!", 2nd edition, chapt
 from __future__ import annotations
 
 import threading
+import time
 
 FAILURES = 5
 
@@ -13,13 +14,15 @@ FAILURES = 5
 class Breaker:
     """CLOSED until `threshold` failures in a row or `trip`, then OPEN until `success`.
 
-    No lock is held over I/O: callers report what came of it.
+    No lock is held over I/O: callers report what came of it and when they began. What began before the latest
+    success is old news and does not count.
     """
 
     def __init__(self, threshold: int = FAILURES) -> None:
         self._threshold = threshold
         self._lock = threading.Lock()
         self._failures = 0
+        self._succeeded = 0.0
         self.open = False
         self.reason = ""
 
@@ -28,23 +31,28 @@ class Breaker:
         """For people: "open" or "closed"."""
         return "open" if self.open else "closed"
 
-    def failure(self, reason: str) -> bool:
-        """One more failed connect; True if that opened it."""
+    def failure(self, reason: str, started: float) -> bool:
+        """One more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker."""
         with self._lock:
+            if started < self._succeeded:
+                return False
             self._failures += 1
             if self.open or self._failures < self._threshold:
                 return False
             self.open, self.reason = True, reason
             return True
 
-    def trip(self, reason: str) -> bool:
-        """Open at once; True if it was closed."""
+    def trip(self, reason: str, started: float) -> bool:
+        """Open at once, for what began at `started`; True if it was closed."""
         with self._lock:
-            was, self.open, self.reason = self.open, True, reason
-            return not was
+            if self.open or started < self._succeeded:
+                return False
+            self.open, self.reason = True, reason
+            return True
 
     def success(self) -> bool:
         """A connect or a probe worked; True if that closed it."""
         with self._lock:
+            self._succeeded = time.monotonic()
             was, self.open, self._failures = self.open, False, 0
             return was

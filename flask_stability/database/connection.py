@@ -6,7 +6,10 @@ afterwards raises and never touches the next borrower's work.
 
 from __future__ import annotations
 
+import functools
 import os
+import random
+import select
 import socket
 import sys
 import threading
@@ -16,56 +19,81 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import DeadlineExceeded
 from ..request import RequestRecord
 from .statements import CLEAN, SESSION, TRANSACTION, effect_of
 
 if TYPE_CHECKING:
     from .pool import Pool
 
+IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
+
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_HARMLESS = frozenset(("affected_rows", "character_set_name", "escape", "escape_string", "fileno", "get_autocommit",
+                       "get_host_info", "get_server_info", "info", "insert_id", "literal", "string_literal",
+                       "thread_id", "total_changes", "warning_count"))
 
 
 class Entry:
-    """One connection as the pool knows it.
+    """One connection as the pool knows it. Times are `time.monotonic` seconds, 0.0 = none.
 
-    :ivar steady: DBUtils' connection; the driver's is ``raw``.
-    :ivar since: when its borrower took it, `time.monotonic` seconds.
-    :ivar inside: since when a thread is in a call on it; 0.0 = none is.
-    :ivar limit: `time.monotonic` seconds at which the call is cut off; 0.0 = the request's deadline alone decides.
+    :ivar steady: DBUtils' connection; the driver's is ``raw``, a duplicate of its socket ``link``.
+    :ivar state: IDLE, IN_USE (an app has it), RESERVED (the pool works on it) or REMOVED.
+    :ivar since: when its borrower took it.
+    :ivar inside: since when a thread is in a call on it.
+    :ivar limit: when that call is cut off, beside the request's own deadline.
     :ivar cut: why it was cut off, or "".
+    :ivar effect: what has to be cleared before the next borrower.
+    :ivar unit: the transaction it is in, told of what dooms it.
     """
 
-    __slots__ = ("autocommit", "broken", "created", "cut", "effect", "expires", "generation", "in_transaction",
-                 "inside", "last_used", "limit", "link", "raw", "reported", "request", "since", "stack", "steady",
-                 "thread_id", "thread_name", "unit", "__weakref__")
+    __slots__ = ("broken", "checked", "cut", "effect", "expires", "fd", "generation", "in_transaction", "inside",
+                 "jitter", "last_used", "limit", "link", "poll", "raw", "reported", "request", "since", "stack",
+                 "state", "steady", "thread_id", "unit")
 
-    def __init__(self, steady: Any, raw: Any, link: socket.socket | None, expires: float, generation: int) -> None:
-        self.steady, self.raw, self.link = steady, raw, link
-        self.created = self.last_used = time.monotonic()
-        self.expires, self.generation = expires, generation
+    def __init__(self, steady: Any, link: socket.socket | None, lifetime: float, generation: int) -> None:
+        self.steady, self.raw, self.link = steady, steady.dbapi_connection, link
+        self.fd, self.poll = -1, None
+        if link is not None:
+            self.fd, self.poll = self.raw.fileno(), select.poll()
+            self.poll.register(link, select.POLLIN)
+        self.last_used = self.checked = time.monotonic()
+        self.jitter = random.random()
+        self.expires = self.last_used + lifetime * (1.0 - 0.025 * self.jitter)
+        self.generation = generation
+        self.state = RESERVED
         self.inside = self.limit = self.since = 0.0
-        self.broken = False
+        self.broken = self.in_transaction = self.reported = False
         self.cut = ""
         self.effect = CLEAN
-        self.in_transaction = False
-        self.reported = False
         self.request: RequestRecord | None = None
-        self.unit: Any = None
         self.stack: tuple[tuple[str, int, str], ...] = ()
-        self.thread_id, self.thread_name = 0, ""
+        self.thread_id = 0
+        self.unit: Any = None
 
     def taken(self, request: RequestRecord | None) -> None:
         """Remember the borrower."""
-        thread = threading.current_thread()
-        self.thread_id, self.thread_name = thread.ident or 0, thread.name
+        self.thread_id = threading.get_ident()
         self.request, self.since, self.reported = request, time.monotonic(), False
         self.stack = _caller(sys._getframe(2))
 
+    def thread_name(self) -> str:
+        """Of the borrower."""
+        return next((thread.name for thread in threading.enumerate() if thread.ident == self.thread_id), "(ended)")
+
+    def given_back(self) -> None:
+        """Forget the borrower."""
+        self.request, self.stack, self.effect, self.in_transaction, self.unit = None, (), CLEAN, False, None
+        self.last_used = self.checked = time.monotonic()
+
+    def hung_up(self) -> bool:
+        """The other end has; no round trip. An idle connection has nothing to read but the server's farewell."""
+        return self.poll is not None and bool(self.poll.poll(0))
+
     def deadline(self) -> float:
-        """When the call that is under way has to end; 0.0 = never."""
-        request = self.request
-        own = request.deadline - 1.0 if request is not None and request.deadline else 0.0
+        """When a call that is under way has to end."""
+        request, own = self.request, 0.0
+        if request is not None and request.timeout and not request.response_started:
+            own = request.deadline - 1.0
         return min(own, self.limit) if own and self.limit else own or self.limit
 
 
@@ -89,18 +117,22 @@ class PooledConnection:
     def __init__(self, pool: Pool, entry: Entry) -> None:
         self._pool = pool
         self._entry: Entry | None = entry
-        self._cursors: weakref.WeakSet[PooledCursor] = weakref.WeakSet()
+        self._cursors: list[weakref.ref[PooledCursor]] = []
+
+    def __repr__(self) -> str:
+        return f"<PooledConnection to {self._pool.driver.describe()}{' (given back)' if self.closed else ''}>"
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the connection back; more than once without harm."""
-        with self._pool.handover:
-            entry, self._entry = self._entry, None
+        """Give the connection back; more than once, or by several threads, without harm."""
+        entry = self.__dict__.pop("_entry", None)  # one step: of two threads, one gets it
         if entry is None:
             return
-        for cursor in list(self._cursors):
-            cursor._abandon()
+        for reference in self._cursors:
+            cursor = reference()
+            if cursor is not None:
+                cursor._abandon()
         if entry.request is not None:
             entry.request.drop(self)
         self._pool.cache(entry)
@@ -114,18 +146,15 @@ class PooledConnection:
         self.close()
 
     def __del__(self) -> None:
-        try:
-            entry, self._entry = self._entry, None
-            if entry is not None:
-                self._pool.lost(entry)  # the keeper does the I/O: a finalizer may run anywhere
-        except Exception:
-            pass
+        entry = self.__dict__.pop("_entry", None)
+        if entry is not None:
+            self._pool.lost.append(entry)  # the keeper does the rest: a finalizer may run anywhere, in any lock
 
     # -- the DB-API ----------------------------------------------------------------------------------------------
 
     @property
     def _live(self) -> Entry:
-        entry = self._entry
+        entry: Entry | None = self.__dict__.get("_entry")
         if entry is None:
             raise self._pool.driver.dbapi.InterfaceError("this connection was given back to the pool")
         return entry
@@ -133,7 +162,7 @@ class PooledConnection:
     @property
     def closed(self) -> bool:
         """It was given back."""
-        return self._entry is None
+        return "_entry" not in self.__dict__
 
     @property
     def dbapi_connection(self) -> Any:
@@ -151,7 +180,9 @@ class PooledConnection:
         """A new cursor; arguments are the driver's."""
         entry = self._live
         cursor = PooledCursor(self, entry, entry.raw.cursor(*args, **kwargs))
-        self._cursors.add(cursor)
+        if len(self._cursors) > 64:
+            self._cursors = [reference for reference in self._cursors if reference() is not None]
+        self._cursors.append(weakref.ref(cursor))
         return cursor
 
     def execute(self, sql: str, parameters: Any = None) -> PooledCursor:
@@ -164,7 +195,7 @@ class PooledConnection:
         """Begin a transaction."""
         entry = self._live
         entry.effect = max(entry.effect, TRANSACTION)
-        self._pool.call(entry, _run, entry.raw, self._pool.driver.begin_sql)
+        self._pool.call(entry, self._pool.driver.begin, entry.raw)
 
     def commit(self) -> None:
         """Commit what the driver has open."""
@@ -183,11 +214,8 @@ class PooledConnection:
     def autocommit(self, on: bool) -> None:
         """Switch the autocommit mode until the connection is given back."""
         entry = self._live
-        entry.effect = max(entry.effect, TRANSACTION)
-        if self._pool.driver.kind == "mysql":
-            self._pool.call(entry, entry.raw.autocommit, on)
-        else:
-            entry.raw.isolation_level = None if on else "IMMEDIATE"
+        entry.effect = SESSION
+        self._pool.call(entry, self._pool.driver.set_autocommit, entry.raw, on)
 
     def ping(self) -> None:
         """One round trip; raises if the link is lost."""
@@ -199,39 +227,33 @@ class PooledConnection:
             raise AttributeError(name)
         entry = self._live
         value = getattr(entry.raw, name)
-        if callable(value) and not isinstance(value, type):
+        if not callable(value) or isinstance(value, type):
+            return value
+        if name not in _HARMLESS:
             entry.effect = SESSION
-        return value
-
-
-def _run(raw: Any, sql: str) -> None:
-    if hasattr(raw, "query"):
-        raw.query(sql)
-    else:
-        raw.execute(sql)
+        return functools.partial(self._pool.call, entry, value)
 
 
 class PooledCursor:
     """A cursor that ends with its connection's turn."""
 
     def __init__(self, connection: PooledConnection, entry: Entry, raw: Any) -> None:
-        self._connection: PooledConnection | None = connection
-        self._entry = entry
-        self._raw = raw
+        self._connection, self._entry, self._raw = connection, entry, raw
+        self._pool = connection._pool
+        self._unbuffered = isinstance(raw, self._pool.driver.unbuffered)
 
     @property
-    def connection(self) -> PooledConnection | None:
+    def connection(self) -> PooledConnection:
         """The connection it belongs to (PEP 249)."""
         return self._connection
 
     def _abandon(self) -> None:
         """The connection goes back: nothing more may be done through this cursor."""
-        connection, self._connection = self._connection, None
         raw, self._raw = self._raw, None
-        if connection is None or raw is None:
+        if raw is None:
             return
-        if type(raw).__name__.startswith("SS"):
-            self._entry.broken = True  # closing an unbuffered cursor would fetch all that is left
+        if self._unbuffered and self._pool.driver.kind == "mysql":
+            self._entry.broken = True  # closing it would fetch all that is left
             return
         try:
             raw.close()
@@ -239,77 +261,70 @@ class PooledCursor:
             self._entry.broken = True
 
     def _check(self) -> Any:
-        connection = self._connection
-        if connection is None:
-            raise self._entry_error("this cursor is closed")
-        if connection._entry is not self._entry:
-            raise self._entry_error("the connection of this cursor was given back to the pool")
-        return self._raw
-
-    def _entry_error(self, text: str) -> Exception:
-        kind = sys.modules[type(self._entry.raw).__module__.partition(".")[0]]
-        module: Any = kind if hasattr(kind, "ProgrammingError") else sys.modules["sqlite3"]
-        error: Exception = module.ProgrammingError(text)
-        return error
+        if self._connection.__dict__.get("_entry") is not self._entry:
+            raise self._pool.driver.dbapi.ProgrammingError(
+                "the connection of this cursor was given back to the pool")
+        raw = self._raw
+        if raw is None:
+            raise self._pool.driver.dbapi.ProgrammingError("this cursor is closed")
+        return raw
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
         """Execute a statement once; it is never run again."""
-        raw = self._check()
-        entry = self._entry
+        raw, entry = self._check(), self._entry
+        self._pool.admit(entry)
         effect = effect_of(sql)
         if effect > entry.effect:
             entry.effect = effect
-        pool = self._connection._pool  # type: ignore[union-attr]
-        result = pool.call(entry, raw.execute, sql, parameters) if parameters is not None else pool.call(
-            entry, raw.execute, sql)
-        return self if result is raw else result
+        return self._returned(self._pool.call(entry, raw.execute, sql, parameters), raw)
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Any:
         """Execute a statement for each set of parameters; never again."""
-        raw = self._check()
-        entry = self._entry
+        raw, entry = self._check(), self._entry
+        self._pool.admit(entry)
         entry.effect = max(entry.effect, effect_of(sql))
-        result = self._connection._pool.call(entry, raw.executemany, sql, parameters)  # type: ignore[union-attr]
-        return self if result is raw else result
+        return self._returned(self._pool.call(entry, raw.executemany, sql, parameters), raw)
 
     def callproc(self, name: str, parameters: Iterable[Any] = ()) -> Any:
         """Call a stored procedure."""
-        raw = self._check()
-        self._entry.effect = SESSION
-        return self._connection._pool.call(  # type: ignore[union-attr]
-            self._entry, raw.callproc, name, parameters)
+        raw, entry = self._check(), self._entry
+        self._pool.admit(entry)
+        entry.effect = SESSION
+        return self._pool.call(entry, raw.callproc, name, parameters)
+
+    def _returned(self, result: Any, raw: Any) -> Any:
+        return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def close(self) -> None:
-        """Close the cursor."""
-        if self._connection is not None and self._connection._entry is self._entry:
-            raw = self._raw
-            self._connection._cursors.discard(self)
-            self._connection = self._raw = None
-            if raw is not None:
-                raw.close()
-        self._connection = None
+        """Close the cursor; more than once without harm."""
+        raw, self._raw = self._raw, None
+        if raw is not None and self._connection.__dict__.get("_entry") is self._entry:
+            self._fetch(raw.close)
+
+    def _fetch(self, function: Any, *args: Any) -> Any:
+        """Buffered rows are there already; others are asked of the database."""
+        return self._pool.call(self._entry, function, *args) if self._unbuffered else function(*args)
 
     def fetchone(self) -> Any:
         """The next row, or None."""
-        return self._check().fetchone()
+        return self._fetch(self._check().fetchone)
 
     def fetchmany(self, size: int | None = None) -> Any:
         """The next rows."""
         raw = self._check()
-        return raw.fetchmany() if size is None else raw.fetchmany(size)
+        return self._fetch(raw.fetchmany, *(() if size is None else (size,)))
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        return self._check().fetchall()
+        return self._fetch(self._check().fetchall)
+
+    def nextset(self) -> Any:
+        """On to the next result; None if there is none."""
+        return self._pool.call(self._entry, self._check().nextset)
 
     def __iter__(self) -> Iterator[Any]:
-        raw = self._check()
-        while True:
-            row = raw.fetchone()
-            if row is None:
-                return
+        while (row := self.fetchone()) is not None:
             yield row
-            raw = self._check()
 
     def __enter__(self) -> PooledCursor:
         return self
@@ -330,10 +345,3 @@ class PooledCursor:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._check(), name)
-
-
-def deadline_error(entry: Entry, error: BaseException) -> DeadlineExceeded:
-    """What a caller gets whose call was cut off."""
-    failure = DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
-    failure.__cause__ = error
-    return failure

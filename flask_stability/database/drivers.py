@@ -9,10 +9,8 @@ import enum
 import math
 import os
 import re
-import select
 import socket
 import sqlite3
-import threading
 import time
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -87,31 +85,31 @@ class Driver(Protocol):
     kind: str
     dbapi: Any
     threadsafety: int
-    begin_sql: str
+    unbuffered: tuple[type, ...]
 
-    def connect(self) -> Any:
-        """A new connection, within `limit` seconds of this thread."""
+    def connect(self, timeout: float | None = None) -> Any:
+        """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say."""
 
-    def set_limit(self, seconds: float) -> None:
-        """Seconds that the next `connect` of this thread may take."""
+    def begin(self, raw: Any) -> None:
+        """Begin a transaction."""
+
+    def set_autocommit(self, raw: Any, on: bool) -> None:
+        """Switch the autocommit mode."""
 
     def link(self, raw: Any) -> socket.socket | None:
         """A second handle on the connection's socket, to interrupt it; None if there is none."""
-
-    def alive(self, link: socket.socket | None) -> bool:
-        """False if the other end hung up; no round trip."""
 
     def ping(self, raw: Any) -> None:
         """One round trip; raises if there is no answer."""
 
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
-        """End the statement that another thread is in; never raises."""
+        """End the statement that another thread is in; never raises, never waits."""
+
+    def rollback(self, raw: Any) -> None:
+        """Roll back what is open."""
 
     def reset(self, raw: Any) -> None:
         """Clear the state of the session."""
-
-    def restore(self, raw: Any) -> None:
-        """After a rollback: the autocommit mode as configured."""
 
     def classify(self, error: BaseException) -> ErrorClass:
         """What an exception means."""
@@ -125,48 +123,50 @@ class MySQLDriver:
 
     kind = "mysql"
     threadsafety = 1
-    begin_sql = "BEGIN"
 
     def __init__(self, settings: Settings, url: str) -> None:
         try:
             import MySQLdb
+            import MySQLdb.cursors
         except ImportError as error:
             raise ConfigError("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
                               "pip install 'flask_stability[mysql]'") from error
         self.dbapi: Any = MySQLdb
+        self.unbuffered: tuple[type, ...] = (MySQLdb.cursors.SSCursor, MySQLdb.cursors.SSDictCursor)
         self._settings = settings
         self._address = DatabaseAddress.from_url(url)
-        self._local = threading.local()
-        self._session: str | None = None
+        #: The statement that limits statements; None until the first connection tells whose dialect it is.
+        self._limit: str | None = None
 
-    def set_limit(self, seconds: float) -> None:
-        self._local.limit = seconds
-
-    def connect(self) -> Any:
+    def connect(self, timeout: float | None = None) -> Any:
         settings, address = self._settings, self._address
-        limit = min(settings.db_connect_timeout, getattr(self._local, "limit", math.inf))
         options: dict[str, Any] = {}
         if settings.db_query_timeout:
             # the server's own limit comes first; these end a wait for a server that is gone
             backstop = math.ceil(settings.db_query_timeout) + 5
             options.update(read_timeout=backstop, write_timeout=backstop)
-        if self._session:
-            options["init_command"] = self._session
-        raw = self.dbapi.connect(
-            host=address.host, port=address.port, user=address.user, password=address.password, database=address.name,
-            connect_timeout=max(1, math.ceil(limit)), charset="utf8mb4", multi_statements=False,
-            autocommit=settings.db_autocommit, **options)
+        limit = self._limit
+        if limit:
+            options["init_command"] = limit
         try:
-            if self._session is None:
-                self._session = self._session_of(raw)
-                self._prepare(raw)
-        except BaseException:
-            raw.close()
+            raw = self.dbapi.connect(
+                host=address.host, port=address.port, user=address.user, password=address.password,
+                database=address.name, connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
+                charset="utf8mb4", multi_statements=False, autocommit=settings.db_autocommit, **options)
+        except self.dbapi.Error:
+            self._limit = None  # the server behind the address may be another one by now
             raise
+        if limit is None:
+            try:
+                self._limit = self._dialect(raw)
+                self._prepare(raw, self._limit)
+            except BaseException:
+                raw.close()
+                raise
         return raw
 
-    def _session_of(self, raw: Any) -> str:
-        """The statement that limits statements: MariaDB counts seconds, MySQL milliseconds (SELECT only)."""
+    def _dialect(self, raw: Any) -> str:
+        """MariaDB counts seconds, MySQL milliseconds (SELECT only)."""
         seconds = self._settings.db_query_timeout
         if not seconds:
             return ""
@@ -174,9 +174,15 @@ class MySQLDriver:
             return f"SET SESSION max_statement_time={seconds:g}"
         return f"SET SESSION max_execution_time={int(seconds * 1000)}"
 
-    def _prepare(self, raw: Any) -> None:
-        if self._session:
-            raw.query(self._session)
+    def _prepare(self, raw: Any, limit: str) -> None:
+        if limit:
+            raw.query(limit)
+
+    def begin(self, raw: Any) -> None:
+        raw.query("BEGIN")
+
+    def set_autocommit(self, raw: Any, on: bool) -> None:
+        raw.autocommit(on)
 
     def link(self, raw: Any) -> socket.socket | None:
         try:
@@ -193,17 +199,6 @@ class MySQLDriver:
             pass
         return link
 
-    def alive(self, link: socket.socket | None) -> bool:
-        if link is None:
-            return True
-        poll = select.poll()
-        try:
-            # an idle connection has nothing to read: anything there is the end, or the server's farewell
-            poll.register(link, select.POLLIN | select.POLLHUP | select.POLLERR)
-            return not poll.poll(0)
-        except (OSError, ValueError):
-            return False
-
     def ping(self, raw: Any) -> None:
         raw.ping()
 
@@ -214,16 +209,15 @@ class MySQLDriver:
             except OSError:
                 pass
 
+    def rollback(self, raw: Any) -> None:
+        raw.rollback()
+
     def reset(self, raw: Any) -> None:
         address = self._address
         raw.change_user(address.user, address.password, address.name)
         raw.set_character_set("utf8mb4")
         raw.autocommit(self._settings.db_autocommit)
-        self._prepare(raw)
-
-    def restore(self, raw: Any) -> None:
-        if bool(raw.get_autocommit()) != self._settings.db_autocommit:
-            raw.autocommit(self._settings.db_autocommit)
+        self._prepare(raw, self._limit or self._dialect(raw))
 
     def classify(self, error: BaseException) -> ErrorClass:
         return mysql_class(error)
@@ -232,28 +226,32 @@ class MySQLDriver:
         return f"{self._address.host}:{self._address.port}/{self._address.name}"
 
 
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|%s|%%", re.DOTALL)
+_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?\*/
+                         | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
 
 
 def translate(sql: str) -> str:
-    """``%s`` to ``?`` and ``%%`` to ``%``, outside of literals, quoted names and comments."""
+    """``%s`` to ``?`` and ``%(name)s`` to ``:name`` outside of literals, quoted names and comments; ``%%`` to ``%``."""
     found = _translated.get(sql)
     if found is None:
         if len(_translated) >= 1000:
             _translated.clear()
-        found = _translated[sql] = _QUOTED.sub(
-            lambda match: {"%s": "?", "%%": "%"}.get(match[0], match[0]), sql)
+        found = _translated[sql] = _TOKENS.sub(_translate_token, sql)
     return found
+
+
+def _translate_token(match: re.Match[str]) -> str:
+    if match[1]:
+        return ":" + match[1]
+    return "?" if match[0] == "%s" else match[0].replace("%%", "%")
 
 
 class _SQLiteCursor(sqlite3.Cursor):
     """Takes the parameter style of mysqlclient, so that one statement runs on both."""
 
     def execute(self, sql: str, parameters: Any = None) -> _SQLiteCursor:
-        if parameters is None:
-            return super().execute(sql)
-        return super().execute(sql if isinstance(parameters, dict) else translate(sql), parameters)
+        return super().execute(sql) if parameters is None else super().execute(translate(sql), parameters)
 
     def executemany(self, sql: str, parameters: Any) -> _SQLiteCursor:
         return super().executemany(translate(sql), parameters)
@@ -272,51 +270,50 @@ class SQLiteDriver:
     kind = "sqlite"
     dbapi: Any = sqlite3
     threadsafety = 1
-    begin_sql = "BEGIN IMMEDIATE"
+    unbuffered: tuple[type, ...] = (sqlite3.Cursor,)  # each fetch steps the statement
 
     def __init__(self, settings: Settings, path: str) -> None:
         self._settings, self.path = settings, path
-        self._local = threading.local()
 
-    def set_limit(self, seconds: float) -> None:
-        self._local.limit = seconds
-
-    def connect(self) -> Any:
-        limit = min(self._settings.db_timeout, getattr(self._local, "limit", math.inf))
+    def connect(self, timeout: float | None = None) -> Any:
+        limit = timeout or self._settings.db_connect_timeout
         folder = os.path.dirname(self.path)
         if folder:
             os.makedirs(folder, exist_ok=True)
-        raw = sqlite3.connect(self.path, timeout=max(0.1, limit), isolation_level=None, check_same_thread=False,
+        raw = sqlite3.connect(self.path, timeout=limit, isolation_level=None, check_same_thread=False,
                               factory=_SQLiteConnection)
         try:
-            self._wal(raw)
+            self._wal(raw, time.monotonic() + limit)
             raw.execute("PRAGMA synchronous=NORMAL")
             raw.execute("PRAGMA foreign_keys=ON")
             raw.execute(f"PRAGMA busy_timeout={int(self._settings.db_timeout * 1000)}")
-            if not self._settings.db_autocommit:
-                raw.isolation_level = "IMMEDIATE"
+            self.set_autocommit(raw, self._settings.db_autocommit)
         except BaseException:
             raw.close()
             raise
         return raw
 
-    def _wal(self, raw: Any) -> None:
+    def _wal(self, raw: Any, deadline: float) -> None:
         """Write-ahead log. Several processes that switch a new file at once get BUSY despite the busy timeout."""
-        deadline = time.monotonic() + 5
         while True:
             try:
                 raw.execute("PRAGMA journal_mode=WAL")
                 return
             except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                    return  # it can be read; a write will say what is wrong
                 if sqlite_class(error) is not ErrorClass.LOCK_WAIT or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
 
+    def begin(self, raw: Any) -> None:
+        raw.execute("BEGIN IMMEDIATE")
+
+    def set_autocommit(self, raw: Any, on: bool) -> None:
+        raw.isolation_level = None if on else "IMMEDIATE"
+
     def link(self, raw: Any) -> socket.socket | None:
         return None
-
-    def alive(self, link: socket.socket | None) -> bool:
-        return True
 
     def ping(self, raw: Any) -> None:
         raw.execute("SELECT 1").fetchone()
@@ -327,11 +324,13 @@ class SQLiteDriver:
         except sqlite3.Error:
             pass
 
-    def reset(self, raw: Any) -> None:
+    def rollback(self, raw: Any) -> None:
         raw.rollback()
 
-    def restore(self, raw: Any) -> None:
-        pass
+    def reset(self, raw: Any) -> None:
+        """A session's state cannot be cleared in place: tell the pool to close it."""
+        raw.rollback()
+        raise sqlite3.OperationalError("a changed session is not used again")
 
     def classify(self, error: BaseException) -> ErrorClass:
         return sqlite_class(error)

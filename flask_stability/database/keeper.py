@@ -1,258 +1,268 @@
-"""The pool's two threads: one that watches and never waits, one that does the waiting.
+"""The pool's watchman: a thread that looks and never waits, and short-lived helpers for whatever may wait.
 
-The keeper cuts off calls past their deadline, tells of leaks and publishes figures. The maintainer opens connections
-ahead of need, pings and expires idle ones, and probes a database that does not answer; what it asks is cut off by
-the keeper, so neither can hang.
+It cuts off calls past their deadline, finds a database that does not answer and notices when it is back, tells of
+leaks, looks after idle connections and publishes figures.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import scoreboard as board
+from .. import scoreboard
+from ..exceptions import TooManyRequests
 from ..signals import leak_suspected, send
+from .connection import IDLE, IN_USE, RESERVED, Entry
 
 if TYPE_CHECKING:
-    from .connection import Entry
     from .pool import Pool
 
-BUSY_INTERVAL = 0.25
-IDLE_INTERVAL = 1.0
-PROBE_INTERVAL = 0.5
-PROBE_TIMEOUT = 1.0
-PROBES = 2
+#: Between looks while a thread is in the database, while a connection is in use, and else, seconds.
+BUSY_INTERVAL, USED_INTERVAL, IDLE_INTERVAL = 0.1, 0.25, 1.0
+#: A call this long raises the question whether the database answers at all, seconds.
+SUSPICIOUS = 1.0
+PROBE_INTERVAL, PROBE_TIMEOUT = 0.5, 1.0
+#: Probes in a row without an answer that open the breaker.
+MISSES = 2
+#: Probes under way at once: a slow one must not delay the one that finds the database back.
+PROBES = 3
+#: What a call of before the outage gets to end by itself once the database is back, seconds.
+GRACE = 0.25
+MAINTENANCE_INTERVAL = 5.0
 
-_COUNTERS = (("requests_num", board.W_DB_REQUESTS), ("requests_queued", board.W_DB_QUEUED),
-             ("requests_wait_ms", board.W_DB_WAIT_MS), ("requests_errors", board.W_DB_ERRORS),
-             ("usage_ms", board.W_DB_USAGE_MS), ("connections_num", board.W_DB_CONNECTIONS),
-             ("connections_ms", board.W_DB_CONNECT_MS), ("connections_errors", board.W_DB_CONNECT_ERRORS),
-             ("connections_lost", board.W_DB_LOST), ("returns_bad", board.W_DB_BAD_RETURNS),
-             ("leaks_suspected", board.W_DB_LEAKS), ("retries_num", board.W_DB_RETRIES))
+_ALIVE = frozenset((1040, 1203, 1044, 1045, 1049, 1129, 1130, 1698))  # an error that only a living server sends
 
 
 class Keeper:
-    """Looks after one pool."""
+    """Looks after one pool, and ends when that is gone."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._stop = False
+        self._pool = weakref.ref(pool)
+        self._stopped = False
         self._wake = threading.Event()
-        self._work = threading.Event()
-        self._published: dict[str, float] = {}
-        self._next_publish = self._next_maintenance = 0.0
-        self._misses = 0
-        self._threads = [threading.Thread(target=target, name=name, daemon=True)
-                         for target, name in ((self._watch, "stability-keeper"),
-                                              (self._maintain, "stability-maintainer"))]
+        self._thread = threading.Thread(target=self._run, name="stability-keeper", daemon=True)
+        self._lock = threading.Lock()
+        self._probes = self._misses = 0
+        self._probed = self._answered = self._published = self._maintained = 0.0
+        self._maintaining = False
 
     def start(self) -> None:
         """Begin."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """End; does not wait for a call to the database that is under way."""
-        self._stop = True
-        self.wake()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(1.0)
+        """End; does not wait for helpers."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(1.0)
 
     def wake(self) -> None:
         """There is something to do now."""
         self._wake.set()
-        self._work.set()
 
-    # -- the thread that never waits -----------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        while not self._stop:
-            self._wake.wait(BUSY_INTERVAL if self._pool.in_use or self._pool.inside else IDLE_INTERVAL)
-            self._wake.clear()
+    def _run(self) -> None:
+        while not self._stopped:
+            pool = self._pool()
+            if pool is None:
+                return
+            pause = BUSY_INTERVAL
             try:
-                self._look(time.monotonic())
+                pause = self._look(pool, time.monotonic())
             except Exception as error:
-                self._pool._tell("keeper_failed", level="ERROR", error=type(error).__name__)
-                time.sleep(BUSY_INTERVAL)
+                pool.tell("keeper_failed", level="ERROR", error=type(error).__name__)
+            del pool
+            self._wake.wait(pause)
+            self._wake.clear()
 
-    def _look(self, now: float) -> None:
-        pool = self._pool
+    def _look(self, pool: Pool, now: float) -> float:
+        """One look; seconds until the next."""
         with pool._lock:
-            entries = list(pool.in_use)
+            entries = list(pool.entries)
         for entry in entries:
-            self._cut_if_due(entry, now)
-            self._tell_if_leaked(entry, now)
-        if self._suspicious(now):
-            self._work.set()
-        if now >= self._next_publish:
-            self._next_publish = now + 1.0
-            self._publish()
+            self._cut_if_due(pool, entry, now)
+            self._tell_if_leaked(pool, entry, now)
+        self._keep_one_free(pool, now)
+        self._probe_if_due(pool, entries, now)
+        self._maintain_if_due(pool, entries, now)
+        if now - self._published >= 1.0:
+            self._published = now
+            pool.counters.publish(scoreboard.my_row(), pool.stats())
+        if pool.inside or pool.waiters or pool.breaker.open or any(entry.inside for entry in entries):
+            return BUSY_INTERVAL
+        return USED_INTERVAL if any(entry.state is not IDLE for entry in entries) else IDLE_INTERVAL
 
-    def _cut_if_due(self, entry: Entry, now: float) -> None:
-        deadline = entry.deadline()
-        if entry.inside and deadline and now > deadline and not entry.cut:
-            self._cut(entry, "its time was over")
+    def _help(self, pool: Pool, job: Callable[[Pool], None]) -> bool:
+        """Do what may wait in a thread of its own."""
+        try:
+            threading.Thread(target=job, args=(pool,), name="stability-keeper-helper", daemon=True).start()
+            return True
+        except RuntimeError:  # no more threads: at the next look
+            return False
 
-    def _cut(self, entry: Entry, why: str) -> None:
-        entry.cut = why
-        self._pool.driver.interrupt(entry.raw, entry.link)
+    # -- calls past their deadline -------------------------------------------------------------------------------
 
-    def _tell_if_leaked(self, entry: Entry, now: float) -> None:
-        threshold = self._pool.settings.db_leak_detection_threshold
-        if not threshold or entry.reported or not entry.since or now - entry.since < threshold:
+    def _cut_if_due(self, pool: Pool, entry: Entry, now: float) -> None:
+        inside = entry.inside
+        if not inside:
             return
+        deadline = entry.deadline()
+        if deadline and now > deadline:
+            self._cut(pool, entry, inside, "its time was over")
+        elif pool.driver.kind == "sqlite" and 0 < pool.settings.db_query_timeout < now - inside:
+            pool.driver.interrupt(entry.raw, None)  # MySQL's server does that itself
+
+    def _cut(self, pool: Pool, entry: Entry, inside: float, why: str) -> bool:
+        """End the call that began at `inside`, and no later one: who ends a call looks at `cut` under the lock."""
+        with pool._lock:
+            if entry.cut or entry.inside != inside or entry.state not in (IN_USE, RESERVED):
+                return False
+            entry.cut = why
+            pool.driver.interrupt(entry.raw, entry.link)
+            return True
+
+    def _keep_one_free(self, pool: Pool, now: float) -> None:
+        """If every thread of the worker is inside and one has been for long, the latest to wait is sent away."""
+        threads = pool.threads
+        if threads < 2 or pool.settings.db_bulkhead is False or len(pool.inside) < threads:
+            return
+        oldest = max(min(list(pool.inside.values()), default=now), pool.forgiven)
+        if now - oldest <= SUSPICIOUS:
+            return
+        with pool._lock:
+            if pool.waiters:
+                pool.send_away(pool.waiters[-1], TooManyRequests(pool.crowded()))
+
+    # -- a database that does not answer -------------------------------------------------------------------------
+
+    def _probe_if_due(self, pool: Pool, entries: list[Entry], now: float) -> None:
+        """Ask while the breaker is open, or while a thread has been inside a networked database for long."""
+        if pool.driver.kind != "mysql":
+            return
+        oldest = min([entry.inside for entry in entries if entry.inside] + list(pool.inside.values()), default=now)
+        if not pool.breaker.open and now - oldest <= SUSPICIOUS:
+            self._misses = 0
+            return
+        with self._lock:
+            if now - self._probed < PROBE_INTERVAL or self._probes >= PROBES:
+                return
+            self._probed = now
+            self._probes += 1
+        if not self._help(pool, self._probe):
+            self._probes -= 1
+
+    def _probe(self, pool: Pool) -> None:
+        """Ask on a connection of its own."""
+        started = time.monotonic()
+        code: Any = None
+        try:
+            pool.driver.connect(PROBE_TIMEOUT).close()
+            answered = True
+        except Exception as error:
+            code = error.args[0] if error.args else type(error).__name__
+            answered = code in _ALIVE
+        finally:
+            with self._lock:
+                self._probes -= 1
+        if answered:
+            self._answer(pool)
+        else:
+            self._miss(pool, started, code)
+
+    def _answer(self, pool: Pool) -> None:
+        with self._lock:
+            self._answered, self._misses = time.monotonic(), 0
+        if not pool.breaker.open:
+            return
+        limit = time.monotonic() + GRACE
+        with pool._lock:
+            for entry in pool.entries:  # a link that was cut off without a reset may never answer
+                if entry.inside and entry.request is not None:
+                    entry.limit = limit
+        pool.answered()
+
+    def _miss(self, pool: Pool, started: float, code: Any) -> None:
+        with self._lock:
+            if started < self._answered:
+                return
+            self._misses += 1
+            misses = self._misses
+        if misses >= MISSES and pool.breaker.trip(f"error {code}", started):
+            pool.gone(f"error {code}")
+        threads = pool.threads
+        if threads and len(pool.inside) >= threads:
+            self._release_youngest(pool)
+
+    def _release_youngest(self, pool: Pool) -> None:
+        """Every thread of the worker waits for a database that does not answer: one has to be free for the rest."""
+        stuck = [(entry.inside, entry) for entry in list(pool.entries) if entry.inside and entry.request is not None]
+        for inside, entry in sorted(stuck, key=lambda pair: pair[0], reverse=True):
+            if self._cut(pool, entry, inside, "the database does not answer"):
+                return
+
+    # -- connections that nobody uses, or nobody gives back ------------------------------------------------------
+
+    def _tell_if_leaked(self, pool: Pool, entry: Entry, now: float) -> None:
+        threshold = pool.settings.db_leak_detection_threshold
+        if not threshold or entry.reported or entry.state is not IN_USE or now - entry.since < threshold:
+            return
+        request, stack = entry.request, entry.stack
         entry.reported = True
-        self._pool.counters["leaks_suspected"] += 1
-        request = entry.request
-        detail = {"seconds": round(now - entry.since, 1), "thread": entry.thread_name,
-                  "path": request.path[:1024] if request is not None else None,
-                  "request_id": request.id if request is not None else None,
-                  "taken_at": [f"{file}:{line} {name}" for file, line, name in entry.stack]}
-        self._pool._tell("connection_leak_suspected", **detail)
+        pool.counters.add("leaks_suspected")
+        detail: dict[str, Any] = {
+            "seconds": round(now - entry.since, 1), "thread": entry.thread_name(),
+            "path": request.path[:1024] if request is not None else None,
+            "request_id": request.id if request is not None else None,
+            "taken_at": [f"{file}:{line} {name}" for file, line, name in stack]}
+        pool.tell("connection_leak_suspected", **detail)
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
 
-    def _suspicious(self, now: float) -> bool:
-        """Whether a thread has been inside a networked database for longer than a second, or the breaker is open."""
-        pool = self._pool
-        if pool.driver.kind != "mysql":
+    def _maintain_if_due(self, pool: Pool, entries: list[Entry], now: float) -> None:
+        if self._maintaining or (now - self._maintained < MAINTENANCE_INTERVAL and not pool.lost):
+            return
+        self._maintained = now
+        missing = len(pool._idle_cache) < pool.settings.db_min_idle
+        if pool.lost or missing or any(self._due(pool, entry, now) for entry in entries):
+            self._maintaining = True
+            if not self._help(pool, self._maintain):
+                self._maintaining = False
+
+    def _due(self, pool: Pool, entry: Entry, now: float) -> bool:
+        """An idle connection whose time is over, or that has to be kept alive."""
+        if entry.state is not IDLE:
             return False
-        oldest = min(list(pool.inside.values()), default=now)
-        return pool.breaker.open or now - oldest > 1.0
+        interval = pool.settings.db_keepalive_interval
+        return (now >= entry.expires or now - entry.last_used > pool.settings.db_idle_timeout
+                or 0 < interval * (1.0 - 0.1 * entry.jitter) < now - entry.checked)
 
-    def _publish(self) -> None:
-        pool, row = self._pool, board.my_row()
-        stats = pool.stats()
-        words = row.words
-        for word, name in ((board.W_DB_SIZE, "pool_size"), (board.W_DB_AVAILABLE, "pool_available"),
-                           (board.W_DB_IN_USE, "pool_in_use"), (board.W_DB_WAITING, "requests_waiting"),
-                           (board.W_DB_MAX, "pool_max")):
-            words[word] = stats[name]
-        words[board.W_DB_BREAKER] = int(pool.breaker.open)
-        for name, word in _COUNTERS:  # several pools may share the row: add what is new
-            new = int(pool.counters[name])
-            row.add(word, new - int(self._published.get(name, 0)))
-            self._published[name] = new
-
-    # -- the thread that waits -----------------------------------------------------------------------------------
-
-    def _maintain(self) -> None:
-        pool = self._pool
-        while not self._stop:
-            probing = self._suspicious(time.monotonic())
-            if not probing:
-                self._misses = 0
-            self._work.wait(PROBE_INTERVAL if probing else 5.0)
-            self._work.clear()
-            if self._stop:
-                return
-            try:
-                pool.adopt()
-                if self._suspicious(time.monotonic()):
-                    self._probe()
-                elif time.monotonic() >= self._next_maintenance:
-                    self._next_maintenance = time.monotonic() + 5.0
-                    self._expire()
-                    self._open_ahead()
-            except Exception as error:
-                pool._tell("maintainer_failed", level="ERROR", error=type(error).__name__)
-                time.sleep(PROBE_INTERVAL)
-
-    def _probe(self) -> None:
-        """Ask on a connection of its own; two misses while threads wait inside open the breaker."""
-        pool = self._pool
-        pool.driver.set_limit(PROBE_TIMEOUT)
-        was_open = pool.breaker.open
+    def _maintain(self, pool: Pool) -> None:
         try:
-            raw = pool.driver.connect()
+            pool.adopt()
+            for entry, unwanted in self._reserve_due(pool, time.monotonic()):
+                if not unwanted and pool.ping(entry, time.monotonic() + PROBE_TIMEOUT):
+                    pool.publish(entry, cold=True)
+                else:
+                    pool.discard(entry)
+            pool.open_ahead()
         except Exception as error:
-            code = error.args[0] if error.args else None
-            if code in (1040, 1203, 1044, 1045, 1049, 1129, 1130):
-                if code in (1040, 1203):
-                    self._answered(was_open)  # it is there, only full
-                return
-            self._missed(code)
-            return
-        try:
-            raw.close()
-        except Exception:
-            pass
-        self._answered(was_open)
+            pool.tell("keeper_failed", level="ERROR", error=type(error).__name__)
+        finally:
+            self._maintaining = False
 
-    def _answered(self, was_open: bool) -> None:
-        self._misses = 0
-        if self._pool.breaker.success() and was_open:
-            self._pool._tell("database_back", level="INFO")
-
-    def _missed(self, code: Any) -> None:
-        pool = self._pool
-        self._misses += 1
-        if self._misses < PROBES:
-            return
-        pool.generation += 1
-        if pool.breaker.trip(f"error {code}"):
-            pool._tell("database_gone", code=code)
-            with pool._lock:
-                pool._lock.notify_all()  # whoever waits for a connection need not
-        self._free_one()
-
-    def _free_one(self) -> None:
-        """If every thread of the worker is inside, let the youngest go, so that one is always free."""
-        pool = self._pool
-        threads = pool.threads
-        if not threads or len(pool.inside) < threads:
-            return
+    def _reserve_due(self, pool: Pool, now: float) -> list[tuple[Entry, bool]]:
+        """Take what is due out of the pool, the warmest first; True for what is to be closed."""
+        chosen: list[tuple[Entry, bool]] = []
         with pool._lock:
-            stuck = [entry for entry in pool.in_use if entry.inside and not entry.cut]
-        if stuck:
-            self._cut(max(stuck, key=lambda entry: entry.inside), "the database does not answer")
-
-    def _expire(self) -> None:
-        """Close idle connections past their time, ping those that were quiet for long."""
-        pool, settings, now = self._pool, self._pool.settings, time.monotonic()
-        with pool._lock:
-            idle = list(pool._idle_cache)  # the coldest first
-            spare = len(idle) - settings.db_min_idle
-            chosen = []
-            for entry in idle:
-                quiet = now - entry.last_used
-                if now >= entry.expires or (quiet > settings.db_idle_timeout and spare > 0):
-                    spare -= 1
-                    entry.expires = 0.0
-                elif not settings.db_keepalive_interval or quiet < settings.db_keepalive_interval * random.uniform(
-                        0.9, 1.0):
-                    continue
+            spare = len(pool._idle_cache) - pool.settings.db_min_idle
+            for entry in [entry for entry in pool._idle_cache if self._due(pool, entry, now)]:
+                unwanted = now >= entry.expires or (
+                    spare > 0 and now - entry.last_used > pool.settings.db_idle_timeout)
+                spare -= unwanted
+                entry.state = RESERVED
                 pool._idle_cache.remove(entry)
                 pool._connections += 1
-                chosen.append(entry)
-        for entry in chosen:
-            if pool._usable(entry, now + 2.0):
-                entry.last_used = time.monotonic()
-                with pool._lock:
-                    pool._idle_cache.insert(0, entry)
-                    pool._connections -= 1
-                    pool._lock.notify()
-            else:
-                pool._discard(entry)
-
-    def _open_ahead(self) -> None:
-        pool = self._pool
-        while not self._stop and not pool.breaker.open:
-            with pool._lock:
-                if (len(pool._idle_cache) >= pool.settings.db_min_idle
-                        or pool._connections + len(pool._idle_cache) >= pool._maxconnections):
-                    return
-                pool._connections += 1
-            try:
-                entry = pool.connect(time.monotonic() + pool.settings.db_connect_timeout)
-            except Exception as error:
-                pool.last_error = error
-                pool.breaker.failure("opening ahead")
-                pool._free_slot()
-                return
-            with pool._lock:
-                pool._idle_cache.insert(0, entry)
-                pool._connections -= 1
-                pool._lock.notify()
+                chosen.append((entry, unwanted))
+        return chosen[::-1]

@@ -11,9 +11,14 @@ TRANSACTION = 1
 #: The session itself may be changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
-_PLAIN = re.compile(r"\s*\(?\s*(?:select|insert|update|delete|replace|show|with|explain|values)\b", re.IGNORECASE)
-_MARKS = re.compile(r":=|\binto\s+@|\b(?:get_lock|last_insert_id\s*\(\s*[^)\s])\b", re.IGNORECASE)
-_CONTROL = re.compile(r"\s*(?:begin|start|commit|rollback|savepoint|release\s+savepoint|end)\b", re.IGNORECASE)
+# ordinary comments may come first; the server executes what is in /*! and /*M!
+_LEAD = r"(?:\s|\(|/\*(?!!|M!).*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
+_PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b",
+                    re.IGNORECASE | re.DOTALL)
+_MARKS = re.compile(r":=|\binto\s+@|/\*M?!|\bget_lock\b|\blast_insert_id\s*\(\s*[^)\s]", re.IGNORECASE)
+_CONTROL = re.compile(_LEAD + r"(?:begin|start|commit|rollback|savepoint|release\s+savepoint|end|alter|drop|truncate"
+                             r"|create\s+(?:or\s+replace\s+)?(?!temp|or\b)\w+)\b",
+                      re.IGNORECASE | re.DOTALL)
 _known: dict[str, int] = {}
 
 
@@ -25,7 +30,9 @@ def effect_of(sql: object) -> int:
     if effect is None:
         if len(_known) >= 2000:
             _known.clear()
-        effect = _known[sql] = _effect(sql)
+        effect = _effect(sql)
+        if len(sql) < 2000:
+            _known[sql] = effect
     return effect
 
 
