@@ -190,9 +190,12 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
 
 
 def _after_fork() -> None:
-    """In a forked child: the parent's requests are not ours, and ids must differ from the parent's."""
+    """In a forked child: only this thread is left, with its request if a view forked; its ids are its own."""
     global _prefix
+    mine = inflight.get(threading.get_ident())
     inflight.clear()
+    if mine is not None:
+        inflight[mine.thread_id] = mine
     _prefix = secrets.token_hex(6)
 
 

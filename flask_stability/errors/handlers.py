@@ -80,8 +80,17 @@ def _on_exception(app: Flask, exception: BaseException, **_: Any) -> None:
 
 
 def _told_already(item: logging.LogRecord) -> bool:
-    """Filter of Flask's default handler: no second telling of an exception that error.log has."""
-    return not (item.exc_info and item.exc_info[1] is not None and recorded(item.exc_info[1]))
+    """Filter of Flask's default handler: no second telling of an exception that error.log has.
+
+    What fails while Flask finishes the answer to an exception (``after_request``, saving the session) it only logs.
+    """
+    error = item.exc_info[1] if item.exc_info else None
+    if error is None:
+        return True
+    request = current()
+    if request is not None and request.supervised and str(item.msg).startswith("Request finalizing failed"):
+        record(error, event="finalizing_failed", level="WARNING", request=request)
+    return not recorded(error, request)
 
 
 class _Answer:
