@@ -201,7 +201,9 @@ class StabilityExt:
         """
         connection = self._state().pool.connection(timeout)
         if request.current() is None and has_app_context():
-            g.setdefault(_TAKEN, []).append(connection)
+            if not hasattr(g, _TAKEN):
+                setattr(g, _TAKEN, [])
+            getattr(g, _TAKEN).append(connection)
         return connection
 
     @property
@@ -265,9 +267,11 @@ def _named(settings: Settings, app: Flask) -> Settings:
 
 def _give_back(_: BaseException | None) -> None:
     """At the end of an app context outside of a request: what it took goes back. Never raises."""
-    for connection in g.pop(_TAKEN, ()):
+    # g may be of an app's own class, without get and pop
+    taken = getattr(g, _TAKEN, None) or []
+    while taken:
         try:
-            connection.release()
+            taken.pop().release()
         except Exception as error:
             logs.error("connection_release_failed", error=error.__class__.__name__)
 

@@ -1,0 +1,292 @@
+"""The scoreboard among really forked processes and threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flask_stability import scoreboard as sb
+from flask_stability.scoreboard import Blob, Scoreboard
+
+
+def _fork(function: Callable[[], None]) -> int:
+    """Run in a child that ends without a trace; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def _join(pid: int) -> None:
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
+    """Four processes of four threads: every request is in the totals, each once."""
+    board = Scoreboard.anonymous(4)
+    pids = []
+    for age in range(4):
+        row = board.allocate(age)
+        assert row is not None
+
+        def work(row: sb.Row = row) -> None:
+            sb.install(board, row)
+            threads = [threading.Thread(target=lambda: [row.observe("GET", f"e{i % 7}", 200 if i % 10 else 500, 10**6)
+                                                        for i in range(2000)]) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        pids.append(_fork(work))
+    for pid in pids:
+        _join(pid)
+    totals = board.totals()
+    assert totals.requests == 4 * 4 * 2000 == sum(totals.histogram)
+    assert totals.errors == 4 * 4 * 200
+    assert len(totals.endpoints) == 7
+    assert totals.duration_ns == totals.requests * 10**6
+
+
+def test_totals_never_fall_while_workers_come_and_go() -> None:
+    """A reader in another process sees only growing numbers while rows are folded in."""
+    board = Scoreboard.anonymous(3)
+    stop = Scoreboard.anonymous(1)
+
+    def read() -> None:
+        last = 0
+        while not stop.master.words[0]:
+            now = board.totals().requests
+            assert now >= last, (now, last)
+            stop.master.words[1] += now > last
+            last = now
+
+    reader = _fork(read)
+    expected, end = 0, time.monotonic() + 60
+    while stop.master.words[1] < 50 and time.monotonic() < end and not os.waitpid(reader, os.WNOHANG)[0]:
+        row = board.allocate(1)
+        assert row is not None
+        for _ in range(5):
+            row.observe("GET", "index", 200, 1000)
+            expected += 1
+        board.release(row)
+    stop.master.words[0] = 1
+    _join(reader)
+    assert stop.master.words[1] >= 50
+    assert board.totals().requests == expected
+
+
+def test_five_hundred_workers_over_time_fit_into_a_few_rows() -> None:
+    """Rows are used again, and what the workers counted stays."""
+    board = Scoreboard.anonymous(4)
+    for age in range(500):
+        row = board.allocate(age)
+        assert row is not None
+        assert row.requests == 0
+        row.observe("POST", "orders", 201, 5000)
+        row.checks.write_json({"age": age})
+        board.release(row)
+        board.add_restart("memory", 1000 + age, 1.0, row.slot)
+    totals = board.totals()
+    assert totals.requests == 500
+    assert totals.restarts == {"memory": 500}
+    assert [entry["pid"] for entry in board.master.restarts.read_json()] == list(range(1450, 1500))
+
+
+def test_a_full_board_gives_no_row_and_says_so() -> None:
+    """The worker then keeps its own books."""
+    board = Scoreboard.anonymous(1)
+    assert board.allocate(1) is not None
+    assert board.allocate(2) is None
+
+
+def test_a_reader_never_sees_a_torn_blob() -> None:
+    """While another process writes as fast as it can, each reading is one whole writing."""
+    board = Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    assert row is not None
+
+    def write() -> None:
+        row.checks.renew_lock()
+        end = time.monotonic() + 1.5
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            row.checks.write(bytes([number % 251]) * (1 + number * 37 % 20000))
+
+    writer = _fork(write)
+    seen = set()
+    while os.waitpid(writer, os.WNOHANG)[0] == 0:
+        data = row.checks.read()
+        assert len(set(data)) <= 1
+        seen.add(data[:1])
+    assert len(seen) > 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=400), min_size=1, max_size=12))
+def test_a_blob_gives_back_what_was_written_last_that_fits(writes: list[bytes]) -> None:
+    """What is too long changes nothing."""
+    blob = Blob(memoryview(bytearray(Blob.HEAD + 200)))
+    last = b""
+    for data in writes:
+        fits = len(data) <= 200
+        assert blob.write(data) is fits
+        if fits:
+            last = data
+        assert blob.read() == last
+
+
+def test_a_blob_whose_writer_died_in_the_middle_reads_as_nothing_and_can_be_written_again() -> None:
+    """The sequence stays odd; the next writer mends it."""
+    area = memoryview(bytearray(Blob.HEAD + 64))
+    blob = Blob(area)
+    blob.write(b"before")
+    area[:Blob.HEAD].cast("q")[0] += 1
+    assert blob.read() == b""
+    assert blob.write(b"after")
+    assert blob.read() == b"after"
+
+
+@given(st.integers(0, 10**12))
+def test_a_duration_is_inside_its_bucket(duration: int) -> None:
+    """Between the bounds of the bucket it is counted in."""
+    bucket = sb.bucket_of(duration)
+    assert duration / 1e9 < sb.bucket_bound(bucket) or bucket == sb.BUCKETS - 1
+    assert bucket == 0 or duration / 1e9 >= sb.bucket_bound(bucket - 1)
+
+
+@given(st.lists(st.integers(70_000, 10**11), min_size=20, max_size=200), st.sampled_from([0.5, 0.95, 0.99]))
+def test_percentiles_are_as_exact_as_the_buckets(durations: list[int], share: float) -> None:
+    """Within a quarter of an octave of the true value."""
+    histogram = [0] * sb.BUCKETS
+    for duration in durations:
+        histogram[sb.bucket_of(duration)] += 1
+    exact = sorted(durations)[max(0, int(share * len(durations) + 0.999999) - 1)] / 1e9
+    assert exact / 1.3 <= sb.percentile(histogram, share) <= exact * 1.3
+
+
+def test_another_process_reads_the_file(tmp_path: Path) -> None:
+    """Read-only, of the same user, and removed at the end."""
+    board, problem = Scoreboard.create(4, str(tmp_path))
+    assert not problem
+    assert board.path is not None
+    row = board.allocate(1)
+    assert row is not None
+    row.observe("GET", "index", 200, 1000)
+    script = ("import sys; from flask_stability.scoreboard import Scoreboard, board_files;"
+              "(pid, path), = board_files(sys.argv[1]); print(pid, Scoreboard.attach(path).totals().requests)")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(os.getpid()), "1"]
+    assert stat.S_IMODE(os.stat(board.path).st_mode) == 0o600
+    board.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_file_or_link_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    """The service starts all the same, with a board without a file."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / f"flask_stability-{os.getpid()}.board").symlink_to(victim)
+    board, problem = Scoreboard.create(2, str(run_dir))
+    assert board.path is None
+    assert "no scoreboard file" in problem
+    assert victim.read_text() == "precious"
+    assert board.allocate(1) is not None
+
+
+def test_a_missing_directory_and_a_full_disk_give_a_board_without_a_file(tmp_path: Path) -> None:
+    """A page that the disk has no room for would be SIGBUS at the first store: room is made sure of first."""
+    board, problem = Scoreboard.create(2, str(tmp_path / "missing"))
+    assert board.path is None
+    assert problem
+
+    def full() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        found, why = Scoreboard.create(2, str(tmp_path))
+        assert found.path is None
+        assert os.strerror(errno.EFBIG) in why
+        row = found.allocate(1)
+        assert row is not None
+        row.observe("GET", "index", 200, 1)
+
+    _join(_fork(full))
+    assert not list(tmp_path.glob("*.board"))
+
+
+def test_files_of_masters_that_were_killed_are_removed(tmp_path: Path) -> None:
+    """The next start tidies up; a living process's file stays."""
+    dead = _fork(lambda: None)
+    _join(dead)
+    (tmp_path / f"flask_stability-{dead}.board").write_bytes(b"x")
+    (tmp_path / f"flask_stability-{os.getppid()}.board").write_bytes(b"x")
+    board, _ = Scoreboard.create(1, str(tmp_path))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert f"flask_stability-{dead}.board" not in names
+    assert f"flask_stability-{os.getppid()}.board" in names
+    board.unlink()
+
+
+@pytest.mark.parametrize("content", [b"", b"FSTABLE1" + bytes(16), b"something else entirely, long enough"])
+def test_a_file_that_is_no_board_is_refused(tmp_path: Path, content: bytes) -> None:
+    """With a clear error, not with nonsense."""
+    path = tmp_path / "flask_stability-1.board"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="no scoreboard"):
+        Scoreboard.attach(str(path))
+
+
+def test_the_leader_is_the_lowest_ready_row_with_a_fresh_heartbeat() -> None:
+    """A silent leader is followed by the next."""
+    board = Scoreboard.anonymous(3)
+    now = 10**12
+    for age in range(3):
+        row = board.allocate(age)
+        assert row is not None
+        row.words[sb.W_PID], row.words[sb.W_STATE], row.words[sb.W_HEARTBEAT_NS] = 100 + age, sb.STATE_READY, now
+    leader = board.leader(now)
+    assert leader is not None
+    assert leader.slot == 0
+    board.rows[0].words[sb.W_HEARTBEAT_NS] = now - 4 * 10**9
+    leader = board.leader(now)
+    assert leader is not None
+    assert leader.slot == 1
+    board.rows[1].words[sb.W_STATE] = sb.STATE_STOPPING
+    leader = board.leader(now)
+    assert leader is not None
+    assert leader.slot == 2
+
+
+def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
+    """One writer per word: a child process that a view makes keeps its own books."""
+    board = Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    sb.install(board, row)
+    try:
+        pid = _fork(lambda: sb.my_row().observe("GET", "child", 200, 1))
+        _join(pid)
+        assert board.totals().requests == 0
+    finally:
+        sb._board = sb._row = None
