@@ -13,9 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 ROUND = 200
 

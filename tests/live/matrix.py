@@ -149,11 +149,16 @@ ELSEWHERE = {
     "26": "test_a_forked_child_that_raises_leaves_the_worker_alone",
     "27": "test_an_app_that_never_worked_fails_fast",
     "28": "test_an_app_that_never_worked_fails_fast",
+    "29": "test_system_exit_at_import_is_retried_with_backoff",
+    "30": "test_a_worker_that_fails_to_boot_leaves_the_others_serving",
     "31": "test_a_worker_that_dies_is_replaced_and_the_master_lives",
     "32": "test_a_worker_that_dies_is_replaced_and_the_master_lives",
     "33": "test_a_hang_is_ended_and_told",
+    "34": "test_a_hang_is_ended_and_told",
+    "35": "test_a_body_that_never_ends_holds_no_thread_for_ever",
     "36": "test_a_client_that_leaves_is_no_error",
     "37": "test_a_malformed_request_is_gunicorns",
+    "39": "test_a_hook_that_raises_leaves_the_master_alive",
     "40": "test_what_sigterm_cuts_is_told",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import errno
 import gc
 import os
@@ -68,6 +69,8 @@ app = Flask(__name__)
 app.secret_key = "matrix"
 app.session_interface = Sessions()
 app.config["MAX_CONTENT_LENGTH"] = 10
+if os.path.exists("broken"):
+    raise ImportError("broken")
 stability = StabilityExt(app)
 
 
@@ -374,6 +377,27 @@ def kill(name: str) -> str:
     os.kill(os.getpid(), getattr(signal, name))
     time.sleep(30)
     return "?"
+
+
+@app.get("/swallow")
+def swallow() -> str:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.05)
+        except BaseException as error:
+            del error
+    return "ok"
+
+
+@app.get("/gil")
+def hold_the_gil() -> str:
+    return str(ctypes.PyDLL(None).sleep(20))
+
+
+@app.post("/body")
+def body() -> str:
+    return str(len(request.stream.read()))
 
 
 @app.get("/stderr-full")
