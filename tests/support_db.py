@@ -19,24 +19,15 @@ from typing import Any
 
 import MySQLdb
 import pytest
+from support import free_port, wait_until
+
+from flask_stability import request
+from flask_stability.config import Settings
+from flask_stability.database.pool import Pool
 
 _OPTIONS = ("--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF", "--innodb-buffer-pool-size=32M",
             "--innodb-flush-log-at-trx-commit=2", "--innodb-log-file-size=16M", "--innodb-fast-shutdown=2",
             "--innodb-lock-wait-timeout=3", "--bind-address=127.0.0.1", "--max-connections=300")
-
-
-def _until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.01)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MariaDB:
@@ -45,7 +36,7 @@ class MariaDB:
     def __init__(self, *options: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="stability-db-")
         self.socket = os.path.join(self.directory, "s.sock")
-        self.port = _free_port()
+        self.port = free_port()
         self.user, self.password, self.name = "app", "secret", "app"
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,7 +61,7 @@ class MariaDB:
                      f"--socket={self.socket}", f"--port={self.port}", *_OPTIONS, *self._options],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         if wait:
-            _until(self.answers, 60, "MariaDB to answer")
+            wait_until(self.answers, 60, 0.01, "MariaDB answers")
         return self
 
     def stop(self) -> None:
@@ -175,7 +166,7 @@ class MariaDB:
         for number in sessions:
             with contextlib.suppress(MySQLdb.OperationalError):  # gone by itself meanwhile
                 self.admin(f"KILL {number}")
-        _until(lambda: not set(sessions) & set(self.sessions()), 10, "killed sessions to be gone")
+        wait_until(lambda: not set(sessions) & set(self.sessions()), 10, 0.01, "killed sessions are gone")
         return len(sessions)
 
     def status(self, name: str) -> int:
@@ -421,6 +412,36 @@ def mariadb(mariadb_server: MariaDB) -> Iterator[MariaDB]:
         for (table,) in server.admin("SELECT table_name FROM information_schema.tables WHERE table_schema=%s",
                                      server.name):
             server.admin(f"DROP TABLE IF EXISTS {server.name}.`{table}`")
+
+
+@contextlib.contextmanager
+def serving(timeout: float = 0.0, path: str = "/view") -> Iterator[request.RequestRecord]:
+    """This thread serves a request meanwhile, with a deadline `timeout` seconds from now; 0 = none."""
+    record = request.RequestRecord({"PATH_INFO": path}, time.monotonic_ns(), timeout)
+    request.inflight[record.thread_id] = record
+    try:
+        yield record
+    finally:
+        for resource in list(record.resources or ()):
+            resource.release()
+        record.leave()
+
+
+@pytest.fixture
+def make_pool(mariadb: MariaDB) -> Iterator[Callable[..., Pool]]:
+    """Make a pool with these STABILITY_DB_ settings, by default to the shared server; closed when the test ends."""
+    pools: list[Pool] = []
+
+    def make(**settings: Any) -> Pool:
+        settings.setdefault("db_url", mariadb.url)
+        pools.append(Pool(Settings(**settings)))
+        return pools[-1]
+
+    try:
+        yield make
+    finally:
+        for pool in pools:
+            pool.close()
 
 
 @pytest.fixture

@@ -79,6 +79,13 @@ def means_unavailable(error: BaseException) -> bool:
     return False
 
 
+class Link(socket.socket):
+    """A second handle on a connection's socket; ends quietly with its connection."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Driver(Protocol):
     """What the pool needs of a database."""
 
@@ -186,7 +193,7 @@ class MySQLDriver:
 
     def link(self, raw: Any) -> socket.socket | None:
         try:
-            link = socket.socket(fileno=os.dup(raw.fileno()))
+            link = Link(fileno=os.dup(raw.fileno()))
         except OSError:
             return None
         try:

@@ -555,6 +555,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             keeper.stop()
         for entry in idle:
             self.discard(entry)
+        self.adopt()
 
     def __del__(self) -> None:
         """What is idle closes itself when it is finalized; the keeper notices that the pool is gone."""
