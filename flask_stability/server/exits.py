@@ -50,7 +50,7 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
         return (known.asked if known.terminated and known.asked else "crash_signal"), detail
     if known.terminated and known.asked:
         return known.asked, detail
-    if not known.ready or code in (3, 4):
+    if not known.ready:
         return "boot_failure", detail
     if code:
         return "exit_code", detail

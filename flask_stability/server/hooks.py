@@ -223,6 +223,8 @@ def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in extension.apps()), _settings)
     if _is(type(worker), "sync", "gthread", "base_async", "gtornado"):
         worker.wsgi = StabilityMiddleware(worker.wsgi, settings=settings)
+    if worker.age > 1:
+        return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
     longest = request.longest_timeout

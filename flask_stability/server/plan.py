@@ -6,7 +6,7 @@
     IDLE ──────────────────────────────────────────▶ SURGING ──as many others ready as there are to be──▶ CLOSING
      │ ▲                                                │                                                  │
      │ │                                                └─not in time: GIVE_UP (no good anyway: TERM)      │
-     │ └──────────────── SIGTERM, all of them ◀──────────────────────── the kept-alive time is over ───────┘
+     │ └──────────────── SIGTERM, all of them ◀── the kept-alive time is over, and as many others serve ───┘
      └──more than there are to be, or surge off──▶ CLOSING
 
 Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones. After its SIGTERM a worker is
@@ -74,6 +74,7 @@ class Replacement:
     :ivar pids: who goes.
     :ivar since: when the phase began.
     :ivar quiet_until: nothing new is begun before.
+    :ivar covered: they go only while as many others are ready as there are to be.
     """
 
     phase: Phase = Phase.IDLE
@@ -81,6 +82,7 @@ class Replacement:
     reason: str = ""
     since: float = 0.0
     quiet_until: float = 0.0
+    covered: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,20 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
         return _begin(state, alive, now, base, surge, close_time)
     going = tuple(seen.pid for seen in alive if seen.pid in state.pids)
     if not going:
-        return Step(Action.NOTHING, (), Replacement())
+        return Step(Action.NOTHING, (), _idle(state))
     if state.phase is Phase.SURGING:
         return _surging(state, alive, going, now, base, close_time)
-    if now - state.since >= close_time:
-        return Step(Action.TERM, going, Replacement())
+    if now - state.since >= close_time and (_covered(state, alive, base) or not state.covered):
+        return Step(Action.TERM, going, _idle(state))
     return Step(Action.NOTHING, (), state)
+
+
+def _idle(state: Replacement) -> Replacement:
+    return Replacement(quiet_until=state.quiet_until)
+
+
+def _covered(state: Replacement, alive: Sequence[Seen], base: int) -> bool:
+    return sum(seen.ready for seen in alive if seen.pid not in state.pids) >= base
 
 
 def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, surge: bool, close_time: float) -> Step:
@@ -130,7 +140,7 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
     if surplus > 0:
         # who does not serve yet goes first, then who is to go anyway, then the oldest
         chosen = sorted(alive, key=lambda seen: (seen.ready, not seen.asked, seen.age))[:surplus]
-        return _close(tuple(seen.pid for seen in chosen), "scale", now,
+        return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
     if not asked or now < state.quiet_until:
@@ -138,25 +148,28 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
     # who is no good goes first, then the oldest
     worker = min(asked, key=lambda seen: (seen.asked not in BROKEN, seen.age))
     if not surge:
-        return _close((worker.pid,), worker.asked, now, close_time)
-    return Step(Action.SURGE, (worker.pid,), Replacement(Phase.SURGING, frozenset({worker.pid}), worker.asked, now))
+        return _close(state, (worker.pid,), worker.asked, now, close_time, covered=False)
+    return Step(Action.SURGE, (worker.pid,),
+                Replacement(Phase.SURGING, frozenset({worker.pid}), worker.asked, now, state.quiet_until))
 
 
 def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], now: float, base: int,
              close_time: float) -> Step:
-    if sum(seen.ready for seen in alive if seen.pid not in state.pids) >= base:
-        return _close(going, state.reason, now, close_time)
+    if _covered(state, alive, base):
+        return _close(state, going, state.reason, now, close_time)
     if state.reason == "reload" or now - state.since <= READY_TIMEOUT:
         return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
     if state.reason in BROKEN:
-        return Step(Action.TERM, going, Replacement())
+        return Step(Action.TERM, going, _idle(state))
     return Step(Action.GIVE_UP, going, Replacement(quiet_until=now + COOLDOWN))
 
 
-def _close(pids: tuple[int, ...], reason: str, now: float, close_time: float) -> Step:
+def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, close_time: float, *,
+           covered: bool = True) -> Step:
     if not close_time or reason in NO_CLOSING:
-        return Step(Action.TERM, pids, Replacement())
-    return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now))
+        return Step(Action.TERM, pids, _idle(state))
+    return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now, state.quiet_until,
+                                                covered and reason not in BROKEN))
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:

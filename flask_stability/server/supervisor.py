@@ -315,9 +315,11 @@ class Supervisor:
         child.send(signal.SIGTERM)
 
     def _again(self, now: float, children: list[Child]) -> None:
-        """A SIGTERM that came before the worker's signal handlers were there was lost: send it again."""
+        """A SIGTERM that came before the worker's signal handlers were there was lost: send it again. Never to a
+        worker that was ready: a second one may meet it without handlers again, at the end of its exit.
+        """
         for child in children:
-            if child.term_at and now - child.term_at < 10.0 and not child.ending():
+            if child.term_at and not 0.0 < child.ready_at < child.term_at and not child.ending():
                 child.send(signal.SIGTERM)
 
     def _may_surge(self) -> bool:

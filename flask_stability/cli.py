@@ -1,0 +1,135 @@
+"""``flask stability …``: what an operator asks and orders, without HTTP.
+
+``status``, ``retire`` and ``gc`` read the scoreboard's file and act through it and signals. They tell the truth while
+no worker answers, need no app, and work for the service's own user (and root) only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import click
+import psutil
+
+from . import scoreboard
+from .config import Settings
+from .drill import drill_command
+from .exceptions import ConfigError
+from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
+from .server.status import status_block
+
+_COLUMNS = ("slot", "pid", "state", "uptime_s", "busy", "threads", "queue", "rss_bytes", "limit_bytes", "requests",
+            "errors", "retiring")
+_master = click.option("--master", type=int, help="Process id of the master, if several services run here.")
+
+
+@click.group("stability")
+def stability() -> None:
+    """Look after a running service."""
+
+
+stability.add_command(drill_command)
+
+
+@stability.command()
+@_master
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--watch", is_flag=True, help="Print again every two seconds until interrupted.")
+def status(master: int | None, as_json: bool, watch: bool) -> None:
+    """Master, workers and restarts, from shared memory."""
+    while True:
+        found = status_block(_board(master))
+        click.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
+        if not watch:
+            return
+        time.sleep(2)
+        if not as_json:
+            click.clear()
+
+
+@stability.command()
+@click.argument("pid", type=int, required=False)
+@_master
+def retire(pid: int | None, master: int | None) -> None:
+    """Replace the worker PID, or all workers one after the other: the newcomer first, no request is lost."""
+    board = _board(master, write=True)
+    rows = _workers(board, pid)
+    for row in rows:
+        row.orders[O_CLI_RETIRE] = 1
+    os.kill(board.master.words[scoreboard.M_PID], signal.SIGCHLD)  # has the master look now
+    click.echo(f"asked for the replacement of {', '.join(str(row.pid) for row in rows)}")
+
+
+@stability.command()
+@click.argument("pid", type=int, required=False)
+@_master
+def gc(pid: int | None, master: int | None) -> None:
+    """Have the worker PID, or all, collect garbage; what it freed is in process-manager.log."""
+    rows = _workers(_board(master), pid)
+    for row in rows:
+        os.kill(row.pid, signal.SIGUSR2)
+    click.echo(f"asked {', '.join(str(row.pid) for row in rows)} to collect garbage")
+
+
+def _board(master: int | None, *, write: bool = False) -> Scoreboard:
+    """The board of the running service that is meant."""
+    try:
+        folder = Settings.from_environ().run_dir or scoreboard.default_run_dir()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    files = [(pid, path) for pid, path in scoreboard.board_files(folder or "")
+             if psutil.pid_exists(pid) and master in (None, pid)]
+    if not files:
+        raise click.ClickException(f"no running service of this user has its scoreboard in {folder}: if it is "
+                                   "elsewhere, set STABILITY_RUN_DIR as the service has it")
+    if len(files) > 1:
+        raise click.ClickException("several services run here: choose with --master "
+                                   + ", ".join(str(pid) for pid, _ in files))
+    try:
+        return Scoreboard.attach(files[0][1], write=write)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _workers(board: Scoreboard, pid: int | None) -> list[Row]:
+    """The rows of the workers that are meant: ready, and really the master's children."""
+    rows = [row for row in board.live() if pid in (None, row.pid) and row.words[W_STATE] >= STATE_READY
+            and _is_worker(board, row.pid)]
+    if not rows:
+        raise click.ClickException(f"no worker {pid} is serving" if pid else "no worker is serving")
+    return rows
+
+
+def _is_worker(board: Scoreboard, pid: int) -> bool:
+    """Whether a process is what the board says: the master's child, of the user who owns the board's file."""
+    try:
+        process = psutil.Process(pid)
+        return (process.ppid() == board.master.words[scoreboard.M_PID]
+                and process.uids().real == os.stat(board.path or "").st_uid)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    flags = [name for name in ("replacing", "held", "degraded", "draining") if found[name]]
+    silent = found["tick_age_s"] is not None and found["tick_age_s"] > 5
+    lines = [f"master {found['master_pid']}, up {found['uptime_s']} s, {len(found['workers'])} of "
+             f"{found['target_workers']} workers" + (f", {', '.join(flags)}" if flags else "")
+             + (f", silent for {found['tick_age_s']} s" if silent else ""),
+             f"{found['requests']} requests, {found['errors']} errors, restarts: "
+             + (", ".join(f"{name} {number}" for name, number in found["restarts"].items()) or "none"), ""]
+    table = [[name.removesuffix("_bytes").removesuffix("_s") for name in _COLUMNS]]
+    table += [[_cell(name, worker[name]) for name in _COLUMNS] for worker in found["workers"]]
+    widths = [max(len(line[column]) for line in table) for column in range(len(_COLUMNS))]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / (1 << 20):.0f}M" if value else "-"
+    return "-" if value is None or value == "none" else str(value)

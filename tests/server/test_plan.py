@@ -1,0 +1,257 @@
+"""The master's decisions, on whole sequences of events: who is ended, when, and how many are left."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flask_stability.server import plan
+from flask_stability.server.plan import Action, Phase, Replacement, Seen
+
+CLOSE, MERCY = 2.0, 35.0
+
+
+@dataclass
+class World:
+    """gunicorn in miniature: the workers there are, and a clock that advances a second a tick."""
+
+    base: int = 2
+    surge: bool = True
+    close_time: float = CLOSE
+    boots: bool = True
+    workers: dict[int, Seen] = field(default_factory=dict)
+    state: Replacement = field(default_factory=Replacement)
+    now: float = 1000.0
+    age: int = 0
+    killed: list[int] = field(default_factory=list)
+    steps: list[Action] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for _ in range(self.base):
+            self.spawn(ready=True)
+
+    def spawn(self, *, ready: bool = False) -> None:
+        self.age += 1
+        self.workers[self.age] = Seen(self.age, self.age, ready)
+
+    @property
+    def serving(self) -> list[int]:
+        return [pid for pid, seen in self.workers.items() if seen.ready and not seen.term_at]
+
+    def tick(self) -> Action:
+        """One pass of the master, then gunicorn's own spawning; who was told to go before is gone."""
+        for pid in [pid for pid, seen in self.workers.items() if seen.term_at]:
+            del self.workers[pid]
+        self.now += 1.0
+        step = plan.next_step(self.state, list(self.workers.values()), self.now, base=self.base, surge=self.surge,
+                              close_time=self.close_time, mercy=MERCY)
+        self.state = step.state
+        self.steps.append(step.action)
+        before = len(self.serving)
+        if step.action is Action.TERM:
+            reasons = {self.workers[pid].asked for pid in step.pids}
+            for pid in step.pids:
+                self.workers[pid] = replace(self.workers[pid], term_at=self.now)
+            if self.surge and not reasons & plan.BROKEN:
+                assert len(self.serving) >= min(before, self.base), "fewer serve than are wanted"
+        wanted = plan.target(self.base, list(self.workers.values()), self.state)
+        assert wanted >= len(self.workers), "gunicorn would choose whom to end"
+        while len(self.workers) < wanted:
+            self.spawn()
+        return step.action
+
+    def boot(self) -> None:
+        """What was started before this moment is ready now."""
+        if self.boots:
+            self.workers = {pid: replace(seen, ready=True, ready_for=1.0) for pid, seen in self.workers.items()}
+
+    def ask(self, reason: str = "memory") -> None:
+        pid = min(self.serving, default=None)
+        if pid is not None:
+            self.workers[pid] = replace(self.workers[pid], asked=reason)
+
+    def crash(self) -> None:
+        if self.workers:
+            del self.workers[max(self.workers)]
+
+    def hup(self) -> None:
+        old = [seen for seen in self.workers.values() if not seen.term_at]
+        for seen in old:
+            self.workers[seen.pid] = replace(seen, asked="reload")
+        self.state = plan.reloaded(old, self.now)
+        for _ in range(self.base):
+            self.spawn()
+
+    def ttin(self) -> None:
+        self.base += 1
+
+    def ttou(self) -> None:
+        self.base = max(1, self.base - 1)
+
+    def settle(self) -> None:
+        """Let everything boot and go."""
+        self.boots = True
+        for _ in range(200):
+            self.boot()
+            self.tick()
+            if (self.state.phase is Phase.IDLE and len(self.workers) == len(self.serving) == self.base
+                    and not any(seen.asked for seen in self.workers.values())):
+                return
+
+    def check_settled(self) -> None:
+        assert self.state.phase is Phase.IDLE
+        assert len(self.workers) == len(self.serving) == self.base
+        assert not any(seen.asked for seen in self.workers.values())
+
+
+EVENTS = ("tick", "boot", "ask", "crash", "hup", "ttin", "ttou")
+
+
+@pytest.mark.parametrize("base", [1, 2])
+@pytest.mark.parametrize("close_time", [0.0, CLOSE])
+def test_every_sequence_of_events_ends_with_the_right_number_of_workers(base: int, close_time: float) -> None:
+    """Whatever five events come in whatever order, afterwards as many serve as are wanted, and nobody waits to go."""
+    for events in itertools.product(EVENTS, repeat=4):
+        world = World(base=base, close_time=close_time)
+        world.ask()
+        world.tick()
+        for event in events:
+            getattr(world, event)()
+        world.settle()
+        world.check_settled()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from((*EVENTS, "tick", "tick", "boot")), max_size=60), st.integers(1, 4), st.booleans())
+def test_long_sequences_end_well_too(events: list[str], base: int, surge: bool) -> None:
+    """Sixty events in any order, with surge and without: the service never ends a good worker for nothing."""
+    world = World(base=base, surge=surge)
+    for event in events:
+        getattr(world, event)()
+    world.settle()
+    world.check_settled()
+
+
+def test_replacement_goes_through_its_phases_one_edge_a_pass() -> None:
+    """A newcomer, its readiness, the kept-alive time, SIGTERM: in that order."""
+    world = World()
+    world.ask()
+    assert world.tick() is Action.SURGE
+    assert len(world.workers) == 3
+    assert world.tick() is Action.NOTHING
+    world.boot()
+    assert world.tick() is Action.CLOSE
+    assert [world.tick(), world.tick()] == [Action.NOTHING, Action.TERM]
+    world.tick()
+    world.check_settled()
+
+
+def test_one_surge_at_a_time() -> None:
+    """Four workers that ask at once are replaced one after the other."""
+    world = World(base=4)
+    for pid in list(world.workers):
+        world.workers[pid] = replace(world.workers[pid], asked="memory")
+    most = 0
+    for _ in range(60):
+        world.boot()
+        world.tick()
+        most = max(most, sum(not seen.term_at for seen in world.workers.values()))
+    assert most == 5
+    world.check_settled()
+
+
+def test_newcomer_that_does_not_boot_is_given_up_and_the_old_worker_stays() -> None:
+    """After the ready timeout the newcomer goes, the worker serves on, and it is tried again later."""
+    world = World(boots=False)
+    world.ask("memory_growth")
+    for _ in range(40):
+        world.tick()
+    assert world.serving == [1, 2]
+    assert Action.GIVE_UP in world.steps
+    assert world.steps.count(Action.SURGE) == 1
+    world.settle()
+    world.check_settled()
+
+
+def test_broken_worker_goes_even_without_a_newcomer() -> None:
+    """Who does not answer any more is no loss."""
+    world = World(boots=False)
+    world.ask("stuck")
+    for _ in range(40):
+        world.tick()
+    assert world.serving == [2]
+
+
+def test_hard_memory_limit_is_immediate_even_in_the_middle_of_another_replacement() -> None:
+    """Above the hard limit nothing says no."""
+    world = World()
+    world.ask()
+    world.tick()
+    world.workers[2] = replace(world.workers[2], asked="memory_hard")
+    assert world.tick() is Action.TERM
+    assert world.workers[2].term_at
+
+
+def test_reload_keeps_the_old_workers_until_all_new_ones_serve() -> None:
+    """A reload to code that does not boot ends nobody, however long it takes."""
+    world = World(boots=False)
+    world.hup()
+    for _ in range(300):
+        world.tick()
+    assert world.serving == [1, 2]
+    world.settle()
+    world.check_settled()
+    assert min(world.workers) > 2
+
+
+def test_ttou_in_mid_surge_ends_the_worker_that_was_to_go() -> None:
+    """gunicorn alone would have ended the oldest, and left the one that asked to go."""
+    world = World(base=2)
+    world.workers[2] = replace(world.workers[2], asked="memory")
+    world.tick()
+    world.ttou()
+    world.settle()
+    world.check_settled()
+    assert 2 not in world.workers
+
+
+def test_a_worker_that_closes_its_connections_stays_while_others_die() -> None:
+    """Between "Connection: close" and SIGTERM another worker died: the SIGTERM waits for its successor."""
+    world = World(base=2)
+    world.ask()
+    world.tick()
+    world.boot()
+    assert world.tick() is Action.CLOSE
+    world.crash()
+    world.boots = False
+    for _ in range(10):
+        world.tick()
+    assert 1 in world.serving
+    world.settle()
+    world.check_settled()
+
+
+def test_worker_that_does_not_end_is_killed_after_its_mercy() -> None:
+    """SIGTERM, then nothing for the mercy's time: SIGKILL."""
+    seen = Seen(1, 1, True, "memory", term_at=100.0)
+    assert plan.next_step(Replacement(), [seen], 134.0, base=0, surge=True, close_time=0, mercy=MERCY).pids == ()
+    step = plan.next_step(Replacement(), [seen], 135.5, base=0, surge=True, close_time=0, mercy=MERCY)
+    assert (step.action, step.pids) == (Action.KILL, (1,))
+
+
+def test_canary_limits_newcomers_to_one_until_it_lives() -> None:
+    """After a crash loop one newcomer is tried; the rest follow when it has served a while."""
+    workers = [Seen(7, 7, True, ready_for=100.0)]
+    assert plan.target(4, workers, Replacement(), canary=9) == 2
+    workers.append(Seen(10, 10, False))
+    assert plan.target(4, workers, Replacement(), canary=9) == 2
+    assert not plan.canary_lives(workers, 9, 1.0)
+    workers[1] = replace(workers[1], ready=True, ready_for=0.5)
+    assert not plan.canary_lives(workers, 9, 1.0)
+    workers[1] = replace(workers[1], ready_for=1.5)
+    assert plan.canary_lives(workers, 9, 1.0)
+    assert plan.target(4, workers, Replacement()) == 4

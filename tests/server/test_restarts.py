@@ -1,0 +1,147 @@
+"""When dead workers are started again, and what their ends are called."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from flask_stability.config import Settings
+from flask_stability.scoreboard import CODE
+from flask_stability.server.exits import Known, reason_of
+from flask_stability.server.order import breaches
+from flask_stability.server.restarts import Restarts
+from flask_stability.server.threads import Stuck
+
+STEPS = (0.0, 1.0, 2.0, 4.0)
+
+
+def restarts(**options: float) -> Restarts:
+    return Restarts(STEPS, **{"most": 16, "window": 60.0, "min_uptime": 10.0, **options},  # type: ignore[arg-type]
+                    jitter=lambda: 1.0)
+
+
+def test_each_wave_of_crashes_waits_longer_up_to_the_last_step() -> None:
+    """The waits are the steps in turn, and the last one for ever."""
+    policy, now, waits = restarts(), 100.0, []
+    for _ in range(6):
+        policy.crashed(now, 0.2)
+        waits.append(policy.hold_until - now)
+        now = max(policy.hold_until, now) + 1.0
+    assert waits == pytest.approx([0.0, 1.0, 2.0, 4.0, 4.0, 4.0])
+
+
+def test_crashes_of_one_wave_are_one_step() -> None:
+    """Four workers that die together raise the wait once."""
+    policy = restarts()
+    for _ in range(4):
+        policy.crashed(100.0, 0.2)
+    assert not policy.held(100.1)
+    for _ in range(4):
+        policy.crashed(101.0, 0.2)
+    assert policy.hold_until == 102.0
+
+
+def test_calm_resets_the_steps() -> None:
+    """Half a minute without a crash, and the first restart is immediate again."""
+    policy = restarts()
+    for now in (100.0, 101.0, 103.0):
+        policy.crashed(now, 0.2)
+    assert policy.held(103.5)
+    policy.crashed(140.0, 0.2)
+    assert not policy.held(140.0)
+
+
+def test_one_newcomer_is_tried_alone_after_a_wait_only() -> None:
+    """A first crash is nothing special; the second of a loop calls for a canary."""
+    policy = restarts()
+    assert policy.crashed(100.0, 0.2) is False
+    assert policy.crashed(101.0, 0.2) is True
+
+
+def test_worker_that_lived_long_enough_is_no_crash_loop() -> None:
+    """It counts towards the limit, but nothing waits for it."""
+    policy = restarts()
+    for now in range(100, 110):
+        policy.crashed(float(now), 3600.0)
+    assert not policy.held(110.0)
+    assert policy.recent(110.0) == 10
+
+
+def test_limit_is_a_sliding_window() -> None:
+    """Sixteen crashes in a minute are allowed, the seventeenth is too many, and old ones are forgotten."""
+    policy = restarts()
+    for number in range(16):
+        policy.crashed(100.0 + number, 3600.0)
+    assert not policy.too_many(116.0)
+    policy.crashed(117.0, 3600.0)
+    assert policy.too_many(117.0)
+    assert not policy.too_many(162.0)
+
+
+KILLED, SEGV, TERMED = int(signal.SIGKILL), int(signal.SIGSEGV), int(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("status", "known", "reason"), [
+    (SEGV, Known(ready=True), "crash_signal"),
+    (SEGV | 0x80, Known(ready=True), "crash_signal"),
+    (SEGV, Known(ready=True, asked="memory"), "crash_signal"),
+    (KILLED, Known(ready=True), "crash_signal"),
+    (KILLED, Known(ready=True, oom_kills=1), "out_of_memory"),
+    (KILLED, Known(ready=True, killed="frozen"), "frozen"),
+    (KILLED, Known(ready=True, aborted=True), "timeout"),
+    (1 << 8, Known(ready=True, aborted=True), "timeout"),
+    (TERMED, Known(ready=True), "asked"),
+    (0, Known(ready=True), "asked"),
+    (0, Known(ready=True, max_requests=True), "max_requests"),
+    (0, Known(ready=True, asked="memory", terminated=True), "memory"),
+    (1 << 8, Known(ready=True, asked="deadline", terminated=True), "deadline"),
+    (1 << 8, Known(ready=True, asked="deadline"), "exit_code"),
+    (3 << 8, Known(), "boot_failure"),
+    (4 << 8, Known(), "boot_failure"),
+    (3 << 8, Known(ready=True), "exit_code"),
+    (0, Known(), "boot_failure"),
+    (1 << 8, Known(ready=True), "exit_code"),
+    (0, Known(ready=True, stopping=True), "shutdown"),
+    (KILLED, Known(ready=True, stopping=True), "shutdown"),
+    (None, Known(ready=True), "unknown"),
+    (None, Known(ready=True, stopping=True), "shutdown"),
+    (None, Known(asked="memory", ready=True), "memory"),
+    (63, Known(ready=True), "crash_signal"),
+])
+def test_exit_has_its_reason(status: int | None, known: Known, reason: str) -> None:
+    """The reason follows from the status and from what the master did."""
+    assert reason_of(status, known)[0] == reason
+    assert reason in CODE
+
+
+def test_stuck_threads_get_spare_ones_after_two_seconds_and_more_while_work_waits() -> None:
+    """Once at first, then, when the spare ones are stuck as well, more up to a limit."""
+    stuck, wanted, now = Stuck(4), [], 100.0
+    for _ in range(100):
+        wanted.append(stuck.look(now, 5, "same"))
+        now += 0.25
+    assert wanted[:9] == [0] * 8 + [4]
+    assert wanted[9:13] == [0, 0, 0, 4]
+    assert sum(wanted) == 8 * 4
+
+
+def test_threads_that_make_progress_are_not_stuck() -> None:
+    """A full queue alone is load, not a hang."""
+    stuck = Stuck(4)
+    assert not any(stuck.look(100.0 + number, 50, number) for number in range(60))
+
+
+def test_threads_without_work_queued_are_not_stuck() -> None:
+    """Slow requests that keep nobody waiting are nobody's business."""
+    stuck = Stuck(4)
+    assert not any(stuck.look(100.0 + number, 0, "same") for number in range(60))
+    assert not stuck.look(200.0, 1, "same")
+
+
+def test_order_of_timeouts_has_one_line_per_breach() -> None:
+    """Each breach is one line that names what to change; the defaults have none."""
+    assert breaches(Settings(), graceful=30, app=True) == []
+    found = breaches(Settings(retire_mercy=5.0, request_timeout=8.0), graceful=30, app=True)
+    assert len(found) == 3
+    assert all("STABILITY_" in line and "\n" not in line for line in found)
