@@ -94,12 +94,12 @@ class _Process:
             settings = states[0].settings if states else Settings.from_environ()
             self.monitor = Monitor(settings, scoreboard.current(), scoreboard.my_row(), [])
             for state in states:
-                if state.wants_database:
-                    state.pool.start()
                 for check in state.checks:
                     self.monitor.add(check)
                 if state.pool_or_none is not None:
-                    self.watch_pool(state, state.pool)
+                    self.watch_pool(state, state.pool_or_none)
+                elif state.wants_database:
+                    _ = state.pool  # made, and watched by that
             self.monitor.start()
 
     def stop(self) -> None:
@@ -180,7 +180,6 @@ class StabilityExt:
         self._states.add(state)
         _process.states.add(state)
         handlers.init_app(app, settings)
-        app.teardown_appcontext(_give_back)
         for test in (means_unavailable, engine_unavailable):
             if test not in handlers.unavailable:
                 handlers.unavailable.append(test)
@@ -200,10 +199,13 @@ class StabilityExt:
         :raises DatabaseUnavailable: if none can be had in that time.
         """
         connection = self._state().pool.connection(timeout)
-        if request.current() is None and has_app_context():
-            if not hasattr(g, _TAKEN):
-                setattr(g, _TAKEN, [])
-            getattr(g, _TAKEN).append(connection)
+        if has_app_context():
+            # registered here, since it costs every request of an app (4 µs); first, since it has to run last
+            if _give_back not in current_app.teardown_appcontext_funcs:
+                current_app.teardown_appcontext_funcs.insert(0, _give_back)
+            taken = getattr(g, _TAKEN, [])
+            # g may be of an app's own class, without setdefault
+            setattr(g, _TAKEN, [*(one for one in taken if not one.closed), connection])
         return connection
 
     @property
@@ -266,8 +268,7 @@ def _named(settings: Settings, app: Flask) -> Settings:
 
 
 def _give_back(_: BaseException | None) -> None:
-    """At the end of an app context outside of a request: what it took goes back. Never raises."""
-    # g may be of an app's own class, without get and pop
+    """At the end of an app context, a request's among them: what it took goes back. Never raises."""
     taken = getattr(g, _TAKEN, None) or []
     while taken:
         try:

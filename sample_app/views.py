@@ -102,7 +102,8 @@ def _checked(body: Any) -> tuple[str, int, str]:
         problems.append("customer: give a name of 1 to 100 characters")
     if problems:
         abort(400, description="; ".join(problems))
-    assert isinstance(sku, str) and isinstance(quantity, int)
+    assert isinstance(sku, str)
+    assert isinstance(quantity, int)
     assert isinstance(customer, str)
     return sku, quantity, customer.strip()
 

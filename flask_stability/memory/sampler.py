@@ -81,6 +81,7 @@ class MemoryWatch:
         self._trackers: dict[str, deque[int]] = {}
         self._told: set[str] = set()
         row.words[shared.W_MEMORY_LIMIT] = limit
+        row.words[shared.W_RSS] = resident()
         row.floats[shared.F_SECONDS_TO_LIMIT] = math.nan
 
     def next_interval(self) -> float:

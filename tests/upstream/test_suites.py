@@ -37,9 +37,9 @@ def _fetch(folder: Path, requirement: str) -> Path:
 def _run(source: Path, *path: Path) -> str:
     """Run its suite with our plugin; the output."""
     search = os.pathsep.join(map(str, [*path, ROOT, Path(__file__).parent]))
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "-rf", "tests"],
-                          cwd=source, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "-rf",
+                           "tests"], cwd=source, env={**os.environ, "PYTHONPATH": search}, capture_output=True,
+                          text=True, timeout=300)
     return done.stdout + done.stderr
 
 
