@@ -24,7 +24,7 @@ from . import logs, scoreboard
 from .config import Settings
 from .errors import report
 from .errors.problem import response_for
-from .request import RequestRecord, current, inflight
+from .request import OVER, RequestRecord, current, inflight
 from .wsgi_rules import (
     InvalidResponse,
     are_known,
@@ -41,7 +41,6 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 _ident = threading.get_ident
 _now = time.monotonic_ns
-_my_row = scoreboard.my_row
 
 
 def _may_be_stopping() -> bool:
@@ -168,7 +167,7 @@ class _Exchange(RequestRecord):
             self.iterator = None
         if ("Content-Length", str(self.sent)) not in self.headers:
             self._compare_length()
-        if not self.supervised:
+        if self.environ.get("SERVER_SOFTWARE") is None:
             self.finish()  # a test client does not always close what it was given
 
     def cut(self, error: BaseException) -> None:
@@ -234,14 +233,15 @@ class _Exchange(RequestRecord):
 
     def finish(self) -> None:
         """The request is over: it is counted, what it held goes back. Once; never raises."""
-        if self.over:
+        environ = self.environ
+        if environ is OVER:
             return
         try:
             if not self.health:
-                method = self.environ.get("REQUEST_METHOD")
-                rule = self.rule
-                _my_row().observe(method if method in METHODS else "OTHER", "" if rule is None else rule.endpoint,
-                                  self.code, _now() - self.started_ns)
+                method, rule = environ.get("REQUEST_METHOD"), self.rule
+                (scoreboard._row or scoreboard.my_row()).observe(
+                    method if method in METHODS else "OTHER", "" if rule is None else rule.endpoint, self.code,
+                    _now() - self.started_ns)
                 if self.code >= 400:
                     self._note()
         except Exception as error:
@@ -307,7 +307,11 @@ class StabilityMiddleware:
         if self.on_first_request is not None:
             self._begin_process()
         if MARK in environ:
-            return self._step_aside(environ, start_response)
+            if self._rare and environ.get("PATH_INFO", "").startswith(self._health_path):
+                return self._step_aside(environ, start_response)
+            inner: Iterable[bytes] = (self._app(environ, start_response) if self._owner is None
+                                      else self._app(self._owner(), environ, start_response))
+            return inner
         thread = _ident()
         exchange = _Exchange(self, environ, start_response, _now(), thread)
         environ[MARK] = True
@@ -332,7 +336,10 @@ class StabilityMiddleware:
                 exchange.chunk, exchange.iterator = chunk, iterator
                 break
             if exchange.writer is None:
-                exchange.begin()
+                if not exchange.code:
+                    raise InvalidResponse("the app did not call start_response")
+                exchange.writer = start_response(exchange.status, exchange.headers)
+                exchange.response_started = True
             return exchange
         except BaseException as error:
             return exchange.fail(error)
@@ -340,12 +347,11 @@ class StabilityMiddleware:
     def _step_aside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """An outer layer does the work; only the health endpoints are still ours."""
         record = current()
-        if self._rare and record is not None and self._is_health(environ, record) and self.health_app is not None:
+        if record is not None and self._is_health(environ, record) and self.health_app is not None:
             return self.health_app(environ, start_response)
-        owner = self._owner
-        if owner is None:
-            return self._app(environ, start_response)  # type: ignore[no-any-return]
-        return self._app(owner(), environ, start_response)  # type: ignore[no-any-return]
+        inner: Iterable[bytes] = (self._app(environ, start_response) if self._owner is None
+                                  else self._app(self._owner(), environ, start_response))
+        return inner
 
     def _is_health(self, environ: dict[str, Any], record: RequestRecord) -> bool:
         """Whether it goes to `health_app`; also takes over the id of a client that is trusted."""

@@ -36,7 +36,7 @@ longest_timeout = 0.0
 
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
-_OVER: dict[str, Any] = {}
+OVER: dict[str, Any] = {}
 
 
 class RequestRecord:
@@ -137,7 +137,7 @@ class RequestRecord:
     @property
     def over(self) -> bool:
         """It has left the table."""
-        return self.environ is _OVER
+        return self.environ is OVER
 
     def leave(self) -> None:
         """Out of the table."""
@@ -146,7 +146,7 @@ class RequestRecord:
             inflight[self.thread_id] = outer
         elif inflight.get(self.thread_id) is self:
             del inflight[self.thread_id]
-        self.environ = _OVER
+        self.environ = OVER
 
 
 def current() -> RequestRecord | None:
