@@ -65,6 +65,8 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         if source is not None:
             (folder / "app.py").write_text(source)
+        if worker_class == "sync":
+            threads = 1  # with more of them gunicorn makes it gthread
         settings = (f"workers = {workers}\nthreads = {threads}\nworker_class = {worker_class!r}\ntimeout = 30\n"
                     f"graceful_timeout = 10\nkeepalive = 2\ncontrol_socket_disable = True\n{config}\n")
         text = CONFIG.format(extra=settings)
