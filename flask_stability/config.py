@@ -1,7 +1,7 @@
 """Every setting of the package: key, scope, default, unit, check and meaning, in one frozen dataclass.
 
 Settings are read once, when the app is initialised and when the server starts, and every bad value is reported
-together: a wrong number is found at deployment, not at night. ``python -m flask_stability.config`` prints the
+together: a wrong number is found at deployment, not at night. `table` makes the
 table that README.rst shows.
 """
 
@@ -436,6 +436,3 @@ def table() -> str:
                   f"     - {where[spec.scope]}", f"     - {spec.doc}"]
     return "\n".join(lines) + "\n"
 
-
-if __name__ == "__main__":
-    print(table(), end="")
