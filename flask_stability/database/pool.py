@@ -413,6 +413,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         :raises DeadlineExceeded: if that happened.
         """
         if entry.cut:
+            if entry.state is REMOVED:
+                raise self.driver.dbapi.InterfaceError(f"this connection cannot be used: {entry.cut}")
             raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
         serving = entry.request is not None
         now = time.monotonic()

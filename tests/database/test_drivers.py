@@ -1,0 +1,262 @@
+"""What differs between the databases: errors, parameters, connecting, interrupting."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import MySQLdb
+import pytest
+from support_db import MariaDB
+
+from flask_stability.config import Settings
+from flask_stability.database.drivers import ErrorClass, make_driver, means_unavailable, mysql_class, translate
+from flask_stability.database.pool import Pool
+from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, effect_of
+from flask_stability.exceptions import ConfigError, DatabaseUnavailable
+
+
+@pytest.mark.parametrize(("codes", "expected"), [
+    ((2002, 2003, 1040, 1203, 1053), ErrorClass.CONNECT),
+    ((1044, 1045, 1049, 1129, 1130), ErrorClass.REFUSED),
+    ((1213, 3101), ErrorClass.ROLLED_BACK),
+    ((1205,), ErrorClass.LOCK_WAIT),
+    ((1792, 1836), ErrorClass.READ_ONLY),
+    ((2006, 2013, 2055, 1927, 4031), ErrorClass.LINK_LOST),
+    ((1969, 3024, 1317), ErrorClass.TIMED_OUT),
+    ((1054, 1062, 1146, 0, "text"), ErrorClass.OTHER)])
+def test_errors_of_mysql(codes: tuple[Any, ...], expected: ErrorClass) -> None:
+    """Each number of the table means what the table says."""
+    assert {mysql_class(MySQLdb.OperationalError(code, "…")) for code in codes} == {expected}
+
+
+def test_1290_is_read_only_only_if_it_says_so() -> None:
+    """The same number stands for every option that forbids a statement."""
+    assert mysql_class(MySQLdb.OperationalError(1290, "with the --read-only option")) is ErrorClass.READ_ONLY
+    assert mysql_class(MySQLdb.OperationalError(1290, "with the --skip-grant-tables option")) is ErrorClass.OTHER
+    assert mysql_class(MySQLdb.OperationalError()) is ErrorClass.OTHER
+
+
+def test_the_server_itself_agrees(mariadb: MariaDB) -> None:
+    """Wrong password, missing database and a read-only server are told apart from a server that is gone."""
+    def failure(**options: Any) -> BaseException:
+        with pytest.raises(MySQLdb.Error) as caught:
+            mariadb.connect(**options)
+        return caught.value
+
+    assert mysql_class(failure(password="wrong")) is ErrorClass.REFUSED
+    assert mysql_class(failure(database="missing")) is ErrorClass.REFUSED
+    assert mysql_class(failure(port=1)) is ErrorClass.CONNECT
+    mariadb.admin("CREATE TABLE app.t (a INT)")
+    mariadb.admin("SET GLOBAL read_only=ON")
+    try:
+        with pytest.raises(MySQLdb.Error) as caught:
+            mariadb.connect().cursor().execute("INSERT INTO t VALUES (1)")
+    finally:
+        mariadb.admin("SET GLOBAL read_only=OFF")
+    assert mysql_class(caught.value) is ErrorClass.READ_ONLY
+    assert means_unavailable(caught.value)
+    assert not means_unavailable(MySQLdb.OperationalError(1054, "…"))
+    assert not means_unavailable(ValueError())
+
+
+@pytest.mark.parametrize(("sql", "expected"), [
+    ("SELECT %s, %s", "SELECT ?, ?"),
+    ("SELECT '%s', \"%s\", `%s`, %s", "SELECT '%s', \"%s\", `%s`, ?"),
+    ("SELECT 'it''s %s', %s -- %s\n, %s", "SELECT 'it''s %s', ? -- %s\n, ?"),
+    ("SELECT /* %s */ %(name)s", "SELECT /* %s */ :name"),
+    ("SELECT 7 %% %s, '50%%'", "SELECT 7 % ?, '50%'")])
+def test_parameters_for_sqlite(sql: str, expected: str) -> None:
+    """mysqlclient's placeholders become SQLite's, outside of literals, names and comments."""
+    assert translate(sql) == expected
+
+
+@pytest.mark.parametrize(("sql", "expected"), [
+    ("SELECT 1", CLEAN), ("  (select a from t)", CLEAN), ("/* trace */ SELECT 1", CLEAN), ("-- x\nINSERT t VALUES (1)",
+                                                                                           CLEAN),
+    ("UPDATE t SET a=1", CLEAN), ("DELETE FROM t", CLEAN), ("REPLACE t VALUES (1)", CLEAN), ("SHOW TABLES", CLEAN),
+    ("SELECT a INTO @x FROM t", SESSION), ("SELECT @x := 1", SESSION), ("SELECT GET_LOCK('a', 1)", SESSION),
+    ("SELECT LAST_INSERT_ID(5)", SESSION), ("SELECT LAST_INSERT_ID()", CLEAN), ("/*! SET @x=1 */", SESSION),
+    ("SELECT 1 /*M!100100 , @x:=1 */", SESSION), ("SET autocommit=0", SESSION), ("USE other", SESSION),
+    ("LOCK TABLES t READ", SESSION), ("PREPARE s FROM 'x'", SESSION), ("CALL p()", SESSION),
+    ("CREATE TEMPORARY TABLE t (a INT)", SESSION), ("CREATE OR REPLACE TEMPORARY TABLE t (a INT)", SESSION),
+    ("CREATE TEMP TABLE t (a INT)", SESSION), ("PRAGMA foreign_keys=off", SESSION), ("ATTACH 'x' AS y", SESSION),
+    ("CREATE TABLE t (a INT)", TRANSACTION), ("BEGIN", TRANSACTION), ("START TRANSACTION", TRANSACTION),
+    ("SAVEPOINT a", TRANSACTION), ("DROP TABLE t", TRANSACTION), (b"SELECT 1", SESSION), ("", SESSION)])
+def test_what_a_statement_leaves_behind(sql: object, expected: int) -> None:
+    """Only what provably leaves nothing counts as clean; what is not understood counts as the worst."""
+    assert effect_of(sql) == expected
+
+
+def test_a_connection_is_prepared(mariadb: MariaDB) -> None:
+    """utf8mb4, autocommit, the server's query timeout and TCP keepalive; several statements at once are refused."""
+    driver = make_driver(Settings(db_url=mariadb.url, db_query_timeout=7.5), "", "app")
+    for _ in range(2):  # the first connection has to learn whose dialect the server speaks
+        raw = driver.connect()
+        cursor = raw.cursor()
+        cursor.execute("SELECT @@character_set_client, @@autocommit, @@max_statement_time")
+        assert cursor.fetchall() == (("utf8mb4", 1, 7.5),)
+        with pytest.raises(MySQLdb.ProgrammingError):
+            cursor.execute("SELECT 1; SELECT 2")
+        link = driver.link(raw)
+        assert link is not None
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        raw.close()
+
+
+def test_an_interrupted_call_ends_at_once(mariadb: MariaDB) -> None:
+    """Another thread ends a statement by its socket."""
+    driver = make_driver(Settings(db_url=mariadb.url), "", "app")
+    raw = driver.connect()
+    link = driver.link(raw)
+    timer = threading.Timer(0.2, driver.interrupt, (raw, link))
+    timer.start()
+    with pytest.raises(MySQLdb.OperationalError) as caught:
+        raw.cursor().execute("SELECT SLEEP(60)")
+    timer.join()
+    assert mysql_class(caught.value) is ErrorClass.LINK_LOST
+
+
+def test_without_mysqlclient_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MySQL address without the driver is an error in words, without the password."""
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'flask_stability\[mysql\]'") as caught:
+        make_driver(Settings(db_url="mysql://app:hunter2@localhost/app"), "", "app")
+    assert "hunter2" not in str(caught.value)
+
+
+def sqlite_pool(path: Path, **settings: Any) -> Pool:
+    """A pool on a file."""
+    return Pool(Settings(db_url=f"sqlite:///{path}", **settings))
+
+
+def test_sqlite_in_the_instance_folder(tmp_path: Path) -> None:
+    """Without a setting the database is a file named after the app; the folder is made when it is first asked for."""
+    pool = Pool(Settings(), name="shop.web", instance_path=str(tmp_path / "instance"))
+    assert not (tmp_path / "instance").exists()
+    with pool.connection() as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+    assert (tmp_path / "instance" / "web.db").exists()
+    pool.close()
+
+
+def test_sqlite_takes_the_same_statements(tmp_path: Path) -> None:
+    """%s and %(name)s work as with mysqlclient, also in executemany, from several threads."""
+    pool = sqlite_pool(tmp_path / "a.db")
+    with pool.connection() as connection:
+        connection.execute("CREATE TABLE t (a INT, b TEXT)")
+        connection.cursor().executemany("INSERT INTO t VALUES (%s, %s)", [(1, "x"), (2, "50%s")])
+        connection.execute("INSERT INTO t VALUES (%(a)s, '%s')", {"a": 3})
+
+    def read() -> None:
+        with pool.connection() as connection:
+            rows.append(connection.execute("SELECT a, b FROM t WHERE a > %s ORDER BY a", (1,)).fetchall())
+
+    rows: list[Any] = []
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    read()
+    assert rows == [[(2, "50%s"), (3, "%s")]] * 2
+    pool.close()
+
+
+def test_sqlite_begins_with_the_write_lock(tmp_path: Path) -> None:
+    """BEGIN IMMEDIATE: a second writer waits its busy timeout, instead of failing in the middle."""
+    pool = sqlite_pool(tmp_path / "a.db", db_timeout=0.2)
+    with pool.connection() as first, pool.connection() as second:
+        first.begin()
+        with pytest.raises(sqlite3.OperationalError, match="locked") as caught:
+            second.begin()
+        assert pool.driver.classify(caught.value) is ErrorClass.LOCK_WAIT
+        assert means_unavailable(caught.value)
+        first.rollback()
+        second.begin()
+        second.rollback()
+    pool.close()
+
+
+def test_sqlite_statements_time_out(tmp_path: Path) -> None:
+    """The query timeout ends a statement, and the connection goes on."""
+    pool = sqlite_pool(tmp_path / "a.db", db_query_timeout=0.3)
+    pool.start()
+    endless = "WITH RECURSIVE n(a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM n) SELECT MAX(a) FROM n"
+    with pool.connection() as connection:
+        with pytest.raises(sqlite3.OperationalError, match="interrupted") as caught:
+            connection.execute(endless).fetchall()
+        assert pool.driver.classify(caught.value) is ErrorClass.TIMED_OUT
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+    pool.close()
+
+
+def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
+    """A folder in the place of the file, and a file that is no database: 503, with SQLite's own words."""
+    for name in ("folder", "text"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "text").write_text("no database" * 100)
+        pool = sqlite_pool(tmp_path / name)
+        with pytest.raises(DatabaseUnavailable, match=r"unable to open database file|file is not a database"):
+            pool.connection()
+        assert pool.stats()["pool_size"] == 0
+        pool.close()
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    """A statement that finds no room says so, and the next one that needs none works."""
+    pool = sqlite_pool(tmp_path / "a.db")
+    with pool.connection() as connection:
+        connection.execute("CREATE TABLE t (a BLOB)")
+        connection.execute("PRAGMA max_page_count = 10").fetchall()  # SQLite's own way to a full disk
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            connection.execute("INSERT INTO t VALUES (zeroblob(1000000))")
+        assert connection.execute("SELECT COUNT(*) FROM t").fetchall() == [(0,)]
+    pool.close()
+
+
+def without_privileges(function: Callable[[], str]) -> str:
+    """What a function returns in a process whose user may not write everywhere."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            os.write(writer, function().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_a_read_only_database_can_be_read() -> None:
+    """On a read-only file a SELECT works; an INSERT says what is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.db"
+        made = sqlite3.connect(path)
+        made.execute("CREATE TABLE t (a INT)")
+        made.close()
+        path.chmod(0o444)
+        os.chmod(folder, 0o555)
+
+        def use() -> str:
+            with sqlite_pool(path).connection() as connection:
+                rows = connection.execute("SELECT * FROM t").fetchall()
+                try:
+                    connection.execute("INSERT INTO t VALUES (1)")
+                except sqlite3.OperationalError as error:
+                    return f"{rows} {error}"
+            return "written"
+
+        assert without_privileges(use) == "[] attempt to write a readonly database"

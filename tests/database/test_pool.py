@@ -1,0 +1,542 @@
+"""The pool against a real MariaDB: taking, waiting, giving back."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import MySQLdb
+import MySQLdb.cursors
+import pytest
+from dbutils.pooled_db import PooledDB
+from dbutils.steady_db import SteadyDBConnection
+from support import wait_until
+from support_db import FaultProxy, MariaDB, serving
+
+from flask_stability import scoreboard
+from flask_stability.database.pool import Pool
+from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """This process says that it serves with four threads."""
+    words = scoreboard.my_row().words
+    before, words[scoreboard.W_THREADS] = words[scoreboard.W_THREADS], 4
+    yield
+    words[scoreboard.W_THREADS] = before
+
+
+def connection_id(connection: Any) -> int:
+    """As the server sees it."""
+    return int(connection.execute("SELECT CONNECTION_ID()").fetchone()[0])
+
+
+def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run a function beside; the list gets its result or its exception."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, results
+
+
+def test_what_is_used_of_dbutils_is_there() -> None:
+    """The attributes of DBUtils that the pool relies on, public or not, exist and mean what they meant."""
+    plain = PooledDB(MySQLdb, maxconnections=3, blocking=True)
+    assert plain._idle_cache == []
+    assert plain._connections == 0
+    assert plain._maxconnections == 3
+    assert isinstance(plain._lock, threading.Condition)
+    assert isinstance(SteadyDBConnection.dbapi_connection, property)
+    for name in ("connection", "dedicated_connection", "cache", "close", "__del__"):
+        assert name in vars(Pool)
+        assert name in vars(PooledDB)
+    assert list(inspect.signature(PooledDB.steady_connection).parameters) == ["self"]
+
+
+def test_nothing_is_opened_before_it_is_asked_for(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """A pool, started or not, does not touch the database."""
+    before = mariadb.status("Connections")
+    make_pool().start()
+    assert mariadb.sessions() == []
+    assert mariadb.status("Connections") == before + 2  # the two questions of this test
+
+
+def test_one_round_trip(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
+    """Checkout, SELECT and check-in in autocommit cost one round trip."""
+    pool = make_pool(db_url=proxy.url_for(mariadb))
+    pool.connection().close()
+    before = proxy.commands
+    for _ in range(10):
+        with pool.connection() as connection:
+            assert connection.execute("SELECT 1").fetchall() == ((1,),)
+    assert proxy.commands - before == 10
+
+
+def test_what_is_not_provably_clean_is_rolled_back(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
+    """An open transaction costs a rollback at check-in, and nothing of it stays; a finished one costs nothing."""
+    mariadb.admin("CREATE TABLE app.t (a INT)")
+    pool = make_pool(db_url=proxy.url_for(mariadb))
+    with pool.connection() as connection:
+        connection.begin()
+        connection.execute("INSERT INTO t VALUES (1)")
+        before = proxy.commands
+    assert proxy.commands == before + 1
+    with pool.connection() as connection:
+        connection.begin()
+        connection.execute("INSERT INTO t VALUES (2)")
+        connection.commit()
+        before = proxy.commands
+    assert proxy.commands == before
+    assert mariadb.admin("SELECT a FROM app.t") == [(2,)]
+    assert len(mariadb.sessions()) == 1
+
+
+def test_without_autocommit_everything_is_rolled_back(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """With STABILITY_DB_AUTOCOMMIT off, what was not committed is gone, whatever ran."""
+    mariadb.admin("CREATE TABLE app.t (a INT)")
+    pool = make_pool(db_autocommit=False)
+    with pool.connection() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+    with pool.connection() as connection:
+        assert connection.execute("SELECT * FROM t").fetchall() == ()
+
+
+def test_switched_autocommit_does_not_reach_the_next(make_pool: MakePool) -> None:
+    """Autocommit switched off, and a commit after it, stay with the borrower who wanted that."""
+    pool = make_pool()
+    with pool.connection() as connection:
+        connection.autocommit(False)
+        connection.execute("SELECT 1")
+        connection.commit()
+    with pool.connection() as connection:
+        assert connection.execute("SELECT @@autocommit, @@max_statement_time").fetchall() == ((1, 30.0),)
+
+
+def test_the_warmest_comes_first(make_pool: MakePool) -> None:
+    """Last in, first out."""
+    pool = make_pool()
+    first, second = pool.connection(), pool.connection()
+    latest = connection_id(first)
+    second.close()
+    first.close()
+    assert connection_id(pool.connection()) == latest
+
+
+def test_who_waits_longest_is_served_first(make_pool: MakePool) -> None:
+    """A connection that comes back goes to the thread that has waited longest, and is not taken from it."""
+    pool = make_pool(db_max_size=1, db_max_idle=1)
+    held, order = pool.connection(), []
+
+    def wait(name: int) -> None:
+        with pool.connection():
+            order.append(name)
+
+    threads = []
+    for name in range(5):
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        wait_until(lambda: len(pool.waiters) == len(threads), interval=0.001)
+    held.close()
+    for thread in threads:
+        thread.join(20)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_request_waits_no_longer_than_it_may(make_pool: MakePool) -> None:
+    """The deadline of a checkout is what is left of the request's less one second, not STABILITY_DB_TIMEOUT."""
+    pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
+    with pool.connection(), serving(timeout=1.3):
+        started = time.monotonic()
+        with pytest.raises(PoolTimeout):
+            pool.connection()
+        assert time.monotonic() - started < 30
+
+
+def test_an_error_of_the_pool_leaves_no_trace(make_pool: MakePool) -> None:
+    """Whoever gave up waiting takes nothing with him: the connection goes to the next."""
+    pool = make_pool(db_max_size=1, db_max_idle=1)
+    held = pool.connection()
+    for _ in range(20):
+        with pytest.raises(PoolTimeout):
+            pool.connection(timeout=0.0)
+    held.close()
+    assert not pool.waiters
+    with pool.connection(timeout=5):
+        assert pool.stats()["pool_in_use"] == 1
+    assert pool.stats()["requests_errors"] == 20
+
+
+def test_a_killed_connection_is_noticed_without_a_round_trip(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """The server ended 20 idle connections: none is handed out, although all were used a moment ago."""
+    pool = make_pool(db_max_idle=20)
+    held = [pool.connection() for _ in range(20)]
+    for connection in held:
+        connection.close()
+    assert mariadb.kill_sessions() == 20
+    for _ in range(20):
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+    assert pool.stats()["connections_lost"] == 20
+
+
+def test_after_a_failure_older_connections_are_asked(make_pool: MakePool, mariadb: MariaDB,
+                                                     proxy: FaultProxy) -> None:
+    """A lost link makes the pool ping what was checked before it, though it was used a moment ago."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=60)
+    first, second = pool.connection(), pool.connection()
+    second.close()
+    proxy.cut_reply_to(1)
+    with pytest.raises(MySQLdb.OperationalError):
+        first.execute("SELECT 1")
+    first.close()
+    before = proxy.commands
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+    assert proxy.commands - before == 2
+    before = proxy.commands
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+    assert proxy.commands - before == 1
+    assert pool.stats()["returns_bad"] == 1
+
+
+def test_lifetime(make_pool: MakePool) -> None:
+    """An old connection is replaced when it is asked for next."""
+    pool = make_pool(db_max_lifetime=0.2)
+    with pool.connection() as connection:
+        first = connection_id(connection)
+    wait_until(lambda: all(entry.expires < time.monotonic() for entry in pool.entries))
+    with pool.connection() as connection:
+        assert connection_id(connection) != first
+    assert pool.stats()["connections_lost"] == 0
+
+
+def test_idle_connections_are_limited(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """More than STABILITY_DB_MAX_IDLE are closed when they come back; none at all with 0."""
+    for limit in (2, 0):
+        pool = make_pool(db_max_idle=limit)
+        held = [pool.connection() for _ in range(5)]
+        for connection in held:
+            connection.close()
+        assert pool.stats()["pool_size"] == limit
+        wait_until(lambda limit=limit: len(mariadb.sessions()) == limit)
+        pool.close()
+
+
+def test_closed_connections_and_cursors_are_dead(make_pool: MakePool) -> None:
+    """Every use after giving back raises the driver's own kind of error; closing again does not."""
+    pool = make_pool()
+    connection = pool.connection()
+    cursor = connection.execute("SELECT 1")
+    open_cursor = connection.cursor()
+    connection.close()
+    connection.close()
+    for use in (connection.cursor, connection.commit, connection.rollback, connection.begin, connection.ping,
+                lambda: connection.dbapi_connection, lambda: connection.thread_id(), cursor.fetchone, cursor.fetchall,
+                cursor.nextset, lambda: cursor.rowcount, lambda: open_cursor.execute("SELECT 1"),
+                lambda: open_cursor.executemany("SELECT %s", [(1,)]), lambda: list(cursor)):
+        with pytest.raises(MySQLdb.Error, match="given back"):
+            use()
+    cursor.close()
+    open_cursor.close()
+    assert connection.closed
+    assert pool.stats()["pool_available"] == 1
+
+
+def test_an_unread_result_does_not_reach_the_next(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """Rows, further results and unbuffered cursors left open are gone with their borrower."""
+    mariadb.admin("CREATE PROCEDURE app.p() BEGIN SELECT 1; SELECT 2; END")
+    try:
+        pool = make_pool()
+        for leave in (lambda c: c.execute("SELECT 1"), lambda c: c.cursor().callproc("p"),
+                      lambda c: c.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2"),
+                      lambda c: c.execute("CALL p()")):
+            with pool.connection() as connection:
+                left = leave(connection)
+                kept = left
+            with pool.connection() as connection:
+                assert connection.execute("SELECT 'mine'").fetchall() == (("mine",),)
+            del kept, left
+    finally:
+        mariadb.admin("DROP PROCEDURE app.p")
+
+
+def test_a_forgotten_connection_comes_back_with_its_request(make_pool: MakePool) -> None:
+    """What a request took and did not give back is given back at its end, rolled back."""
+    pool = make_pool()
+    with serving() as record:
+        connection = pool.connection()
+        connection.begin()
+        assert record.resources == [connection]
+        with pool.connection():
+            assert len(record.resources) == 2
+        assert record.resources == [connection]
+    assert connection.closed
+    assert pool.stats()["pool_in_use"] == 0
+    assert pool.stats()["pool_available"] == 2
+
+
+def test_a_finalizer_only_queues(make_pool: MakePool) -> None:
+    """A proxy that is collected gives nothing back by itself, holding any lock or none: the next checkout does."""
+    pool = make_pool(db_max_size=1, db_max_idle=1)
+    connection = pool.connection()
+    with pool._lock, pool.counters._lock:  # a collection may happen anywhere
+        del connection
+        gc.collect()
+    assert len(pool.lost) == 1
+    assert pool.stats()["pool_in_use"] == 1
+    with pool.connection(timeout=5) as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_wrong_password_is_an_error_without_it(make_pool: MakePool, mariadb: MariaDB,
+                                                 caplog: pytest.LogCaptureFixture,
+                                                 capfd: pytest.CaptureFixture[str]) -> None:
+    """Refused credentials fail at once, again and again, and the password is in no text."""
+    caplog.set_level(logging.DEBUG)
+    pool = make_pool(db_url=f"mysql://app:hunter2@127.0.0.1:{mariadb.port}/app", db_timeout=30)
+    for _ in range(7):
+        with pytest.raises(DatabaseUnavailable, match="1045") as caught:
+            pool.connection()
+    assert pool.breaker.state == "closed"
+    pool.tell("something")
+    texts = (repr(pool), repr(pool.driver), repr(pool.settings), repr(caught.value), repr(caught.value.__cause__),
+             pool.driver.describe(), str(pool.stats()), caplog.text, *capfd.readouterr())
+    assert not [text for text in texts if "hunter2" in text]
+
+
+def test_a_missing_database_is_asked_for_again(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """While the database does not exist each checkout says so; as soon as it does, it works."""
+    pool = make_pool(db_url=mariadb.url.replace("/app", "/later").replace("//later", "//app"))
+    for _ in range(6):
+        with pytest.raises(DatabaseUnavailable, match=r"1044|1049"):
+            pool.connection()
+    mariadb.admin("CREATE DATABASE later")
+    try:
+        mariadb.admin("GRANT ALL ON later.* TO app@'%'")
+        with pool.connection() as connection:
+            assert connection.execute("SELECT DATABASE()").fetchall() == (("later",),)
+    finally:
+        mariadb.admin("DROP DATABASE later")
+
+
+def test_a_server_that_is_full_is_waited_for(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """max_connections reached: checkouts wait and retry; the breaker stays closed; then they get their connection."""
+    mariadb.admin("SET GLOBAL max_connections=10")
+    hogs = []
+    try:
+        with pytest.raises(MySQLdb.OperationalError, match="1040"):
+            while True:
+                hogs.append(mariadb.connect())
+        pool = make_pool(db_timeout=0.5)
+        with pytest.raises(PoolTimeout) as caught:
+            pool.connection()
+        assert caught.value.__cause__ is not None
+        assert caught.value.__cause__.args[0] == 1040
+        thread, results = in_thread(lambda: connection_id(pool.connection(timeout=30)))
+        wait_until(lambda: pool.waiters)
+        for hog in hogs:
+            hog.close()
+        thread.join(20)
+        assert isinstance(results[0], int)
+        assert pool.breaker.state == "closed"
+    finally:
+        mariadb.admin("SET GLOBAL max_connections=300")
+
+
+def test_a_server_that_is_down_is_not_waited_for(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
+    """Five refused connects open the breaker: everyone who waits is told, and the next at once."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=60)
+    proxy.refuse()
+    with pytest.raises(CircuitOpen):
+        pool.connection()
+    connects = pool.stats()["connections_num"]
+    with pytest.raises(CircuitOpen):
+        pool.connection()
+    assert pool.stats()["connections_num"] == connects
+    assert pool.stats()["breaker_state"] == "open"
+    assert not pool.waiters
+
+
+def test_connects_happen_at_once_and_only_as_many_as_wanted(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """Ten threads that want a connection get one each, and never more than STABILITY_DB_MAX_SIZE are opened."""
+    pool = make_pool(db_max_size=4, db_max_idle=4)
+    barrier, peak = threading.Barrier(10), []
+
+    def use() -> None:
+        barrier.wait(20)
+        for _ in range(20):
+            with pool.connection() as connection:
+                connection.execute("SELECT SLEEP(0.002)")
+                peak.append(int(pool.stats()["pool_size"]))
+
+    threads = [in_thread(use) for _ in range(10)]
+    for thread, results in threads:
+        thread.join(60)
+        assert results == [None]
+    assert max(peak) == 4
+    assert len(mariadb.sessions()) == 4
+
+
+def test_a_crowd_keeps_the_books(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """Under errors, kills, timeouts, double closes and lost proxies no slot is lost and none is used twice."""
+    pool = make_pool(db_max_size=5, db_max_idle=3, db_timeout=0.5, db_max_lifetime=0.5)
+    pool.start()
+    stop, holders, doubles = threading.Event(), set(), []
+
+    def use(seed: int) -> None:
+        chance = random.Random(seed)
+        while not stop.is_set():
+            try:
+                connection = pool.connection(timeout=chance.choice([0.0, 0.05, 0.5]))
+                entry = connection._live
+                if entry in holders:
+                    doubles.append(entry)
+                holders.add(entry)
+                connection.execute(chance.choice(["SELECT 1", "SELECT nothing", "SET @x=1", "SELECT SLEEP(0.01)"]))
+                if chance.random() < 0.1:
+                    connection.begin()
+            except (MySQLdb.Error, DatabaseUnavailable):
+                pass
+            finally:
+                if "entry" in locals():
+                    holders.discard(entry)
+                    if chance.random() < 0.9:
+                        connection.close()
+                        connection.close()
+                    del connection, entry
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        stop.wait(0.15)
+        mariadb.kill_sessions()
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    wait_until(lambda: not pool.lost and pool._connections == 0)
+    stats = pool.stats()
+    assert not doubles
+    assert stats["pool_size"] == stats["pool_available"] == len(pool.entries) <= 3
+    assert not pool.waiters
+    assert stats["requests_num"] > 100
+
+
+def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: None) -> None:
+    """With three of four threads inside, one for long, the next is sent away, also one that has a connection."""
+    pool = make_pool()
+    now = time.monotonic()
+    with serving():
+        connection = pool.connection()
+        pool.inside.update({1: now - 2, 2: now, 3: now})
+        with pytest.raises(TooManyRequests):
+            pool.connection()
+        with pytest.raises(TooManyRequests):
+            connection.execute("SELECT 1")
+        connection.commit()  # what was begun may end
+        pool.inside.update({1: now})
+        connection.execute("SELECT 1")
+        pool.connection()
+    del pool.inside[1]
+    pool.inside.update({1: now - 2})
+    pool.connection().close()  # no request's thread
+
+
+def test_the_bulkhead_can_be_switched_off(make_pool: MakePool, four_threads: None) -> None:
+    """STABILITY_DB_BULKHEAD=off."""
+    pool = make_pool(db_bulkhead=False)
+    pool.inside.update({number: time.monotonic() - 5 for number in (1, 2, 3)})
+    with serving():
+        pool.connection()
+
+
+def test_a_closed_pool_says_so(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """After close() who waits and who asks gets PoolClosed; what comes back is closed."""
+    pool = make_pool(db_max_size=1, db_max_idle=1)
+    held = pool.connection()
+    thread, results = in_thread(pool.connection)
+    wait_until(lambda: pool.waiters)
+    pool.close()
+    thread.join(20)
+    assert isinstance(results[0], PoolClosed)
+    with pytest.raises(PoolClosed):
+        pool.connection()
+    assert held.execute("SELECT 1").fetchall() == ((1,),)
+    held.close()
+    wait_until(lambda: not mariadb.sessions())
+    pool.close()
+    assert pool.stats()["pool_size"] == 0
+
+
+def test_the_statistics_have_known_names(make_pool: MakePool) -> None:
+    """psycopg_pool's names and the pool's own, all of them numbers but the breaker's state."""
+    pool = make_pool()
+    with pool.connection():
+        stats = pool.stats()
+    assert set(stats) >= {
+        "pool_size", "pool_available", "requests_num", "requests_queued", "requests_waiting", "requests_wait_ms",
+        "requests_errors", "usage_ms", "returns_bad", "connections_num", "connections_ms", "connections_errors",
+        "connections_lost", "pool_in_use", "leaks_suspected", "retries_num", "breaker_state"}
+    assert (stats["pool_size"], stats["pool_in_use"], stats["breaker_state"]) == (1, 1, "closed")
+    assert re.fullmatch(r"<Pool of 127.0.0.1:\d+/app: size 1, in use 0, idle 1, waiting 0>", repr(pool))
+
+
+def test_an_interruption_in_mid_call_costs_the_connection(make_pool: MakePool) -> None:
+    """SystemExit out of a call, as a server's abort raises it, leaves an answer unread: the connection is not kept."""
+    pool = make_pool()
+    connection = pool.connection()
+
+    def interrupted() -> None:
+        connection._live.raw.query("SELECT 'unread'")
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        pool.call(connection._live, interrupted)
+    connection.close()
+    assert pool.stats()["pool_size"] == 0
+    with pool.connection() as connection:
+        assert connection.execute("SELECT 1").fetchall() == ((1,),)
+
+
+def test_an_interrupted_wait_loses_nothing(make_pool: MakePool) -> None:
+    """An exception thrown into a waiting thread leaves the queue as if it had never been there."""
+    import ctypes
+
+    pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=0.5)
+    held = pool.connection()
+    caught: list[str] = []
+
+    def wait() -> None:
+        try:
+            pool.connection()
+        except BaseException as error:
+            caught.append(type(error).__name__)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_until(lambda: pool.waiters)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
+    thread.join(20)
+    assert caught == ["KeyboardInterrupt"]
+    assert not pool.waiters
+    held.close()
+    assert pool.stats()["pool_available"] == 1
+    pool.connection().close()
