@@ -22,7 +22,7 @@ from ..scoreboard import Row, Scoreboard
 from ..signals import leak_suspected, send
 from . import autopsy, cgroup
 from .policy import NOTHING, WARM, Action, Decision, Judge, Rules, default_limit
-from .trend import gated_slope, leaks
+from .trend import Verdict, gated_slope
 
 __all__ = ["Action", "Decision", "MemoryWatch", "resident"]
 
@@ -74,7 +74,7 @@ class MemoryWatch:
         self._minute = self._started + 60.0
         self._lowest = 0
         self._floors: deque[tuple[float, int]] = deque(maxlen=720)
-        self._votes = 0
+        self._leak = Verdict()
         self._warned_low = False
         self._baseline = False
         self._last = 0.0
@@ -155,9 +155,8 @@ class MemoryWatch:
                                 f"{int(1.5 * floor)}")
 
     def _verdict(self, floors: list[float]) -> None:
-        """Three votes in a row make a verdict; it informs, it does not replace."""
-        self._votes = min(3, self._votes + 1) if leaks(floors) else 0
-        found = self._votes >= 3
+        """A verdict informs, it does not replace."""
+        found = self._leak.look(floors)
         if found and not self._row.words[shared.W_LEAK_VERDICT]:
             detail = {"trend_bytes_per_min": round(self._row.floats[shared.F_MEMORY_TREND]), "rss": int(floors[-1])}
             logs.error("memory_leak_suspected", level="WARNING", **detail)

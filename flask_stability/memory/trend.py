@@ -13,6 +13,9 @@ from statistics import median
 
 #: A part of the verdict: parts into which the life after warm-up is cut.
 PARTS = 8
+#: Minutes of life after warm-up before the first vote.
+SHORTEST = 40
+VOTES = 3
 
 
 def mann_kendall(values: Sequence[float]) -> float:
@@ -45,10 +48,10 @@ def gated_slope(times: Sequence[float], values: Sequence[float], z: float = 2.58
 def leaks(floors: Sequence[float]) -> bool:
     """One vote that a series of minima (one per minute, in bytes, warm-up left out) is a leak and no warm-up or step.
 
-    The series is cut into 8 parts, each represented by its minimum. A leak rises (z ≥ 2.3), goes on rising (the
-    second half at least 0.6 × the first), without a jump above 40 % of the rise, by at least 8 MB and 5 %.
+    The series is cut into 8 parts, each represented by its minimum. A leak rises (z ≥ 2.3) in every quarter, goes on
+    rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise, by at least 8 MB and 5 %.
     """
-    if len(floors) < 2 * PARTS:
+    if len(floors) < SHORTEST:
         return False
     size = len(floors) / PARTS
     parts = [min(floors[int(i * size):int((i + 1) * size)]) for i in range(PARTS)]
@@ -59,8 +62,36 @@ def leaks(floors: Sequence[float]) -> bool:
     first, second = parts[half - 1] - parts[0], parts[-1] - parts[half]
     if second < 0.6 * first:
         return False
+    if min(parts[i + 1] - parts[i - 1] for i in (2, 4, 6)) < 0.15 * growth:
+        return False  # the top or the bottom of a wave
     jump = max(b - a for a, b in itertools.pairwise(parts))
     return jump <= 0.4 * growth
+
+
+class Verdict:
+    """Three votes for a leak, each on a life longer by a quarter than the last: what is a wave has turned by then.
+
+    A load that rises steadily for two hours cannot be told from a leak; that is why a verdict only informs.
+
+    :ivar leaking: the verdict so far.
+    """
+
+    def __init__(self, longest: int = 720) -> None:
+        self._longest = longest
+        self._votes = 0
+        self._next = SHORTEST
+        self.leaking = False
+
+    def look(self, floors: Sequence[float]) -> bool:
+        """The verdict after one more minute."""
+        length = len(floors)
+        if length < min(self._next, self._longest):
+            return self.leaking
+        vote = leaks(floors)
+        self._votes = min(VOTES, self._votes + 1) if vote else 0
+        self._next = max(length + 1, length * 5 // 4) if vote and self._votes < VOTES else length + 1
+        self.leaking = self._votes >= VOTES
+        return self.leaking
 
 
 def seconds_to(limit: float, current: float, slope_per_second: float) -> float | None:
