@@ -139,12 +139,11 @@ class Keeper:
     # -- a database that does not answer -------------------------------------------------------------------------
 
     def _probe_if_due(self, pool: Pool, entries: list[Entry], now: float) -> None:
-        """Ask while the breaker is open, or while a thread has been inside a networked database for long."""
+        """Ask while a thread has been inside a networked database for long, and from a miss on until an answer."""
         if pool.driver.kind != "mysql":
             return
         oldest = min([entry.inside for entry in entries if entry.inside] + list(pool.inside.values()), default=now)
-        if not pool.breaker.open and now - oldest <= SUSPICIOUS:
-            self._misses = 0
+        if not pool.breaker.open and not self._misses and now - oldest <= SUSPICIOUS:
             return
         with self._lock:
             if now - self._probed < PROBE_INTERVAL or self._probes >= PROBES:

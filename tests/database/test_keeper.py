@@ -1,0 +1,376 @@
+"""The keeper: what happens to calls, connections and requests while nobody asks for anything."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import MySQLdb
+import pytest
+from support import wait_until
+from support_db import FaultProxy, MariaDB, serving
+
+from flask_stability import logs, scoreboard
+from flask_stability.config import Settings
+from flask_stability.database import keeper
+from flask_stability.database.pool import Pool
+from flask_stability.exceptions import (
+    CircuitOpen,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    TooManyRequests,
+)
+from flask_stability.signals import leak_suspected
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def serving_threads() -> Iterator[Callable[[int], None]]:
+    """Say with how many threads this process serves."""
+    words = scoreboard.my_row().words
+    before = words[scoreboard.W_THREADS]
+
+    def say(count: int) -> None:
+        words[scoreboard.W_THREADS] = count
+
+    yield say
+    say(before)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the pool logs."""
+    lines: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(logs, "error", lambda event, **fields: lines.append((event, fields)))
+    return lines
+
+
+class Request(threading.Thread):
+    """A thread that serves a request: takes a connection and executes a statement."""
+
+    def __init__(self, pool: Pool, sql: str, timeout: float = 0.0) -> None:
+        super().__init__(daemon=True)
+        self.pool, self.sql, self.timeout = pool, sql, timeout
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        with serving(self.timeout, "/report"):
+            try:
+                self.result = self.pool.connection().execute(self.sql).fetchall()
+            except Exception as error:
+                self.result = error
+
+
+def inside(pool: Pool) -> int:
+    """Connections in a call."""
+    return sum(bool(entry.inside) for entry in list(pool.entries))
+
+
+def test_a_call_ends_before_its_request(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """One second before the request's deadline the statement ends with an error that answers 503."""
+    pool = make_pool()
+    pool.start()
+    request = Request(pool, "SELECT SLEEP(100)", timeout=2.0)
+    request.join(30)
+    assert isinstance(request.result, DeadlineExceeded)
+    assert isinstance(request.result.__cause__, MySQLdb.OperationalError)
+    assert pool.stats()["pool_size"] == 0
+    assert pool.stats()["connections_lost"] == 0
+    assert pool.breaker.state == "closed"
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_cut_connection_does_nothing_more(make_pool: MakePool) -> None:
+    """A view that swallows the error cannot go on with the connection that was cut off."""
+    pool = make_pool()
+    pool.start()
+    with serving(2.0):
+        connection = pool.connection()
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                connection.execute("SELECT SLEEP(100)")
+
+
+def test_a_response_that_has_begun_has_no_deadline(make_pool: MakePool) -> None:
+    """A streaming view's statements are not cut off."""
+    pool = make_pool()
+    pool.start()
+    with serving(1.1) as record:
+        record.response_started = True
+        assert pool.connection().execute("SELECT SLEEP(1)").fetchall() == ((0,),)
+
+
+def test_a_call_that_has_ended_is_not_cut(make_pool: MakePool) -> None:
+    """The keeper decided to cut, the call ended meanwhile: neither it nor the next borrower is hit."""
+    pool = make_pool()
+    watch = keeper.Keeper(pool)
+    connection = pool.connection()
+    entry = connection._live
+    entry.inside = 1.0
+    seen = entry.inside
+    entry.inside = 0.0
+    assert not watch._cut(pool, entry, seen, "late")
+    connection.execute("SELECT 1")
+    connection.close()
+    assert not watch._cut(pool, entry, seen, "late")
+    entry.inside = 2.0  # the next call
+    assert not watch._cut(pool, entry, seen, "late")
+    entry.inside = 0.0
+    with pool.connection() as again:
+        assert again._live is entry
+
+
+def test_a_dead_check_in_is_bounded(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollback of a check-in goes into a black hole: it is cut off, and the connection is not kept."""
+    from flask_stability.database import pool as module
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    pool = make_pool(db_url=proxy.url_for(mariadb))
+    pool.start()
+    connection = pool.connection()
+    connection.begin()
+    proxy.blackhole()
+    connection.close()
+    assert pool.stats()["pool_size"] == 0
+    assert pool.stats()["returns_bad"] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_frozen_server(make_pool: MakePool, mariadb: MariaDB, serving_threads: Callable[[int], None],
+                         threads: int, told: list[Any]) -> None:
+    """All threads wait for a frozen server: one is let go, then everybody is refused; after it, all is well."""
+    serving_threads(threads)
+    pool = make_pool()
+    pool.start()
+    warm = [pool.connection() for _ in range(threads)]
+    for connection in warm:
+        connection.close()
+    mariadb.freeze()
+    requests = [Request(pool, "SELECT 1") for _ in range(threads)]
+    wait_until(lambda: sum(request.is_alive() for request in requests) == threads - 1)
+    released = [request for request in requests if not request.is_alive()]
+    assert isinstance(released[0].result, DeadlineExceeded)
+    wait_until(lambda: pool.breaker.open)
+    assert sum(request.is_alive() for request in requests) == threads - 1
+    with pytest.raises(CircuitOpen):
+        pool.connection()
+
+    mariadb.thaw()
+    for request in requests:
+        request.join(20)
+    assert [request.result for request in requests if request not in released] == [((1,),)] * (threads - 1)
+    wait_until(lambda: not pool.breaker.open)
+    for request in [Request(pool, "SELECT 2") for _ in range(threads)]:
+        request.join(20)
+        assert request.result == ((2,),)
+    assert pool.stats()["pool_in_use"] == 0
+    assert not pool.inside
+    assert [event for event, _ in told if event.startswith("database_")] == ["database_gone", "database_back"]
+    wait_until(lambda: len(mariadb.sessions()) == pool.stats()["pool_size"])
+
+
+def test_links_lost_without_a_reset_do_not_outlive_the_outage(make_pool: MakePool, mariadb: MariaDB,
+                                                              proxy: FaultProxy,
+                                                              serving_threads: Callable[[int], None]) -> None:
+    """The way to the server was cut and is back, old links stay silent: their threads are let go, service goes on."""
+    serving_threads(8)
+    pool = make_pool(db_url=proxy.url_for(mariadb))
+    pool.start()
+    requests = [Request(pool, "SELECT SLEEP(1000)") for _ in range(3)]
+    wait_until(lambda: inside(pool) == 3)
+    proxy.blackhole(forget=True)
+    wait_until(lambda: pool.breaker.open)
+    assert all(request.is_alive() for request in requests)
+    proxy.heal()
+    for request in requests:
+        request.join(20)
+        assert isinstance(request.result, DeadlineExceeded)
+    wait_until(lambda: not pool.breaker.open)
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_slow_statement_is_no_black_hole(make_pool: MakePool, serving_threads: Callable[[int], None]) -> None:
+    """As long as the probe is answered, statements take their time and the breaker stays closed."""
+    serving_threads(2)
+    pool = make_pool()
+    pool.start()
+    requests = [Request(pool, "SELECT SLEEP(3)") for _ in range(2)]
+    for request in requests:
+        request.join(30)
+        assert request.result == ((0,),)
+    assert pool.breaker.state == "closed"
+    assert pool.stats()["connections_lost"] == 0
+
+
+def test_the_breaker_closes_without_a_request(make_pool: MakePool, proxy: FaultProxy, mariadb: MariaDB) -> None:
+    """A server that was down is found by the keeper's probe."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=30)
+    pool.start()
+    proxy.refuse()
+    with pytest.raises(CircuitOpen):
+        pool.connection()
+    proxy.heal()
+    wait_until(lambda: not pool.breaker.open, 10)
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_full_server_counts_as_answering(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """max_connections reached is no black hole: the probe's refusal is an answer."""
+    pool = make_pool()
+    mariadb.admin("SET GLOBAL max_connections=10")
+    hogs = []
+    try:
+        with pytest.raises(MySQLdb.OperationalError, match="1040"):
+            while True:
+                hogs.append(mariadb.connect())
+        watch = keeper.Keeper(pool)
+        watch._probes = watch._misses = 1
+        pool.breaker.trip("a black hole", time.monotonic())
+        watch._probe(pool)
+        assert pool.breaker.state == "closed"
+        assert watch._misses == 0
+    finally:
+        for hog in hogs:
+            hog.close()
+        mariadb.admin("SET GLOBAL max_connections=300")
+
+
+def test_waiting_threads_leave_one_free(make_pool: MakePool, serving_threads: Callable[[int], None]) -> None:
+    """All threads wait for an exhausted pool: the latest is sent away after a second, not after the timeout."""
+    serving_threads(3)
+    pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
+    pool.start()
+    held = pool.connection()  # a background thread's, say
+    requests = [Request(pool, "SELECT 1") for _ in range(3)]
+    wait_until(lambda: not all(request.is_alive() for request in requests))
+    wait_until(lambda: len(pool.inside) == 2)
+    refused = [request for request in requests if not request.is_alive()]
+    assert [type(request.result) for request in refused] == [TooManyRequests]
+    held.close()
+    for request in requests:
+        request.join(20)
+    assert [request.result for request in requests].count(((1,),)) == 2
+
+
+def test_a_leak_is_told_once_with_its_stack(make_pool: MakePool, told: list[Any]) -> None:
+    """Where, by which thread and for which request a connection was taken; and that it came back after all."""
+    received: list[Any] = []
+
+    def receive(sender: Any, **kwargs: Any) -> None:
+        received.append(kwargs)
+
+    leak_suspected.connect(receive)
+    pool = make_pool(db_leak_detection_threshold=0.2)
+    pool.start()
+    with serving(path="/leaky"):
+        connection = pool.connection()
+        wait_until(lambda: received)
+        wait_until(lambda: pool.stats()["leaks_suspected"] == 1)
+        connection.close()
+    leaks = [fields for event, fields in told if event == "connection_leak_suspected"]
+    assert len(leaks) == len(received) == 1
+    assert leaks[0]["path"] == "/leaky"
+    assert leaks[0]["thread"] == threading.current_thread().name
+    assert "test_a_leak_is_told_once_with_its_stack" in leaks[0]["taken_at"][0]
+    assert (leaks[0]["total"], leaks[0]["active"], leaks[0]["idle"], leaks[0]["waiting"]) == (1, 1, 0, 0)
+    assert [event for event, _ in told if event == "connection_returned_after_all"] == ["connection_returned_after_all"]
+
+
+def test_what_a_background_thread_holds_is_only_reported(make_pool: MakePool, told: list[Any]) -> None:
+    """A leak outside of a request is told; the connection stays usable."""
+    pool = make_pool(db_leak_detection_threshold=0.1)
+    pool.start()
+    connection = pool.connection()
+    wait_until(lambda: [event for event, _ in told if event == "connection_leak_suspected"])
+    assert connection.execute("SELECT 1").fetchall() == ((1,),)
+    connection.close()
+
+
+def test_lost_proxies_come_back(make_pool: MakePool) -> None:
+    """What a finalizer queued is given back without anybody asking."""
+    pool = make_pool()
+    pool.start()
+    pool.connection()  # not kept: collected at once
+    wait_until(lambda: pool.stats()["pool_available"] == 1)
+
+
+def test_idle_connections_are_kept_alive_and_still_expire(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepalive pings an idle connection again and again; that does not make it any younger."""
+    monkeypatch.setattr(keeper, "MAINTENANCE_INTERVAL", 0.05)
+    monkeypatch.setattr(keeper, "IDLE_INTERVAL", 0.05)
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_keepalive_interval=0.2, db_idle_timeout=2.0)
+    pool.start()
+    pool.connection().close()
+    before = proxy.commands
+    wait_until(lambda: proxy.commands >= before + 3, 10)
+    assert pool.stats()["pool_size"] == 1
+    wait_until(lambda: pool.stats()["pool_size"] == 0, 20)
+    assert pool.stats()["connections_num"] == 1
+
+
+def test_connections_are_opened_ahead(make_pool: MakePool, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STABILITY_DB_MIN_IDLE connections wait before anybody asks, and are replaced when they are lost."""
+    monkeypatch.setattr(keeper, "MAINTENANCE_INTERVAL", 0.1)
+    monkeypatch.setattr(keeper, "IDLE_INTERVAL", 0.1)
+    pool = make_pool(db_min_idle=3, db_keepalive_interval=0.2)
+    pool.start()
+    wait_until(lambda: len(mariadb.sessions()) == 3)
+    killed = set(mariadb.sessions())
+    mariadb.kill_sessions()
+    wait_until(lambda: len(set(mariadb.sessions()) - killed) == 3)
+    assert pool.stats()["requests_num"] == 0
+
+
+def test_the_figures_reach_the_scoreboard(make_pool: MakePool) -> None:
+    """Counters of two pools add up in the worker's row; gauges show the pool that spoke last."""
+    row = scoreboard.my_row()
+    before = row.words[scoreboard.W_DB_REQUESTS]
+    for _ in range(2):
+        pool = make_pool()
+        pool.start()
+        for _ in range(5):
+            pool.connection().close()
+    wait_until(lambda: row.words[scoreboard.W_DB_REQUESTS] == before + 10)
+    wait_until(lambda: row.words[scoreboard.W_DB_AVAILABLE] == 1)
+    assert row.words[scoreboard.W_DB_MAX] == 20
+
+
+def test_a_forgotten_pool_ends_with_its_keeper(mariadb: MariaDB) -> None:
+    """A pool that nobody holds is collected, its thread ends and its connections are closed."""
+    pool = Pool(Settings(db_url=mariadb.url))
+    pool.start()
+    pool.connection().close()
+    assert pool._keeper is not None
+    thread, gone = pool._keeper._thread, weakref.ref(pool)
+    del pool
+
+    def collected() -> bool:
+        gc.collect()
+        return gone() is None and not thread.is_alive()
+
+    wait_until(collected)
+    wait_until(lambda: not mariadb.sessions())
+
+
+def test_a_failing_look_does_not_end_the_keeper(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch,
+                                                told: list[Any]) -> None:
+    """An error in the keeper is told, and it goes on."""
+    pool = make_pool()
+    monkeypatch.setattr(pool, "stats", lambda: {}["broken"])
+    monkeypatch.setattr(pool, "tell", lambda event, **fields: told.append((event, fields)))
+    pool.start()
+    wait_until(lambda: told)
+    monkeypatch.undo()
+    with serving(2.0), pytest.raises(DatabaseUnavailable):
+        pool.connection().execute("SELECT SLEEP(100)")
