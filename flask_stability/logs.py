@@ -37,6 +37,7 @@ _drops = 0
 _role = ""
 _directory: str | None = None
 _settings = Settings()
+_owner = (-1, -1)
 
 
 class _TextLine(logging.Formatter):
@@ -114,6 +115,8 @@ class _LineHandler(logging.Handler):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             status = os.fstat(descriptor)
             self._descriptor, self._identity = descriptor, (status.st_dev, status.st_ino)
+            if identity is None:
+                _give(descriptor)
             if _crash_file is not None and _crash_file.name == path:
                 os.dup2(descriptor, _crash_file.fileno(), inheritable=False)
 
@@ -123,6 +126,13 @@ class _LineHandler(logging.Handler):
         if descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+def _give(file: int | str) -> None:
+    """To the user that the workers run as."""
+    if _owner != (-1, -1):
+        with contextlib.suppress(OSError):
+            os.chown(file, *_owner)
 
 
 class _Stderr:
@@ -194,17 +204,21 @@ def drops() -> int:
     return _drops
 
 
-def setup(settings: Settings, role: str = "worker") -> str:
+def setup(settings: Settings, role: str = "worker", *, uid: int = -1, gid: int = -1) -> str:
     """Open the logs of this process.
 
     :param role: "worker" or "master".
+    :param uid: with `gid`, the owner of what is created: the workers', where the master is root.
     :returns: why the directory cannot be used, or "".
     """
-    global _role, _directory, _settings
+    global _role, _directory, _settings, _owner
     problem, directory = "", settings.log_dir
+    _owner = (uid, gid) if os.geteuid() == 0 else (-1, -1)
     if directory is not None:
         try:
-            os.makedirs(directory, exist_ok=True)
+            if not os.path.isdir(directory):
+                os.makedirs(directory)
+                _give(directory)
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
         except OSError as failure:

@@ -25,8 +25,9 @@ from .report import record, recorded
 #: Further tests for "the database cannot be had now", such as those of a registered engine.
 unavailable: list[Callable[[BaseException], bool]] = []
 
-#: Errors of MySQL's client and server that mean: not reachable, or no connection to be had.
-_MYSQL_UNREACHABLE = frozenset({1040, 1053, 1203, 2002, 2003, 2005, 2006, 2013, 2055})
+#: Errors of MySQL's client and server that mean: not reachable, no connection to be had, or no such schema now.
+_MYSQL_UNREACHABLE = frozenset({1040, 1044, 1045, 1046, 1049, 1053, 1129, 1130, 1203, 1698,
+                                2002, 2003, 2005, 2006, 2013, 2055})
 
 
 def is_unavailable(error: BaseException | None) -> bool:

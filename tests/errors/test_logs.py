@@ -287,6 +287,17 @@ def test_crash_dumps_follow_a_rotation(directory: Path) -> None:
     file.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files to give away")
+def test_a_master_that_is_root_gives_the_files_to_the_workers(tmp_path: Path) -> None:
+    """Else the workers could write to none of them."""
+    logs.setup(Settings(log_dir=str(tmp_path / "logs")), "master", uid=65534, gid=65534)
+    try:
+        logs.error("x")
+        assert [(tmp_path / name).stat().st_uid for name in ("logs", "logs/error.log")] == [65534, 65534]
+    finally:
+        logs.teardown()
+
+
 def test_setup_is_undone(capfd: pytest.CaptureFixture[str], directory: Path, records: Callable[..., Any]) -> None:
     """After teardown lines go to stderr."""
     logs.teardown()

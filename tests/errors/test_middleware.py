@@ -106,6 +106,11 @@ def test_a_file_wrapper_is_passed_through(serve: Serve) -> None:
     assert (answer.status, answer.body, file.closed) == (200, b"hello", True)
 
 
+def test_a_file_wrapper_that_is_no_class_does_no_harm(serve: Serve) -> None:
+    """uWSGI's is a function."""
+    assert serve(wrap(a_list), **{"wsgi.file_wrapper": lambda file: iter(file)}).body == b"hello"
+
+
 def test_a_stream_is_not_buffered(make_environ: Any) -> None:
     """No chunk is drawn before the server asked for the one before, but for the first."""
     drawn: list[int] = []

@@ -48,8 +48,9 @@ class Odd(BaseException):
 KINDS: dict[str, Any] = {
     "value": lambda: ValueError("value"), "memory": MemoryError, "stop": StopIteration, "mute": Mute, "odd": Odd,
     "oserror": lambda: OSError(errno.EIO, "disk"), "reset": lambda: ConnectionResetError(errno.ECONNRESET, "reset"),
-    "pipe": lambda: BrokenPipeError(errno.EPIPE, "pipe"), "exit0": lambda: SystemExit(0), "exit3": lambda: SystemExit(3),
-    "exit4": lambda: SystemExit(4), "interrupt": KeyboardInterrupt, "genexit": GeneratorExit,
+    "pipe": lambda: BrokenPipeError(errno.EPIPE, "pipe"), "exit0": lambda: SystemExit(0),
+    "exit3": lambda: SystemExit(3), "exit4": lambda: SystemExit(4), "interrupt": KeyboardInterrupt,
+    "genexit": GeneratorExit,
     "cancelled": asyncio.CancelledError}
 
 
@@ -286,8 +287,9 @@ def task() -> str:
         fail("value")
 
     async def main() -> None:
-        asyncio.ensure_future(work())
+        unread = asyncio.ensure_future(work())
         await asyncio.sleep(0)
+        del unread
 
     asyncio.run(main())
     gc.collect()

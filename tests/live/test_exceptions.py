@@ -73,7 +73,7 @@ def test_the_client_is_answered_the_exception_told_once_and_the_worker_lives(cas
     assert (answer.status, answer.whole) == (case.status, case.whole)
     assert b"HTTP/1.1" not in answer.body
     for name, value in case.headers.items():
-        assert answer.headers[name].startswith(value)
+        assert value in answer.headers[name]
     records = wait_until(lambda: len(found := running.records()[known:]) >= len(case.records) and (found or [{}]), 10,
                          message=f"{len(case.records)} records, not {running.records()[known:]}")
     assert len(running.records()[known:]) == len(case.records), records
@@ -233,12 +233,18 @@ def test_system_exit_at_import_is_retried_with_backoff(source: str, tmp_path: Pa
     server = Server(tmp_path, source=source, workers=1)
     server.start(wait=False)
     try:
-        wait_until(lambda: server.logs().count("Booting worker") >= 3, 30)
-        start = time.monotonic()
-        wait_until(lambda: time.monotonic() - start > 4, 30)
-        assert server.logs().count("Booting worker") <= 10
+        wait_until(lambda: _boots(server) >= 9, 60)
+        before, start = _boots(server), time.monotonic()
+        wait_until(lambda: time.monotonic() - start > 5, 60)
+        assert _boots(server) - before <= 5
+        assert server.alive()
     finally:
         server.stop()
+
+
+def _boots(server: Server) -> int:
+    """Workers that were started so far."""
+    return server.logs().count("Booting worker")
 
 
 def test_a_worker_that_fails_to_boot_leaves_the_others_serving(worker_class: str, tmp_path: Path) -> None:
@@ -255,7 +261,7 @@ def test_a_worker_that_fails_to_boot_leaves_the_others_serving(worker_class: str
         assert server.alive()
         (tmp_path / "broken").unlink()
         wait_until(lambda: len(server.worker_pids()) == 2 and goes not in server.worker_pids(), 60)
-        wait_until(lambda: server.health()["detailed"]["workers"][1]["state"] == "ready", 60)
+        wait_until(lambda: [one["state"] for one in server.health()["detailed"]["workers"]] == ["ready"] * 2, 60)
 
 
 @pytest.mark.parametrize("path", ["/slow/20.0", "/swallow", "/gil"])
