@@ -115,7 +115,8 @@ def test_a_fast_leak_is_retired_before_it_reaches_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("known", "floors", "expected"), [
-    (0, [], 0), (0, [100], 0), (0, [100, 110], 100), (0, [100, 110, 120], 110), (50, [100, 400], 100), (200, [0, 0], 200)])
+    (0, [], 0), (0, [100], 0), (0, [100, 110], 100), (0, [100, 110, 120], 110), (50, [100, 400], 100),
+    (200, [0, 0], 200)])
 def test_the_learned_floor_needs_two_that_agree(known: int, floors: list[int], expected: int) -> None:
     """One large worker alone teaches nothing."""
     assert learned_floor(known, floors) == expected

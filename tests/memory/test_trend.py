@@ -41,7 +41,8 @@ def test_flat_data_with_a_late_spike_has_no_slope() -> None:
 
 
 @pytest.mark.parametrize(("limit", "current", "slope", "expected"),
-                         [(100, 40, 2, 30), (100, 120, 2, 0), (100, 40, 0, None), (0, 40, 2, None), (100, 40, -1, None)])
+                         [(100, 40, 2, 30), (100, 120, 2, 0), (100, 40, 0, None), (0, 40, 2, None),
+                          (100, 40, -1, None)])
 def test_time_to_the_limit(limit: float, current: float, slope: float, expected: float | None) -> None:
     """Never negative, and None where it is never reached."""
     assert seconds_to(limit, current, slope) == expected
