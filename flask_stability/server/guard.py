@@ -108,7 +108,7 @@ class Guard:
             return
         records = list(inflight.values())
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
-        wanted = self._stuck.look(now, queued(self._worker), progress)
+        wanted = self._stuck.look(now, queued(self._worker), progress, [record.started_ns / 1e9 for record in records])
         if not wanted:
             return
         self._row.words[scoreboard.W_STUCK] += 1

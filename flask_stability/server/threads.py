@@ -27,18 +27,20 @@ class Stuck:
         self.since = 0.0
         self.times = self.added = 0
 
-    def look(self, now: float, queued: int, progress: object) -> int:
+    def look(self, now: float, queued: int, progress: object, began: list[float]) -> int:
         """How many spare threads are wanted now.
 
         :param queued: accepted connections that no thread has taken yet.
         :param progress: anything that changes when a request begins or ends.
+        :param began: when each request in flight began, monotonic seconds.
         """
         if not queued:
             self.since = 0.0
             return 0
         if not self.since or progress != self._progress:
-            self.since, self._progress = now, progress
-            return 0
+            # with a request in every thread it is known when the last of them was taken
+            self.since = max(began) if len(began) >= self._threads + self.added else now
+            self._progress = progress
         if now - self.since < (AGAIN if self.times else FIRST):
             return 0
         self.since = now

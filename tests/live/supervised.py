@@ -1,0 +1,174 @@
+"""What the live tests of supervision share: an app that can be made to fail in every way, the board from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from support import Server, wait_until
+
+from flask_stability.scoreboard import (
+    O_CLI_RETIRE,
+    O_RETIRE_SINCE_NS,
+    STATE_READY,
+    W_BUSY,
+    W_STATE,
+    Scoreboard,
+    board_files,
+)
+
+SOURCE = '''
+import ctypes, faulthandler, os, re, sys, threading, time
+from pathlib import Path
+from flask import Flask, request
+from flask_stability import StabilityExt
+
+if Path("broken").exists():
+    raise RuntimeError("broken on purpose")
+if Path("dies").exists():
+    threading.Timer(0.2, os._exit, (1,)).start()
+time.sleep(float(os.environ.get("IMPORT_SECONDS", 0)))
+app = Flask(__name__)
+stability = StabilityExt(app)
+
+@app.get("/")
+def index():
+    return {"pid": os.getpid()}
+
+@app.get("/slow/<float:seconds>")
+def slow(seconds):
+    time.sleep(seconds)
+    return {"pid": os.getpid()}
+
+@app.get("/hang")
+def hang():
+    while True:
+        time.sleep(0.1)
+
+@app.get("/hang-stubborn")
+def hang_stubborn():
+    while True:
+        try:
+            time.sleep(0.1)
+        except BaseException:
+            pass
+
+@app.get("/hang-gil")
+def hang_gil():
+    ctypes.PyDLL(None).sleep(600)
+
+@app.get("/own-deadline")
+@stability.request_timeout(1)
+def own_deadline():
+    time.sleep(600)
+
+@app.get("/exit/<int:code>")
+def leave(code):
+    os._exit(code)
+
+@app.get("/segv")
+def segv():
+    faulthandler._sigsegv()
+'''
+
+
+class Supervised(Server):
+    """A server with that app, and its scoreboard."""
+
+    def __init__(self, folder: Path, *, env: dict[str, str] | None = None, **options: Any) -> None:
+        self.run_dir = folder / "run"
+        self.run_dir.mkdir(parents=True)
+        options.setdefault("source", SOURCE)
+        super().__init__(folder, env={"STABILITY_RUN_DIR": str(self.run_dir), "STABILITY_CRASH_MIN_UPTIME": "0",
+                                      **(env or {})}, **options)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The service's own environment."""
+        return self._env
+
+    def board(self, *, write: bool = False) -> Scoreboard:
+        """The scoreboard, opened from outside."""
+        path = dict(board_files(str(self.run_dir)))[self.pid]
+        return Scoreboard.attach(path, write=write)
+
+    def retire(self, pid: int) -> None:
+        """As the command line does it."""
+        for row in self.board(write=True).live():
+            if row.pid == pid:
+                row.orders[O_CLI_RETIRE] = 1
+        os.kill(self.pid, signal.SIGCHLD)
+
+    def retired(self, pid: int, timeout: float = 40.0) -> None:
+        """Wait until a worker is gone."""
+        wait_until(lambda: not psutil.pid_exists(pid), timeout, message=f"worker {pid} is gone")
+
+    def full(self, number: int, timeout: float = 40.0) -> None:
+        """Wait until exactly so many workers are there, all of them ready."""
+        def ready() -> bool:
+            rows = self.board().live()
+            return len(self.worker_pids()) == len(rows) == number and all(
+                row.words[W_STATE] == STATE_READY for row in rows)
+        wait_until(ready, timeout, message=f"{number} ready workers")
+
+    def busy(self) -> None:
+        """Wait until a worker is known to have a request in flight."""
+        wait_until(lambda: any(row.words[W_BUSY] for row in self.board().live()), message="a request in flight")
+
+    def lost(self, path: str) -> None:
+        """A request that kills its worker."""
+        with contextlib.suppress(requests.RequestException):
+            self.get(path)
+
+    def exits(self) -> list[str]:
+        """Reasons of the exits so far."""
+        return [record["reason"] for record in self.records("process-manager", "worker_exit")]
+
+
+@contextlib.contextmanager
+def fewest_serving(server: Supervised) -> Iterator[Callable[[], int]]:
+    """Watches the board: the fewest workers that served at any moment."""
+    fewest, done = 1000, threading.Event()
+    board = server.board()
+
+    def watch() -> None:
+        nonlocal fewest
+        while not done.is_set():
+            serving = sum(row.words[W_STATE] >= STATE_READY and not row.orders[O_RETIRE_SINCE_NS]
+                          for row in board.live())
+            fewest = min(fewest, serving)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: fewest
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[Callable[..., Supervised]]:
+    """Gives a function that starts servers; they end with the block."""
+    started: list[Supervised] = []
+
+    def start(*, wait: bool = True, **options: Any) -> Supervised:
+        one = Supervised(folder / f"server{len(started)}", **options)
+        started.append(one)
+        one.start(wait=wait)
+        return one
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.stop()

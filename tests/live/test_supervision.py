@@ -1,0 +1,418 @@
+"""Nobody notices a restart: replacement, reload, crashes and their records, on real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from supervised import Supervised, fewest_serving, starting
+from support import Load, wait_until
+
+from flask_stability.scoreboard import M_DEGRADED
+
+CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers that end with the test."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def clients(server: Supervised, thinks: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Clients that keep their connections; gives a function that stops them and returns what they saw."""
+    with subprocess.Popen([sys.executable, CLIENTS, str(server.port), thinks], stdout=subprocess.PIPE,
+                          text=True) as process:
+        def figures() -> dict[str, Any]:
+            process.terminate()
+            found: dict[str, Any] = json.loads(process.communicate(timeout=60)[0])
+            return found
+
+        try:
+            yield figures
+        finally:
+            process.kill()
+
+
+# -- replacement before retirement -------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worker_class: str) -> None:
+    """Twenty retirements under load on new and on kept connections: nothing lost, never fewer workers than wanted."""
+    server = supervised(worker_class=worker_class, config="keepalive = 1")
+    server.full(2)
+    load = Load(server.url, ["/"], 60).start()
+    try:
+        with fewest_serving(server) as fewest, clients(server, "0.05,0.1,0.1,0.2") as kept:
+            for _ in range(20):
+                oldest = server.worker_pids()[0]
+                server.retire(oldest)
+                server.retired(oldest)
+                server.full(2)
+            figures = kept()
+            assert fewest() >= 2
+    finally:
+        result = load.stop()
+    assert result.failed == 0, result.errors()
+    assert figures["failed"] == []
+    assert figures["sent"] > 20
+    assert server.exits() == ["asked"] * 20
+
+
+@pytest.mark.long
+def test_idle_clients_that_keep_their_connection_notice_nothing(supervised: Start) -> None:
+    """Think times of 0.2, 1.5 and 4 s, and every worker replaced twice: no request meets a closed connection."""
+    server = supervised(config="keepalive = 5")
+    server.full(2)
+    with clients(server, ",".join(["0.2"] * 4 + ["1.5"] * 8 + ["4"] * 8)) as kept:
+        for _ in range(4):
+            oldest = server.worker_pids()[0]
+            server.retire(oldest)
+            server.retired(oldest)
+        figures = kept()
+    assert figures["failed"] == []
+    assert figures["sent"] > 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preload", [False, True])
+def test_reload_under_load_loses_nothing(supervised: Start, worker_class: str, preload: bool) -> None:
+    """SIGHUP three times, the app taking half a second to import: nothing lost, and all workers are new."""
+    server = supervised(worker_class=worker_class, env={"IMPORT_SECONDS": "0.5"},
+                        config=f"preload_app = {preload}\nkeepalive = 1")
+    server.full(2)
+    load = Load(server.url, ["/"], 40).start()
+    for _ in range(3):
+        old = set(server.worker_pids())
+        server.signal(signal.SIGHUP)
+        wait_until(lambda old=old: old.isdisjoint(server.worker_pids()), message="all workers are new")
+        server.full(2)
+    result = load.stop()
+    assert result.failed == 0, result.errors()
+
+
+@pytest.mark.long
+def test_number_of_workers_is_right_after_changes_in_mid_surge(supervised: Start) -> None:
+    """TTIN, TTOU, HUP and gunicornc while a newcomer boots: as many workers as asked for remain."""
+    server = supervised(env={"IMPORT_SECONDS": "0.8"}, worker_class="sync",
+                        config="control_socket_disable = False\ncontrol_socket = 'ctl.sock'")
+
+    def surge() -> None:
+        server.retire(server.worker_pids()[0])
+        wait_until(lambda: len(server.worker_pids()) > expected, message="a newcomer boots")
+
+    expected = 2
+    server.full(expected)
+    for number, change in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1), (signal.SIGTTOU, -1), (signal.SIGTTIN, 1)):
+        surge()
+        server.signal(number)
+        expected += change
+        server.full(expected)
+    surge()
+    server.signal(signal.SIGHUP)
+    server.full(2)
+    surge()
+    subprocess.run([sys.executable, "-m", "gunicorn.ctl.cli", "-s", str(server.folder / "ctl.sock"), "-c",
+                    "worker add 2"], check=True, capture_output=True, timeout=30)
+    server.full(4)
+
+
+def test_reload_with_a_broken_configuration_changes_nothing(supervised: Start) -> None:
+    """The master of bare gunicorn ends; here the error is logged and the service goes on."""
+    server = supervised(worker_class="sync")
+    server.full(2)
+    before = server.worker_pids()
+    path = server.folder / "gunicorn.conf.py"
+    good = path.read_text()
+    path.write_text("this is no Python")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.records("process-manager", "reload_failed"))
+    assert server.alive()
+    assert server.get("/").ok
+    assert server.worker_pids() == before
+    path.write_text(good)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: set(before).isdisjoint(server.worker_pids()))
+    server.full(2)
+
+
+@pytest.mark.long
+def test_reload_to_an_app_that_does_not_boot_keeps_the_old_workers(supervised: Start) -> None:
+    """The old workers serve until the app is repaired; then the new ones take over by themselves."""
+    server = supervised(worker_class="sync")
+    server.full(2)
+    before = server.worker_pids()
+    (server.folder / "broken").touch()
+    load = Load(server.url, ["/"], 20).start()
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.records("process-manager", "reload_stalled"))
+    wait_until(lambda: server.exits().count("boot_failure") >= 3)
+    assert set(before) <= set(server.worker_pids())
+    (server.folder / "broken").unlink()
+    wait_until(lambda: set(before).isdisjoint(server.worker_pids()), 60)
+    server.full(2)
+    assert load.stop().failed == 0
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: str) -> None:
+    """Killed, crashed, exited with 1, 3 and 4, stopped: the service serves on, each end recorded with its reason."""
+    server = supervised(worker_class=worker_class)
+    server.full(2)
+    for path in ("/exit/1", "/exit/3", "/exit/4", "/segv"):
+        server.lost(path)
+        server.full(2)
+        assert server.get("/").ok
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.full(2)
+    frozen = server.worker_pids()[0]
+    os.kill(frozen, signal.SIGSTOP)
+    server.retired(frozen, 30)
+    server.full(2)
+    assert server.exits() == ["exit_code"] * 3 + ["crash_signal"] * 2 + ["frozen"]
+    assert server.alive()
+    assert "Segmentation fault" in (server.logs_dir / "error.log").read_text()
+    assert sum(server.board().totals().restarts.values()) == 6
+
+
+@pytest.mark.long
+def test_killed_worker_leaves_the_health_document_and_totals_never_fall(supervised: Start) -> None:
+    """Within two seconds it is gone from /health, counted as a restart, and no counter has fallen."""
+    server = supervised()
+    server.full(2)
+    for _ in range(20):
+        server.get("/")
+    board = server.board()
+    for _ in range(4):
+        before = board.totals().requests
+        victim = server.worker_pids()[0]
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda victim=victim: all(row.pid != victim for row in board.live()), 20)
+        assert time.monotonic() - began < 10
+        assert board.totals().requests >= before >= 20
+        server.full(2)
+    assert board.totals().restarts["crash_signal"] == 4
+    document = server.health()["detailed"]
+    assert {worker["pid"] for worker in document["workers"]} == set(server.worker_pids())
+
+
+def test_service_that_never_worked_fails_fast(supervised: Start, worker_class: str, tmp_path: Path) -> None:
+    """An app that cannot be imported: the master ends at once with one clear line."""
+    server = supervised(worker_class=worker_class, wait=False, source="raise RuntimeError('no such table')")
+    began = time.monotonic()
+    assert server.process.wait(60) == 3
+    assert time.monotonic() - began < 20
+    assert len(server.records("process-manager", "never_worked")) == 1
+    assert "no such table" in server.logs()
+
+
+@pytest.mark.long
+def test_replacement_that_does_not_boot_leaves_the_others_serving(supervised: Start, worker_class: str) -> None:
+    """A worker dies while the app is broken: the other one serves, the first comes back once it is repaired."""
+    server = supervised(worker_class=worker_class, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    server.full(2)
+    (server.folder / "broken").touch()
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    wait_until(lambda: server.exits().count("boot_failure") >= 2)
+    assert server.alive()
+    assert server.get("/").ok
+    (server.folder / "broken").unlink()
+    server.full(2)
+
+
+@pytest.mark.long
+def test_crash_loop_is_slowed_down_and_sigterm_still_works(supervised: Start) -> None:
+    """Workers that die 0.2 s after their start: few boots instead of dozens, and the master ends when told."""
+    server = supervised(workers=4, env={"STABILITY_CRASH_MIN_UPTIME": "10", "STABILITY_MAX_RESTARTS": "3"})
+    server.full(4)
+    (server.folder / "dies").touch()
+    began = time.monotonic()
+    for pid in server.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: server.records("process-manager", "too_many_restarts"))
+    board = server.board()
+    wait_until(lambda: time.monotonic() - began > 8, 20)
+    assert len(server.exits()) < 30
+    assert board.master.words[M_DEGRADED] == 1
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    server.process.wait(20)
+    assert time.monotonic() - began < 5
+
+
+def test_too_many_crashes_end_the_service_if_that_is_wanted(supervised: Start) -> None:
+    """STABILITY_RESTART_ACTION=halt: the master leaves with a clear reason."""
+    server = supervised(workers=1, worker_class="sync",
+                        env={"STABILITY_RESTART_ACTION": "halt", "STABILITY_MAX_RESTARTS": "1"})
+    server.full(1)
+    server.lost("/exit/1")
+    server.full(1)
+    server.lost("/exit/1")
+    assert server.process.wait(30) == 1
+    assert server.records("process-manager", "too_many_restarts")[0]["action"] == "halt"
+
+
+RAISING = """
+def _boom(name, arity):
+    if arity == 1:
+        def hook(a): raise RuntimeError(name)
+    elif arity == 2:
+        def hook(a, b): raise RuntimeError(name)
+    else:
+        def hook(a, b, c): raise RuntimeError(name)
+    return hook
+"""
+NAMES = {"on_reload": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1, "child_exit": 2, "worker_exit": 2,
+         "nworkers_changed": 3}
+
+
+@pytest.mark.parametrize("whose", ["user", "own"])
+def test_hooks_that_raise_do_not_end_the_service(supervised: Start, whose: str) -> None:
+    """Each hook of the user's, or each of ours, made to raise: the service starts, restarts and reloads."""
+    lines = [RAISING, "import flask_stability.server.hooks as _hooks"]
+    for name, arity in NAMES.items():
+        where = name if whose == "user" else f"_hooks._{name}"
+        lines.append(f"{where} = _boom({name!r}, {arity})")
+    server = supervised(worker_class="sync", config="\n".join(lines))
+    before = wait_until(lambda: len(server.worker_pids()) == 2 and server.worker_pids())
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: before[0] not in server.worker_pids() and len(server.worker_pids()) == 2)
+    server.signal(signal.SIGTTIN)
+    wait_until(lambda: len(server.worker_pids()) == 3)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: set(before).isdisjoint(server.worker_pids()) and len(server.worker_pids()) >= 2)
+    assert server.get("/").ok
+    assert {record["hook"] for record in server.records("process-manager", "hook_failed")} >= {
+        "child_exit", "pre_fork", "on_reload", "nworkers_changed"}
+
+
+def test_gunicorn_without_what_the_tick_needs_still_works(supervised: Start) -> None:
+    """It is said once, and a worker that has to go goes by itself."""
+    server = supervised(config="import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')",
+                        env={"STABILITY_REQUEST_TIMEOUT": "1", "STABILITY_RETIRE_MERCY": "3"}, workers=1)
+    before = server.worker_pids()
+    assert server.logs().count("workers retire by themselves") == 1
+    hung = threading.Thread(target=server.lost, args=("/hang",))
+    hung.start()
+    wait_until(lambda: server.worker_pids() and server.worker_pids() != before)
+    assert server.get("/").ok
+    hung.join(30)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_drains_while_readiness_says_so(supervised: Start) -> None:
+    """With a drain delay /health/ready is 503 and all else is served; a second SIGTERM ends it at once."""
+    server = supervised(env={"STABILITY_DRAIN_DELAY": "60"})
+    assert server.get("/health/live").status_code == 200
+    wait_until(lambda: server.get("/health/ready").status_code == 200)
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: server.get("/health/ready").status_code == 503)
+    assert server.get("/health/live").status_code == 200
+    assert server.get("/").ok
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    server.process.wait(30)
+    assert time.monotonic() - began < 20
+
+
+def test_sigterm_finishes_what_is_in_flight(supervised: Start, worker_class: str) -> None:
+    """A request of four seconds is answered although the service was told to end in the middle of it."""
+    server = supervised(worker_class=worker_class)
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/4.0").status_code))
+    thread.start()
+    server.busy()
+    server.signal(signal.SIGTERM)
+    thread.join(30)
+    assert answers == [200]
+    server.process.wait(30)
+
+
+def test_command_line_tells_and_orders(supervised: Start) -> None:
+    """status, gc and retire work through the board's file, also while every worker is busy."""
+    server = supervised(env={"STABILITY_SURGE": "on"})
+    server.full(2)
+
+    def flask(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()",
+                               *arguments], env=server.environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for pid in server.worker_pids():
+        os.kill(pid, signal.SIGSTOP)
+    found = json.loads(flask("status", "--json"))
+    for pid in server.worker_pids():
+        os.kill(pid, signal.SIGCONT)
+    assert found["master_pid"] == server.pid
+    assert {worker["pid"] for worker in found["workers"]} == set(server.worker_pids())
+    assert f"master {server.pid}" in flask("status")
+    flask("gc")
+    wait_until(lambda: len(server.records("process-manager", "garbage_collected")) == 2)
+    victim = server.worker_pids()[0]
+    flask("retire", str(victim))
+    server.retired(victim)
+    server.full(2)
+    server.signal(signal.SIGUSR1)
+    wait_until(lambda: server.records("process-manager", "status"))
+
+
+def test_command_line_without_a_service_says_what_to_do(tmp_path: Path) -> None:
+    """No board: an error that names the directory and the remedy."""
+    done = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()", "status"],
+                          env={**os.environ, "STABILITY_RUN_DIR": str(tmp_path)}, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 1
+    assert "STABILITY_RUN_DIR" in done.stderr
+
+
+def test_workers_end_when_their_master_was_killed(supervised: Start, worker_class: str) -> None:
+    """Even one that hangs in a request."""
+    server = supervised(worker_class=worker_class, env={"STABILITY_RETIRE_MERCY": "1"})
+    hung = threading.Thread(target=server.lost, args=("/hang-stubborn",))
+    hung.start()
+    workers = server.workers()
+    server.busy()
+    server.process.kill()
+    server.process.wait(10)
+    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+    hung.join(30)
+
+
+def test_bad_settings_stop_the_start_before_it_listens(supervised: Start) -> None:
+    """All of them together, one line each."""
+    server = supervised(wait=False, env={"STABILITY_MEMORY_LIMIT": "lots", "STABILITY_SURGE": "perhaps"})
+    assert server.process.wait(30) == 1
+    output = server.logs()
+    assert "STABILITY_MEMORY_LIMIT" in output
+    assert "STABILITY_SURGE" in output
+    assert "Traceback" not in output
+    assert "Listening" not in output
+
+
+def test_reuse_port_is_refused(supervised: Start) -> None:
+    """It loses queued connections at every replacement: it is switched off, and said so."""
+    server = supervised(worker_class="sync", config="reuse_port = True")
+    assert server.get("/").ok
+    assert "reuse_port" in server.logs()

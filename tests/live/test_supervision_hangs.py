@@ -1,0 +1,140 @@
+"""Hung requests: told, outlived, and answered around."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supervised import Supervised, starting
+from support import Load, wait_until
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers that end with the test."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+def send(server: Supervised, path: str, number: int = 1) -> list[socket.socket]:
+    """Requests whose answers nobody waits for."""
+    found = []
+    for _ in range(number):
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n".encode())
+        found.append(connection)
+    return found
+
+
+@pytest.mark.long
+def test_hung_request_is_told_and_its_worker_replaced_while_others_finish(supervised: Start) -> None:
+    """At its own deadline: the request and the stack of its thread are logged, a slow one of the same worker ends."""
+    server = supervised(workers=1, config="graceful_timeout = 6\nkeepalive = 1")
+    server.full(1)
+    old = server.worker_pids()[0]
+    hung = send(server, "/own-deadline")
+    answers: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/6.0").json()))
+    thread.start()
+    record = wait_until(lambda: server.records("error", "request_overdue"))[0]
+    assert record["path"] == "/own-deadline"
+    assert any("own_deadline" in line for line in record["stack"])
+    thread.join(40)
+    assert answers == [{"pid": old}]
+    server.retired(old)
+    server.full(1)
+    assert server.exits() == ["deadline"]
+    assert server.records("error", "request_cut")
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
+def test_sixteen_hung_requests_leave_the_service_answering(supervised: Start) -> None:
+    """Every thread of 2 workers with 4 each is stuck under 120 requests a second: back in seconds, all answered."""
+    server = supervised(env={"STABILITY_REQUEST_TIMEOUT": "10"}, config="keepalive = 5")
+    server.full(2)
+    load = Load(server.url, ["/"], 120, timeout=60).start()
+    wait_until(lambda: server.board().totals().requests > 200)
+    began = time.monotonic()
+    hung = send(server, "/hang", 16)
+    wait_until(lambda: server.records("error", "worker_stuck"), 40)
+    health = server.get("/health", timeout=30)
+    wait_until(lambda: time.monotonic() - began > 14, 30)
+    result = load.stop()
+    for connection in hung:
+        connection.close()
+    assert health.status_code in (200, 503)
+    assert result.failed == 0, result.errors()
+    worst = max(outcome.due - began + outcome.latency for outcome in result.outcomes if outcome.latency > 1.0)
+    print(f"back {worst:.1f} s after the hung requests came")
+    assert worst < 12
+    server.full(2)
+
+
+@pytest.mark.long
+def test_hang_that_holds_the_interpreter_leaves_all_stacks(supervised: Start, worker_class: str) -> None:
+    """Nothing of Python runs any more: gunicorn's timeout, with the stacks of all threads in error.log."""
+    server = supervised(worker_class=worker_class, config="timeout = 4", env={"STABILITY_REQUEST_TIMEOUT": "0"})
+    server.full(2)
+    hung = send(server, "/hang-gil")
+    wait_until(lambda: "timeout" in server.exits(), 40)
+    server.full(2)
+    text = (server.logs_dir / "error.log").read_text()
+    assert "in hang_gil" in text
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
+def test_worker_that_will_not_go_is_ended_by_the_dead_mans_switch(supervised: Start, worker_class: str) -> None:
+    """A view that swallows everything: past its mercy the worker ends, its stacks in error.log."""
+    server = supervised(worker_class=worker_class, config="timeout = 60\ngraceful_timeout = 30",
+                        env={"STABILITY_REQUEST_TIMEOUT": "2", "STABILITY_RETIRE_MERCY": "3"})
+    server.full(2)
+    before = server.worker_pids()
+    hung = send(server, "/hang-stubborn")
+    wait_until(lambda: server.exits() == ["deadline"], 40)
+    server.full(2)
+    assert len(set(before) & set(server.worker_pids())) == 1
+    text = (server.logs_dir / "error.log").read_text()
+    assert "Timeout (0:00:03)!" in text
+    assert "in hang_stubborn" in text
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
+def test_sync_worker_with_a_hung_request_is_replaced_by_a_newcomer_first(supervised: Start) -> None:
+    """One sync worker, hung: a newcomer serves long before gunicorn's own timeout."""
+    server = supervised(worker_class="sync", workers=1, env={"STABILITY_REQUEST_TIMEOUT": "2"},
+                        config="graceful_timeout = 3")
+    server.full(1)
+    hung = send(server, "/hang")
+    began = time.monotonic()
+    assert server.get("/", timeout=60).ok
+    assert time.monotonic() - began < 30
+    wait_until(lambda: server.exits() == ["deadline"], 60)
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
+def test_what_sigterm_cuts_is_logged(supervised: Start) -> None:
+    """A request longer than graceful_timeout: its record says that it was cut."""
+    server = supervised(config="graceful_timeout = 3")
+    hung = send(server, "/hang")
+    server.busy()
+    server.signal(signal.SIGTERM)
+    server.process.wait(30)
+    assert [record["path"] for record in server.records("error", "request_cut")][:1] == ["/hang"]
+    for connection in hung:
+        connection.close()
