@@ -327,7 +327,7 @@ class StabilityMiddleware:
                                         else app(owner(), environ, exchange.start_response))
             # the first chunk is drawn here: what fails until then still gets a whole answer
             wrapper = environ.get("wsgi.file_wrapper")
-            # (a server's wrapper may be any callable)
+            # (a server may give any callable as wrapper)
             if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
                 return source  # type: ignore[no-any-return]
             iterator = iter(source)
