@@ -411,11 +411,14 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Call into the driver, visible to the keeper, which cuts it off at its deadline.
 
         :raises DeadlineExceeded: if that happened.
+        :raises Exception: what ended the transaction, if it is over and the app goes on.
         """
         if entry.cut:
             if entry.state is REMOVED:
                 raise self.driver.dbapi.InterfaceError(f"this connection cannot be used: {entry.cut}")
             raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
+        if entry.unit is not None and entry.unit.doomed is not None:
+            raise entry.unit.doomed  # the server ended the transaction: a statement now would be stored alone
         serving = entry.request is not None
         now = time.monotonic()
         if serving:

@@ -111,6 +111,8 @@ class _Unit:
         assert connection is not None
         _current.of.pop(id(self.pool), None)
         self.connection = None
+        if not connection.closed:
+            connection._live.unit = None
         try:
             if error is not None:
                 with suppress(Exception):
@@ -124,7 +126,6 @@ class _Unit:
             self._commit(connection)
         finally:
             if not connection.closed:
-                connection._live.unit = None
                 connection._live.in_transaction = False
             connection.close()
 
