@@ -238,7 +238,7 @@ class StabilityExt:
 
     def request_timeout(self, seconds: float) -> Callable[[F], F]:
         """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
-        return cast("Callable[[F], F]", request.request_timeout(seconds))
+        return request.request_timeout(seconds)
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503."""

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from . import logs, scoreboard
 from .config import Settings
@@ -323,13 +323,14 @@ class StabilityMiddleware:
                 if thread in inflight:
                     exchange.outer = _outer(inflight[thread])
                 inflight[thread] = exchange
-            source = exchange.source = (app(environ, exchange.start_response) if owner is None
-                                        else app(owner(), environ, exchange.start_response))
+            source: Any = (app(environ, exchange.start_response) if owner is None
+                           else app(owner(), environ, exchange.start_response))
+            exchange.source = source
             # the first chunk is drawn here: what fails until then still gets a whole answer
             wrapper = environ.get("wsgi.file_wrapper")
             # (a server may give any callable as wrapper)
             if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
-                return source  # type: ignore[no-any-return]
+                return cast("Iterable[bytes]", source)
             iterator = iter(source)
             for chunk in iterator:
                 if type(chunk) is not bytes:

@@ -268,7 +268,7 @@ class Row:
         self.slot = slot
         start = layout.offset
         self.words = layout.words(WORDS)
-        self.floats = layout.words(FLOATS, "d")
+        self.floats: Any = layout.words(FLOATS, "d")  # memoryview's types know no float
         self.orders = layout.words(ORDERS)
         self.histogram = layout.words(BUCKETS)
         entries = layout.words(ENDPOINTS * ENTRY_WORDS)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -33,7 +33,8 @@ from .connection import PooledConnection
 from .drivers import ErrorClass
 from .pool import Pool
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ATTEMPTS = 3
 AGAIN = frozenset({ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY, ErrorClass.LINK_LOST,
@@ -183,12 +184,13 @@ class Transactions:
         self._budget = Budget()
 
     @overload
-    def __call__(self, function: F, /) -> F: ...
+    def __call__(self, function: Callable[Concatenate[PooledConnection, P], T], /) -> Callable[P, T]: ...
 
     @overload
-    def __call__(self, *, idempotent: bool = ..., attempts: int = ...) -> Any: ...
+    def __call__(self, *, idempotent: bool = ..., attempts: int = ...) -> _BlockOrDecorator: ...
 
-    def __call__(self, function: Any = None, /, *, idempotent: bool = False, attempts: int = ATTEMPTS) -> Any:
+    def __call__(self, function: Callable[..., Any] | None = None, *, idempotent: bool = False,
+                 attempts: int = ATTEMPTS) -> Any:
         """Wrap a function, or begin a block.
 
         :param idempotent: the unit may be run again even where it may have been stored (`CommitUnknown`).
@@ -200,22 +202,23 @@ class Transactions:
             return self._wrap(function, idempotent, attempts)
         return _BlockOrDecorator(self, self._pool, idempotent, attempts)
 
-    def _wrap(self, function: F, idempotent: bool, attempts: int) -> F:
+    def _wrap(self, function: Callable[Concatenate[PooledConnection, P], T], idempotent: bool,
+              attempts: int) -> Callable[P, T]:
         @functools.wraps(function)
-        def unit(*args: Any, **kwargs: Any) -> Any:
+        def unit(*args: P.args, **kwargs: P.kwargs) -> T:
             pool = self._pool()
             outer = _current.of.get(id(pool))
             if outer is not None and outer.connection is not None:
                 return function(outer.connection, *args, **kwargs)
             return self._run(pool, function, args, kwargs, idempotent, attempts)
 
-        return cast(F, unit)
+        return unit
 
-    def _run(self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-             idempotent: bool, attempts: int) -> Any:
+    def _run(self, pool: Pool, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any],
+             idempotent: bool, attempts: int) -> T:
         self._budget.unit()
 
-        def once() -> Any:
+        def once() -> T:
             with _Block(lambda: pool) as connection:
                 return function(connection, *args, **kwargs)
 
@@ -234,10 +237,11 @@ class Transactions:
             return left is not None and left - state.upcoming_sleep <= 1.0
 
         def count(state: RetryCallState) -> None:
-            pool.counters["retries_num"] += 1
+            pool.counters.add("retries_num")
 
-        return Retrying(retry=retry_if_exception(again), wait=wait, stop=stop_after_attempt(attempts) | stop,  # type: ignore[operator]
-                        before_sleep=count, reraise=True)(once)
+        result: T = Retrying(retry=retry_if_exception(again), wait=wait, stop=stop_after_attempt(attempts) | stop,
+                             before_sleep=count, reraise=True)(once)
+        return result
 
 
 class _BlockOrDecorator(_Block):
@@ -247,5 +251,5 @@ class _BlockOrDecorator(_Block):
         super().__init__(pool)
         self._owner, self._idempotent, self._attempts = owner, idempotent, attempts
 
-    def __call__(self, function: F) -> F:
+    def __call__(self, function: Callable[Concatenate[PooledConnection, P], T]) -> Callable[P, T]:
         return self._owner._wrap(function, self._idempotent, self._attempts)

@@ -1,6 +1,7 @@
 """24 hours of samples and the latest transitions, in rings on the scoreboard: they outlive every worker.
 
-Written by the leader; a reader that meets a half-written sample sees a time of 0 or an unreadable line and leaves it out.
+Written by the leader; a reader that meets a half-written sample sees a time of 0 or an unreadable line and leaves it
+out.
 """
 
 from __future__ import annotations

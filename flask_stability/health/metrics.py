@@ -33,7 +33,7 @@ def exposition(shared: Scoreboard, settings: Settings, accept: str) -> tuple[byt
     except ImportError as error:
         raise NotInstalled("pip install 'flask_stability[metrics]'") from error
     registry = CollectorRegistry()
-    registry.register(_Collector(shared, settings))  # type: ignore[arg-type]
+    registry.register(_Collector(shared, settings))
     encoder, kind = choose_encoder(accept)
     return encoder(registry), kind
 
@@ -50,7 +50,7 @@ class _Collector:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        shared, totals, rows = self._board, self._board.totals(), self._board.live()
+        totals, rows = self._board.totals(), self._board.live()
         requests = CounterMetricFamily(f"{_PREFIX}_http_requests", "Answered requests.",
                                        labels=["method", "endpoint", "status_class"])
         for (method, endpoint), words in totals.endpoints.items():

@@ -120,7 +120,8 @@ def _part(result: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _memory(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    workers = [{"slot": row.slot, "pid": row.pid, "rss_bytes": int(row.words[board.W_RSS]),
+    workers: list[dict[str, Any]] = [
+               {"slot": row.slot, "pid": row.pid, "rss_bytes": int(row.words[board.W_RSS]),
                 "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
                 "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
                 "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
@@ -137,13 +138,14 @@ def _memory(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, An
 
 
 def _database(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    pool = {name: sum(int(row.words[word]) for row in rows)
+    pool: dict[str, Any] = {
+            name: sum(int(row.words[word]) for row in rows)
             for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE),
                                ("in_use", board.W_DB_IN_USE), ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX),
                                ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS),
                                ("lost", board.W_DB_LOST), ("leaks_suspected", board.W_DB_LEAKS),
                                ("retries", board.W_DB_RETRIES), ("connect_errors", board.W_DB_CONNECT_ERRORS))}
-    pool["breaker"] = "open" if any(row.words[board.W_DB_BREAKER] for row in rows) else "closed"  # type: ignore[assignment]
+    pool["breaker"] = "open" if any(row.words[board.W_DB_BREAKER] for row in rows) else "closed"
     found = results.get("database")
     if found is None:
         return {"status": PASS, "critical": True, "configured": bool(pool["max"]), "pool": pool, "error": None}
@@ -158,7 +160,8 @@ def _latency(totals: board.Totals) -> dict[str, Any]:
 
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     """The five routes with the highest mean."""
-    routes = [{"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+    routes: list[dict[str, Any]] = [
+              {"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
                "mean_ms": round(words[0] / max(1, sum(words[2:])) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
               for (method, endpoint), words in totals.endpoints.items()]
     return sorted(routes, key=lambda route: -route["mean_ms"])[:5]

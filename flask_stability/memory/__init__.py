@@ -12,7 +12,7 @@ from .sampler import resident
 
 def _find_trim() -> Callable[[int], Any] | None:
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return None  # another C library: nothing to trim
 
