@@ -289,8 +289,11 @@ def error_file() -> IO[str]:
     """A file with a descriptor for faulthandler: error.log, also once it was rotated, else stderr."""
     global _crash_file
     if _directory is not None:
+        path = os.path.join(_directory, NAMES["error"])
+        if _crash_file is not None and _crash_file.name == path and not _crash_file.closed:
+            return _crash_file  # one file for all, so that a rotation is followed for all
         with contextlib.suppress(OSError):
-            _crash_file = open(os.path.join(_directory, NAMES["error"]), "a")  # noqa: SIM115
+            _crash_file = open(path, "a")  # noqa: SIM115
             return _crash_file
     return sys.__stderr__ or sys.stderr
 

@@ -66,3 +66,25 @@ class Restarts:
     def _prune(self, now: float) -> None:
         while self._times and now - self._times[0] > self._window:
             del self._times[0]
+
+
+class Pace:
+    """Spaces replacements for growth: a service whose workers all grow must not be replaced round and round.
+
+    :param pause: gives the seconds to the next one, from how many in a row came as soon as they were allowed.
+    """
+
+    def __init__(self, pause: Callable[[int], float]) -> None:
+        self._pause = pause
+        self._early = 0
+        self._until = float("-inf")
+
+    def allowed(self, now: float) -> bool:
+        """Whether one more may be replaced."""
+        return now >= self._until
+
+    def replaced(self, now: float) -> None:
+        """One was replaced."""
+        soon = now < self._until + self._pause(self._early)
+        self._early = self._early + 1 if soon else 0
+        self._until = now + self._pause(self._early)

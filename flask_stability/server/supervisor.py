@@ -26,7 +26,7 @@ from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped
 from .plan import Action, Phase
-from .restarts import Restarts
+from .restarts import Pace, Restarts
 from .status import status_block
 
 FROZEN = 4.0  #: seconds of silence after which a worker that was stopped (SIGSTOP) is replaced
@@ -60,7 +60,7 @@ class Supervisor:
         self._drain_until = 0.0
         self._oom_kills = cgroup.oom_kills()
         self._last_rotation = self._last_group = 0.0
-        self._growth_until, self._growth_early = 0.0, 0
+        self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -264,7 +264,7 @@ class Supervisor:
 
     def _seen(self, child: Child, now: float) -> plan.Seen:
         asked = child.asked
-        if (asked == "memory_growth" and now < self._growth_until) or (
+        if (asked == "memory_growth" and not self._growth.allowed(now)) or (
                 self._upgrading() and asked not in plan.BROKEN):
             asked = ""
         return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
@@ -309,9 +309,7 @@ class Supervisor:
         if child.row is not None:
             child.row.orders[scoreboard.O_RETIRE_SINCE_NS] = time.monotonic_ns()
         if child.asked == "memory_growth":
-            pause = growth_pause(self.settings.min_worker_uptime, self._growth_early)
-            self._growth_early = self._growth_early + 1 if now < self._growth_until + pause else 0
-            self._growth_until = now + growth_pause(self.settings.min_worker_uptime, self._growth_early)
+            self._growth.replaced(now)
         child.send(signal.SIGTERM)
 
     def _again(self, now: float, children: list[Child]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from supervised import Supervised, fewest_serving, starting
 from support import Load, wait_until
 
-from flask_stability.scoreboard import M_DEGRADED
+from flask_stability.scoreboard import M_DEGRADED, STATE_READY, W_STATE, Scoreboard, board_files
 
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
 Start = Callable[..., Supervised]
@@ -130,6 +130,11 @@ def test_number_of_workers_is_right_after_changes_in_mid_surge(supervised: Start
     subprocess.run([sys.executable, "-m", "gunicorn.ctl.cli", "-s", str(server.folder / "ctl.sock"), "-c",
                     "worker add 2"], check=True, capture_output=True, timeout=30)
     server.full(4)
+    for _ in range(5):
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: len(server.worker_pids()) > 2)
+        assert len(server.worker_pids()) <= 8
+    server.full(2)
 
 
 def test_reload_with_a_broken_configuration_changes_nothing(supervised: Start) -> None:
@@ -334,6 +339,58 @@ def test_sigterm_drains_while_readiness_says_so(supervised: Start) -> None:
     server.signal(signal.SIGTERM)
     server.process.wait(30)
     assert time.monotonic() - began < 20
+
+
+def test_sigterm_does_not_wait_for_workers_that_boot(supervised: Start, worker_class: str) -> None:
+    """An app that takes a minute to import, and a service that is told to end meanwhile: it ends."""
+    server = supervised(wait=False, worker_class=worker_class, env={"IMPORT_SECONDS": "60"},
+                        config="graceful_timeout = 50")
+    wait_until(lambda: len(server.worker_pids()) == 2)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    server.process.wait(60)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.long
+def test_binary_upgrade_stays_gunicorns(supervised: Start, worker_class: str) -> None:
+    """SIGUSR2 starts a second master; the first one leaves, and the second serves and supervises."""
+    # "python -m gunicorn" cannot be executed again: its own http package would hide Python's
+    server = supervised(worker_class=worker_class, config="import os, sys\n"
+                        "sys.argv[0] = os.path.join(os.path.dirname(sys.executable), 'gunicorn')")
+    server.full(2)
+    load = Load(server.url, ["/"], 30).start()
+    old = server.worker_pids()
+    server.signal(signal.SIGUSR2)
+    second = wait_until(lambda: next((child for child in server.workers() if child.children()), None))
+    wait_until(lambda: second.pid in dict(board_files(str(server.run_dir))))
+    board = Scoreboard.attach(dict(board_files(str(server.run_dir)))[second.pid])
+    wait_until(lambda: sum(row.words[W_STATE] == STATE_READY for row in board.live()) == 2)
+    server.signal(signal.SIGTERM)
+    server.process.wait(30)
+    assert load.stop().failed == 0
+    victim = board.live()[0].pid
+    assert victim not in old
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: board.totals().restarts.get("crash_signal") == 1)
+    wait_until(lambda: sum(row.words[W_STATE] == STATE_READY for row in board.live()) == 2)
+    assert server.get("/").ok
+    second.terminate()
+    wait_until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_asgi_workers_run_without_the_guard(supervised: Start) -> None:
+    """One warning, no wrapping: an ASGI app is served as ever."""
+    server = supervised(worker_class="asgi", source='''
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"asgi"})
+''')
+    assert server.get("/").text == "asgi"
+    server.full(2)
+    assert server.logs().count("the guard (deadlines, memory) is off") == 1
 
 
 def test_sigterm_finishes_what_is_in_flight(supervised: Start, worker_class: str) -> None:

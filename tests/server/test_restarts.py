@@ -10,7 +10,7 @@ from flask_stability.config import Settings
 from flask_stability.scoreboard import CODE
 from flask_stability.server.exits import Known, reason_of
 from flask_stability.server.order import breaches
-from flask_stability.server.restarts import Restarts
+from flask_stability.server.restarts import Pace, Restarts
 from flask_stability.server.threads import Stuck
 
 STEPS = (0.0, 1.0, 2.0, 4.0)
@@ -77,6 +77,22 @@ def test_limit_is_a_sliding_window() -> None:
     policy.crashed(117.0, 3600.0)
     assert policy.too_many(117.0)
     assert not policy.too_many(162.0)
+
+
+def test_replacements_for_growth_are_spaced_further_apart_while_they_follow_each_other() -> None:
+    """The pause doubles for each that comes as soon as it may, and is the first one again after a calm time."""
+    pace, now, pauses = Pace(lambda early: 60.0 * 2 ** early), 1000.0, []
+    for _ in range(4):
+        assert pace.allowed(now)
+        pace.replaced(now)
+        pause = next(seconds for seconds in range(10_000) if pace.allowed(now + seconds))
+        pauses.append(pause)
+        now += pause
+    assert pauses == [60, 120, 240, 480]
+    now += 10_000
+    pace.replaced(now)
+    assert not pace.allowed(now + 59)
+    assert pace.allowed(now + 60)
 
 
 KILLED, SEGV, TERMED = int(signal.SIGKILL), int(signal.SIGSEGV), int(signal.SIGTERM)
