@@ -2,8 +2,8 @@
 
 The master makes the board before it forks; each worker writes its own row, the master its own words, and whoever
 answers ``/health`` reads all of them without a lock and without I/O. Numbers are 8-byte aligned words, written in
-one store each. What is no number is a `Blob` under a sequence lock with a checksum. When a worker dies its counters
-are folded into totals, so that what is exported never falls.
+one store each. What is no number is a `Blob`. When a worker dies its counters are folded into totals, so that
+what is exported never falls.
 
 The mapping is backed by a file where that is possible, so that the command line can read it while HTTP is stuck.
 """
@@ -11,23 +11,36 @@ The mapping is backed by a file where that is possible, so that the command line
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
-import stat
 import struct
 import threading
 import time
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any
 
-MAGIC = b"FSTABLE1"
-FILE_PREFIX = "flask_stability-"
+from . import scoreboard_file
+from .scoreboard_file import board_files, default_run_dir
+from .scoreboard_parts import (
+    BUCKETS,
+    ENTRY_WORDS,
+    FIRST_BITS,
+    KEY_BYTES,
+    LAST_BITS,
+    Blob,
+    EndpointTable,
+    add_entry,
+    bucket_bound,
+    bucket_of,
+    percentile,
+)
+
+__all__ = ["BUCKETS", "Blob", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
+
+MAGIC = b"FSTABLE2"
+HEAD_BYTES = 24
 PAGE = 4096
-
-
 
 # -- a worker's words; the worker is their only writer -----------------------------------------------------------
 
@@ -42,7 +55,7 @@ PAGE = 4096
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
  ) = range(58)
-COUNTERS = range(W_CLASS_0, 58)
+COUNTERS = range(W_CLASS_0, W_ALERTS_SENT + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE) = range(3)
@@ -54,14 +67,14 @@ STATE_NAMES = ("free", "booting", "ready", "retiring", "stopping")
 # -- the master's words about a row; the last two are the command line's -----------------------------------------
 
 (O_ALLOCATED, O_AGE, O_PID, O_COMMAND, O_COMMAND_SEQ, O_RETIRE_STATE, O_RETIRE_SINCE_NS, O_RETIRE_REASON,
- O_BOOTED_NS, O_CLI_RETIRE, O_CLI_GC) = range(11)
+ O_BOOTED_NS, O_FOLDED, O_CLI_RETIRE, O_CLI_GC) = range(12)
 ORDERS = 32
 CMD_NONE, CMD_GC, CMD_RETIRE, CMD_CLOSE_KEEPALIVE = range(4)
 
 # -- the master's own words --------------------------------------------------------------------------------------
 
 (M_PID, M_STARTED_NS, M_TICK_NS, M_BASE_WORKERS, M_TARGET, M_SURGE, M_HOLD_UNTIL_NS, M_CRASHES, M_DEGRADED,
- M_RELOADS, M_DRAINING, M_WARM_FLOOR, M_GENERATION, M_FOLD_SEQ, M_BOOTS, M_EVER_READY, M_LIMIT, M_N_ENDPOINTS,
+ M_RELOADS, M_DRAINING, M_WARM_FLOOR, M_GENERATION, M_FOLDS, M_BOOTS, M_EVER_READY, M_LIMIT, M_N_ENDPOINTS,
  M_UNSUPERVISED) = range(19)
 MASTER_WORDS = 64
 
@@ -73,162 +86,14 @@ CODE = {name: code for code, name in enumerate(REASONS)}
 #: Reasons that are a worker's own failure; only they count towards the restart limit.
 CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})
 
-# -- latency histogram: four buckets an octave from 2**16 ns (66 µs) to 2**37 ns (137 s) --------------------------
-
-_FIRST = 17  # bit length of the first octave with buckets of its own
-_LAST = 37
-BUCKETS = (_LAST - _FIRST + 1) * 4 + 2  # and one below, one above
-
-
-def bucket_of(duration_ns: int) -> int:
-    """Number of the histogram's bucket for a duration in nanoseconds."""
-    bits = duration_ns.bit_length()
-    if bits < _FIRST:
-        return 0
-    if bits > _LAST:
-        return BUCKETS - 1
-    return ((bits - _FIRST) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1
-
-
-def bucket_bound(bucket: int) -> float:
-    """Upper bound in seconds of a bucket; infinite for the last."""
-    if bucket >= BUCKETS - 1:
-        return float("inf")
-    octave, quarter = divmod(bucket - 1, 4) if bucket else (-1, 3)
-    return ((5 + quarter) << (_FIRST + octave - 3)) / 1e9
-
-
-def percentile(histogram: list[int], share: float) -> float:
-    """Seconds below which `share` of the observations lie, interpolated inside the bucket; 0.0 without any."""
-    total = sum(histogram)
-    if not total:
-        return 0.0
-    wanted, seen = share * total, 0
-    for bucket, number in enumerate(histogram):
-        if number and seen + number >= wanted:
-            low = bucket_bound(bucket - 1) if bucket else 0.0
-            high = bucket_bound(bucket)
-            return low if high == float("inf") else low + (high - low) * (wanted - seen) / number
-        seen += number
-    return bucket_bound(BUCKETS - 2)
-
-
-# -- endpoint tables ---------------------------------------------------------------------------------------------
+# -- sizes ------------------------------------------------------------------------------------------------------
 
 ENDPOINTS = 129  # per worker; the last is "other"
 TOTAL_ENDPOINTS = 513
-KEY_BYTES = 96
-ENTRY_WORDS = 8  # duration_ns, slowest_ns, answers by status class 0..5
-OTHER = ("", "other")
-
-CHECKS_BYTES, EXCEPTIONS_BYTES, INFO_BYTES, RESTARTS_BYTES, SHARED_BYTES = 24576, 8192, 8192, 24576, 65536
+CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES = (2 * size + Blob.HEAD for size in (
+    16384, 8192, 24576, 16384))  # a blob has two sides
 HISTORY_BYTES = 1 << 19
-
-
-class Blob:
-    """A few bytes in shared memory with one writing process; a reader gets all of one write or b"".
-
-    A sequence lock (odd while being written) with a checksum, so that a writer killed in the middle and processors
-    that reorder stores are both noticed.
-    """
-
-    HEAD = 24
-
-    def __init__(self, area: memoryview) -> None:
-        self._head = area[:self.HEAD].cast("q")
-        self._data = area[self.HEAD:]
-        self._lock = threading.Lock()
-
-    @property
-    def capacity(self) -> int:
-        """Bytes that fit."""
-        return len(self._data)
-
-    @property
-    def version(self) -> int:
-        """Changes with every write."""
-        return int(self._head[0])
-
-    def write(self, data: bytes) -> bool:
-        """Store; False, with nothing changed, if `data` is too long."""
-        if len(data) > len(self._data):
-            return False
-        head = self._head
-        with self._lock:
-            sequence = head[0] | 1
-            head[0] = sequence
-            self._data[:len(data)] = data
-            head[1] = len(data)
-            head[2] = zlib.crc32(data)
-            head[0] = sequence + 1
-        return True
-
-    def read(self) -> bytes:
-        """What was written last; b"" before the first write or if a writer died in the middle."""
-        head = self._head
-        for _ in range(200):
-            sequence = head[0]
-            if not sequence & 1:
-                length = head[1]
-                if not 0 < length <= len(self._data):
-                    return b""
-                data = bytes(self._data[:length])
-                if head[0] == sequence and zlib.crc32(data) == head[2]:
-                    return data
-            time.sleep(0)
-        return b""
-
-    def write_json(self, value: Any) -> bool:
-        """`write` of a value as JSON."""
-        return self.write(json.dumps(value, separators=(",", ":"), default=str).encode())
-
-    def read_json(self, default: Any = None) -> Any:
-        """`read` of what `write_json` wrote."""
-        data = self.read()
-        try:
-            return json.loads(data) if data else default
-        except ValueError:
-            return default
-
-    def renew_lock(self) -> None:
-        """In a forked child: the lock may have been held by a thread that is not here."""
-        self._lock = threading.Lock()
-
-
-class EndpointTable:
-    """Answers and durations by method and endpoint, in a fixed number of entries."""
-
-    def __init__(self, keys: memoryview, words: memoryview, counter: memoryview, index: int) -> None:
-        self._keys, self.words, self._counter, self._index = keys, words, counter, index
-        self._entries = len(keys) // KEY_BYTES
-        self._known: dict[tuple[str, str], int] = {}
-
-    def find(self, key: tuple[str, str]) -> int:
-        """First word of the entry of (method, endpoint), made if there is room, else that of "other"."""
-        base = self._known.get(key)
-        if base is None:
-            number = self._counter[self._index]
-            if number >= self._entries - 1:
-                return (self._entries - 1) * ENTRY_WORDS
-            name = f"{key[0]} {key[1]}".encode()[:KEY_BYTES]
-            self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES] = name.ljust(KEY_BYTES, b"\0")
-            base = self._known[key] = number * ENTRY_WORDS
-            self._counter[self._index] = number + 1
-        return base
-
-    def items(self) -> Iterator[tuple[tuple[str, str], list[int]]]:
-        """All entries in use: (method, endpoint) and their words."""
-        for number in range(min(self._counter[self._index], self._entries - 1)):
-            raw = bytes(self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES]).rstrip(b"\0")
-            method, _, endpoint = raw.decode(errors="replace").partition(" ")
-            yield (method, endpoint), self.words[number * ENTRY_WORDS:(number + 1) * ENTRY_WORDS].tolist()
-        last = self.words[(self._entries - 1) * ENTRY_WORDS:].tolist()
-        if any(last):
-            yield OTHER, last
-
-    def forget(self) -> None:
-        """The table was cleared: what was known of it is void."""
-        self._known = {}
+MAX_ROWS = 4096
 
 
 class _Layout:
@@ -248,11 +113,8 @@ class _Layout:
     def blob(self, size: int) -> Blob:
         return Blob(self.area(size))
 
-
-_ROW_BYTES = ((WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS) * 8 + ENDPOINTS * KEY_BYTES
-              + CHECKS_BYTES + EXCEPTIONS_BYTES + INFO_BYTES + PAGE) // PAGE * PAGE
-_MASTER_BYTES = ((MASTER_WORDS + WORDS + len(REASONS) + BUCKETS + TOTAL_ENDPOINTS * ENTRY_WORDS) * 8
-                 + TOTAL_ENDPOINTS * KEY_BYTES + RESTARTS_BYTES + SHARED_BYTES + HISTORY_BYTES + PAGE) // PAGE * PAGE
+    def since(self, start: int) -> memoryview:
+        return self._view[start:self.offset]
 
 
 class Row:
@@ -261,7 +123,8 @@ class Row:
     :ivar words: the worker's words, by the constants ``W_…``.
     :ivar floats: the worker's floating-point words, by ``F_…``.
     :ivar orders: the master's words about this worker, by ``O_…``.
-    :ivar checks, exceptions, info: the worker's blobs.
+    :ivar entries: words of each endpoint, found by the table `endpoints`.
+    :ivar checks, exceptions: the worker's blobs.
     """
 
     def __init__(self, slot: int, layout: _Layout) -> None:
@@ -271,14 +134,12 @@ class Row:
         self.floats: Any = layout.words(FLOATS, "d")  # memoryview's types know no float
         self.orders = layout.words(ORDERS)
         self.histogram = layout.words(BUCKETS)
-        entries = layout.words(ENDPOINTS * ENTRY_WORDS)
-        keys = layout.area(ENDPOINTS * KEY_BYTES)
-        self.endpoints = EndpointTable(keys, entries, self.words, W_N_ENDPOINTS)
+        self.entries = layout.words(ENDPOINTS * ENTRY_WORDS)
+        self.endpoints = EndpointTable(layout.area(ENDPOINTS * KEY_BYTES), self.words, W_N_ENDPOINTS)
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
-        self.info = layout.blob(INFO_BYTES)
-        self._all = layout._view[start:layout.offset]
-        self.lock = threading.Lock()
+        self._all = layout.since(start)
+        self.renew_locks()
 
     def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
         """Count one answered request; `status` 0 is an answer that was cut off."""
@@ -286,15 +147,17 @@ class Row:
         if not 0 <= kind <= 5:
             kind = 0
         bits = duration_ns.bit_length()
-        bucket = (((bits - 17) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1 if 17 <= bits <= 37
-                  else bucket_of(duration_ns))
+        bucket = (((bits - FIRST_BITS) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1  # bucket_of, a call less
+                  if FIRST_BITS <= bits <= LAST_BITS else bucket_of(duration_ns))
+        key, entries = (method, endpoint), self.entries
         with self.lock:
-            base = self.endpoints.find((method, endpoint))
-            entry = self.endpoints.words
-            entry[base] += duration_ns
-            if duration_ns > entry[base + 1]:
-                entry[base + 1] = duration_ns
-            entry[base + 2 + kind] += 1
+            base = self.endpoints.known.get(key)
+            if base is None:
+                base = self.endpoints.find(key)
+            entries[base] += duration_ns
+            if duration_ns > entries[base + 1]:
+                entries[base + 1] = duration_ns
+            entries[base + 2 + kind] += 1
             self.words[W_CLASS_0 + kind] += 1
             self.histogram[bucket] += 1
 
@@ -320,28 +183,39 @@ class Row:
 
     def renew_locks(self) -> None:
         """In a forked child: locks that other threads of the parent may have held."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may interrupt its own thread's count
         self.endpoints.forget()
-        for blob in (self.checks, self.exceptions, self.info):
-            blob.renew_lock()
+        self.checks.renew_lock()
+        self.exceptions.renew_lock()
+
+
+class _Sums:
+    """What was counted by workers that are gone."""
+
+    SIZE = WORDS + BUCKETS + TOTAL_ENDPOINTS * ENTRY_WORDS
+
+    def __init__(self, layout: _Layout) -> None:
+        self.all = layout.words(self.SIZE)
+        self.counters = self.all[:WORDS]
+        self.histogram = self.all[WORDS:WORDS + BUCKETS]
+        self.entries = self.all[WORDS + BUCKETS:]
 
 
 class MasterArea:
-    """What only the master writes, and the blobs that the leading worker writes for all.
+    """What only the master writes, and the areas that the leading worker writes for all.
 
     :ivar words: by the constants ``M_…``.
+    :ivar sums: two sides; the number of folds says which is valid.
     :ivar restarts: the latest restarts, a JSON list, newest last.
-    :ivar shared: state of the shared checks, handed on from leader to leader (written by the leader).
+    :ivar shared: results of the shared checks, handed on from leader to leader (written by the leader).
+    :ivar history: for `flask_stability.health.history` (written by the leader).
     """
 
     def __init__(self, layout: _Layout) -> None:
         self.words = layout.words(MASTER_WORDS)
-        self.folded = layout.words(WORDS)
         self.reasons = layout.words(len(REASONS))
-        self.histogram = layout.words(BUCKETS)
-        entries = layout.words(TOTAL_ENDPOINTS * ENTRY_WORDS)
-        keys = layout.area(TOTAL_ENDPOINTS * KEY_BYTES)
-        self.endpoints = EndpointTable(keys, entries, self.words, M_N_ENDPOINTS)
+        self.sums = _Sums(layout), _Sums(layout)
+        self.endpoints = EndpointTable(layout.area(TOTAL_ENDPOINTS * KEY_BYTES), self.words, M_N_ENDPOINTS)
         self.restarts = layout.blob(RESTARTS_BYTES)
         self.shared = layout.blob(SHARED_BYTES)
         self.history = layout.area(HISTORY_BYTES)
@@ -390,9 +264,8 @@ class Scoreboard:
 
     def __init__(self, mapping: mmap.mmap, rows: int, path: str | None = None) -> None:
         self._mapping = mapping
-        view = memoryview(mapping)
-        layout = _Layout(view, PAGE)
         self.path = path
+        layout = _Layout(memoryview(mapping), PAGE)
         self.master = MasterArea(layout)
         self.rows = []
         for slot in range(rows):
@@ -405,7 +278,7 @@ class Scoreboard:
     def anonymous(cls, rows: int = 1) -> Scoreboard:
         """A board without a file, for the processes forked from this one."""
         mapping = mmap.mmap(-1, _size(rows))
-        mapping[:24] = _head(rows)
+        mapping[:HEAD_BYTES] = _head(rows)
         return cls(mapping, rows)
 
     @classmethod
@@ -416,28 +289,10 @@ class Scoreboard:
         """
         if not run_dir:
             return cls.anonymous(rows), ""
-        path = os.path.join(run_dir, f"{FILE_PREFIX}{os.getpid()}.board")
         try:
-            _remove_stale(run_dir)
-            with contextlib.suppress(FileNotFoundError):
-                if _is_ours(os.lstat(path)):
-                    os.unlink(path)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            mapping, path = scoreboard_file.make(run_dir, _head(rows), _size(rows), uid, gid)
         except OSError as error:
             return cls.anonymous(rows), f"no scoreboard file in {run_dir}: {error.strerror}"
-        try:
-            # a page of a sparse file that the disk has no room for is SIGBUS at the first store
-            os.posix_fallocate(descriptor, 0, _size(rows))
-            if uid != -1 or gid != -1:
-                os.fchown(descriptor, uid, gid)
-            mapping = mmap.mmap(descriptor, _size(rows))
-            mapping[:24] = _head(rows)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            return cls.anonymous(rows), f"no scoreboard file in {run_dir}: {error.strerror}"
-        finally:
-            os.close(descriptor)
         return cls(mapping, rows, path), ""
 
     @classmethod
@@ -447,20 +302,10 @@ class Scoreboard:
         :raises OSError: if there is no such file, or it is another user's.
         :raises ValueError: if it is no board of this version.
         """
-        descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not _is_ours(status):
-                raise PermissionError(f"{path} belongs to another user")
-            head = os.pread(descriptor, 24, 0)
-            if len(head) < 24 or head[:8] != MAGIC:
-                raise ValueError(f"{path} is no scoreboard of this version")
-            rows = struct.unpack("=qq", head[8:])[0]
-            if status.st_size != _size(rows):
-                raise ValueError(f"{path} is no scoreboard of this version")
-            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
+        mapping, head = scoreboard_file.attach(path, HEAD_BYTES, write=write)
+        rows = struct.unpack("=qq", head[8:])[0] if len(head) == HEAD_BYTES and head[:8] == MAGIC else 0
+        if not 0 < rows <= MAX_ROWS or head != _head(rows) or len(mapping) != _size(rows):
+            raise ValueError(f"{path} is no scoreboard of this version")
         return cls(mapping, rows, path)
 
     def unlink(self) -> None:
@@ -485,24 +330,23 @@ class Scoreboard:
     def release(self, row: Row) -> None:
         """The worker is gone: its counters go to the totals, its row is free."""
         master = self.master
-        master.words[M_FOLD_SEQ] |= 1
-        try:
-            for index in COUNTERS:
-                master.folded[index] += row.words[index]
-            for bucket, number in enumerate(row.histogram.tolist()):
-                if number:
-                    master.histogram[bucket] += number
-            for key, words in row.endpoints.items():
-                base = master.endpoints.find(key)
-                table = master.endpoints.words
-                for offset, number in enumerate(words):
-                    table[base + offset] = (max(table[base + 1], number) if offset == 1
-                                            else table[base + offset] + number)
-            row.orders[O_ALLOCATED] = 0
-            row.words[W_PID] = 0
-            row.words[W_STATE] = STATE_FREE
-        finally:
-            master.words[M_FOLD_SEQ] += 1
+        folds = master.words[M_FOLDS]
+        old, new = master.sums[folds & 1], master.sums[1 - (folds & 1)]
+        new.all[:] = old.all
+        for index in COUNTERS:
+            new.counters[index] += row.words[index]
+        for bucket, number in enumerate(row.histogram.tolist()):
+            new.histogram[bucket] += number
+        for key, words in row.endpoints.items(row.entries):
+            base = master.endpoints.find(key)
+            total = add_entry(new.entries[base:base + ENTRY_WORDS].tolist(), words)
+            for offset, number in enumerate(total):
+                new.entries[base + offset] = number
+        # one store makes the row's counts the totals': whoever reads sees them once, before as after
+        row.orders[O_FOLDED] = folds + 1
+        master.words[M_FOLDS] = folds + 1
+        row.orders[O_ALLOCATED] = row.words[W_PID] = 0
+        row.words[W_STATE] = STATE_FREE
 
     def add_restart(self, reason: str, pid: int, uptime: float, slot: int, detail: str = "") -> None:
         """Count an exit and keep it among the latest 50."""
@@ -510,7 +354,8 @@ class Scoreboard:
         latest = self.master.restarts.read_json([])[-49:]
         latest.append({"time": round(time.time(), 3), "reason": reason, "pid": pid, "uptime_s": round(uptime, 1),
                        "slot": slot, "detail": detail[:200]})
-        self.master.restarts.write_json(latest)
+        while not self.master.restarts.write_json(latest):
+            latest.pop(0)
 
     # -- anyone's part -------------------------------------------------------------------------------------------
 
@@ -529,38 +374,40 @@ class Scoreboard:
         return None
 
     def totals(self) -> Totals:
-        """Sums that never fall, even while a dead worker's row is being folded in."""
+        """Sums that never fall, even while a dead worker's row is being folded in or its master was killed at it."""
         words = self.master.words
-        for _ in range(500):
-            before = words[M_FOLD_SEQ]
-            if not before & 1:
-                totals = self._sum()
-                if words[M_FOLD_SEQ] == before:
-                    return totals
-            time.sleep(0)
-        return self._sum()  # the master was killed in the middle of a fold
+        while True:
+            folds = words[M_FOLDS]
+            totals = self._sum(folds)
+            if words[M_FOLDS] == folds:
+                return totals
 
-    def _sum(self) -> Totals:
-        master = self.master
-        counters = {index: master.folded[index] for index in COUNTERS}
-        histogram = master.histogram.tolist()
-        endpoints = dict(master.endpoints.items())
+    def _sum(self, folds: int) -> Totals:
+        sums = self.master.sums[folds & 1]
+        counters = sums.counters[:COUNTERS.stop].tolist()
+        histogram = sums.histogram.tolist()
+        endpoints = dict(self.master.endpoints.items(sums.entries))
         for row in self.rows:
-            if not row.orders[O_ALLOCATED]:
+            if not row.orders[O_ALLOCATED] or 0 < row.orders[O_FOLDED] <= folds:
                 continue
-            for index in COUNTERS:
-                counters[index] += row.words[index]
-            histogram = [a + b for a, b in zip(histogram, row.histogram.tolist(), strict=True)]
-            for key, numbers in row.endpoints.items():
+            counters = list(map(add, counters, row.words[:COUNTERS.stop].tolist()))
+            histogram = list(map(add, histogram, row.histogram.tolist()))
+            for key, numbers in row.endpoints.items(row.entries):
                 known = endpoints.get(key)
-                if known is None:
-                    endpoints[key] = numbers
-                else:
-                    slowest = max(known[1], numbers[1])
-                    endpoints[key] = [a + b for a, b in zip(known, numbers, strict=True)]
-                    endpoints[key][1] = slowest
-        restarts = {name: number for name, number in zip(REASONS, master.reasons.tolist(), strict=True) if number}
-        return Totals(counters, histogram, endpoints, restarts)
+                endpoints[key] = numbers if known is None else add_entry(known, numbers)
+        reasons = zip(REASONS, self.master.reasons.tolist(), strict=True)
+        restarts = {name: number for name, number in reasons if number}
+        return Totals({index: counters[index] for index in COUNTERS}, histogram, endpoints, restarts)
+
+
+def _pages(*sizes: int) -> int:
+    return (sum((size + 7) & ~7 for size in sizes) + PAGE - 1) // PAGE * PAGE
+
+
+_MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
+                       SHARED_BYTES, HISTORY_BYTES)
+_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
+                    CHECKS_BYTES, EXCEPTIONS_BYTES)
 
 
 def _size(rows: int) -> int:
@@ -571,49 +418,11 @@ def _head(rows: int) -> bytes:
     return MAGIC + struct.pack("=qq", rows, _size(rows))
 
 
-def _is_ours(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and (status.st_uid == os.geteuid() or os.geteuid() == 0)
-
-
-def board_files(run_dir: str) -> list[tuple[int, str]]:
-    """(pid of the master, path) of the boards in a directory that are this user's, whether alive or not."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir(run_dir):
-            number = name.removeprefix(FILE_PREFIX).removesuffix(".board")
-            if name.startswith(FILE_PREFIX) and name.endswith(".board") and number.isdecimal():
-                path = os.path.join(run_dir, name)
-                with contextlib.suppress(OSError):
-                    if _is_ours(os.lstat(path)):
-                        found.append((int(number), path))
-    return sorted(found)
-
-
-def _remove_stale(run_dir: str) -> None:
-    """Files of masters that were killed."""
-    for pid, path in board_files(run_dir):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        except OSError:
-            pass
-
-
-def default_run_dir() -> str | None:
-    """XDG_RUNTIME_DIR, else /dev/shm, else None."""
-    for path in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"):
-        if path and os.path.isdir(path) and os.access(path, os.W_OK):
-            return path
-    return None
-
-
 # -- this process's board ----------------------------------------------------------------------------------------
 
 _board: Scoreboard | None = None
 _row: Row | None = None
-_making = threading.Lock()
+_making = threading.RLock()
 
 
 def install(board: Scoreboard, row: Row | None) -> None:
@@ -656,7 +465,7 @@ def my_row() -> Row:
 def after_fork_child() -> None:
     """In a forked child: locks anew; the row was the parent's, the server's hook gives a worker its own."""
     global _making, _row
-    _making = threading.Lock()
+    _making = threading.RLock()
     _row = None
 
 

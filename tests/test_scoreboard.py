@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import wait_until
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
@@ -93,6 +96,72 @@ def test_totals_never_fall_while_workers_come_and_go() -> None:
     assert board.totals().requests == expected
 
 
+def test_a_master_killed_while_folding_leaves_whole_totals() -> None:
+    """Wherever it was, each request is in the totals once."""
+    board = Scoreboard.anonymous(2)
+    start = Scoreboard.anonymous(1).master.words
+
+    def fold_for_ever() -> None:
+        while True:
+            row = board.allocate(1)
+            assert row is not None
+            for number in range(100):
+                row.observe("GET", f"e{number}", 200, 10**6)
+            start[0] += 1
+            board.release(row)
+
+    for _ in range(15):
+        rounds = start[0]
+        master = _fork(fold_for_ever)
+        wait_until(lambda rounds=rounds: start[0] > rounds + 3)  # type: ignore[misc]
+        os.kill(master, signal.SIGKILL)
+        os.waitpid(master, 0)
+        totals = board.totals()
+        assert totals.requests == sum(totals.histogram)
+        assert totals.requests == sum(sum(words[2:]) for words in totals.endpoints.values())
+        assert start[0] * 100 - 100 <= totals.requests <= start[0] * 100 + 100
+        board = Scoreboard.anonymous(2)
+        start[0] = 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=120), st.sampled_from([0, 200, 302, 404, 500, 799]),
+                          st.integers(0, 2**40), st.booleans()), max_size=60))
+def test_totals_are_the_sum_of_all_that_was_observed(steps: list[tuple[int, str, int, int, bool]]) -> None:
+    """Whatever endpoints are called and whenever workers end."""
+    board = Scoreboard.anonymous(3)
+    rows = [board.allocate(age) for age in range(3)]
+    count, duration = 0, 0
+    for slot, endpoint, status, duration_ns, ends in steps:
+        row = rows[slot]
+        assert row is not None
+        row.observe("GET", endpoint, status, duration_ns)
+        count, duration = count + 1, duration + duration_ns
+        names = set(board.totals().endpoints)
+        if ends:
+            board.release(row)
+            rows[slot] = board.allocate(1)
+        totals = board.totals()
+        assert (totals.requests, sum(totals.histogram), totals.duration_ns) == (count, count, duration)
+        assert set(totals.endpoints) == names
+        assert sum(totals.by_class) == sum(sum(words[2:]) for words in totals.endpoints.values())
+
+
+def test_more_endpoints_than_there_is_room_for_are_counted_as_other() -> None:
+    """In a worker and over all of them; none is lost."""
+    board = Scoreboard.anonymous(1)
+    for age in range(6):
+        row = board.allocate(age)
+        assert row is not None
+        for number in range(200):
+            row.observe("GET", f"{age}-{number}", 200, 10**6)
+        board.release(row)
+    totals = board.totals()
+    assert totals.requests == sum(sum(words[2:]) for words in totals.endpoints.values()) == 1200
+    assert len(totals.endpoints) == sb.TOTAL_ENDPOINTS
+    assert totals.endpoints["", "other"][3 + 1] == 1200 - (sb.TOTAL_ENDPOINTS - 1)
+
+
 def test_five_hundred_workers_over_time_fit_into_a_few_rows() -> None:
     """Rows are used again, and what the workers counted stays."""
     board = Scoreboard.anonymous(4)
@@ -117,11 +186,12 @@ def test_a_full_board_gives_no_row_and_says_so() -> None:
     assert board.allocate(2) is None
 
 
-def test_a_reader_never_sees_a_torn_blob() -> None:
-    """While another process writes as fast as it can, each reading is one whole writing."""
+def test_a_reader_sees_one_whole_writing_at_any_moment() -> None:
+    """While another process writes as fast as it can; and never nothing."""
     board = Scoreboard.anonymous(1)
     row = board.allocate(1)
     assert row is not None
+    row.checks.write(b"\0")
 
     def write() -> None:
         row.checks.renew_lock()
@@ -129,22 +199,54 @@ def test_a_reader_never_sees_a_torn_blob() -> None:
         number = 0
         while time.monotonic() < end:
             number += 1
-            row.checks.write(bytes([number % 251]) * (1 + number * 37 % 20000))
+            assert row.checks.write(bytes([number % 251]) * (1 + number * 37 % 16000))
 
     writer = _fork(write)
-    seen = set()
-    while os.waitpid(writer, os.WNOHANG)[0] == 0:
+    seen, ended = set(), (0, 0)
+    while ended[0] == 0:
         data = row.checks.read()
-        assert len(set(data)) <= 1
+        assert len(set(data)) == 1
         seen.add(data[:1])
+        ended = os.waitpid(writer, os.WNOHANG)
+    assert ended[1] == 0
     assert len(seen) > 5
+
+
+def test_a_reader_does_not_wait_for_a_writer_that_is_stopped() -> None:
+    """A frozen or killed worker leaves its last whole writing behind, wherever in the writing it was met."""
+    board = Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    assert row is not None
+    row.checks.write(b"\0")
+
+    def write() -> None:
+        row.checks.renew_lock()
+        number = 0
+        while True:
+            number += 1
+            row.checks.write(bytes([number % 251]) * (1 + number * 37 % 16000))
+
+    for _ in range(5):
+        writer = _fork(write)
+        before = row.checks.read()
+        wait_until(lambda before=before: row.checks.read() != before)  # type: ignore[misc]
+        for _ in range(20):
+            os.kill(writer, signal.SIGSTOP)
+            assert os.waitpid(writer, os.WUNTRACED)[0] == writer
+            data = row.checks.read()
+            assert len(set(data)) == 1
+            assert row.checks.read() == data
+            os.kill(writer, signal.SIGCONT)
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        assert len(set(row.checks.read())) == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=12))
 def test_a_blob_gives_back_what_was_written_last_that_fits(writes: list[bytes]) -> None:
     """What is too long changes nothing."""
-    blob = Blob(memoryview(bytearray(Blob.HEAD + 200)))
+    blob = Blob(memoryview(bytearray(Blob.HEAD + 2 * 200)))
     last = b""
     for data in writes:
         fits = len(data) <= 200
@@ -154,15 +256,39 @@ def test_a_blob_gives_back_what_was_written_last_that_fits(writes: list[bytes]) 
         assert blob.read() == last
 
 
-def test_a_blob_whose_writer_died_in_the_middle_reads_as_nothing_and_can_be_written_again() -> None:
-    """The sequence stays odd; the next writer mends it."""
-    area = memoryview(bytearray(Blob.HEAD + 64))
+def test_two_writing_processes_are_told_by_the_checksum_and_mended_by_the_next_write() -> None:
+    """Two leaders for a moment: a mixture reads as nothing rather than as nonsense."""
+    area = memoryview(bytearray(Blob.HEAD + 2 * 64))
     blob = Blob(area)
-    blob.write(b"before")
-    area[:Blob.HEAD].cast("q")[0] += 1
+    assert blob.write(b"before")
+    area[Blob.HEAD + 64] ^= 1
     assert blob.read() == b""
     assert blob.write(b"after")
     assert blob.read() == b"after"
+
+
+def test_a_signal_handler_may_count_while_its_thread_counts() -> None:
+    """The handler interrupts its own thread anywhere, also inside the lock."""
+    row = Scoreboard.anonymous(1).rows[0]
+    handled = 0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal handled
+        handled += 1
+        row.add(sb.W_EXCEPTIONS)
+        row.exceptions.write(b"x")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        end = time.monotonic() + 30
+        while handled < 300 and time.monotonic() < end:
+            row.add(sb.W_LOG_DROPS)
+            row.exceptions.write(b"y")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled >= 300
 
 
 @given(st.integers(0, 10**12))
@@ -221,8 +347,6 @@ def test_a_missing_directory_and_a_full_disk_give_a_board_without_a_file(tmp_pat
     assert problem
 
     def full() -> None:
-        import signal
-
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         found, why = Scoreboard.create(2, str(tmp_path))
@@ -236,12 +360,53 @@ def test_a_missing_directory_and_a_full_disk_give_a_board_without_a_file(tmp_pat
     assert not list(tmp_path.glob("*.board"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs to mount")
+@pytest.mark.parametrize("options", ["size=64k", "ro,size=64m"])
+def test_a_full_and_a_read_only_disk_give_a_board_without_a_file(tmp_path: Path, options: str) -> None:
+    """On a real file system, in a mount namespace that ends with the process."""
+    script = ("import sys; from flask_stability.scoreboard import Scoreboard;"
+              "board, why = Scoreboard.create(8, sys.argv[1]); row = board.allocate(1);"
+              "row.observe('GET', 'e', 200, 1);"
+              "print(board.path, board.totals().requests, bool(why))")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o {options} none '{tmp_path}' || exit 77; "
+                           'exec "$@"', "sh", sys.executable, "-c", script, str(tmp_path)],
+                          capture_output=True, text=True)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("may not mount")
+    assert (done.returncode, done.stdout.split()) == (0, ["None", "1", "True"]), done.stderr
+
+
+def test_a_board_is_not_opened_through_a_link_nor_of_another_user(tmp_path: Path) -> None:
+    """Nor does a pipe in its place block who looks."""
+    board, _ = Scoreboard.create(1, str(tmp_path))
+    assert board.path is not None
+    link = tmp_path / "link"
+    link.symlink_to(board.path)
+    with pytest.raises(OSError):
+        Scoreboard.attach(str(link))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PermissionError):
+        Scoreboard.attach(str(tmp_path / "pipe"))
+    if os.geteuid() == 0:
+        def as_another() -> None:
+            os.chmod(tmp_path, 0o755)
+            os.chmod(str(board.path), 0o666)
+            os.setuid(65534)
+            with pytest.raises(PermissionError):
+                Scoreboard.attach(str(board.path))
+        for parent in tmp_path.parents[:2]:
+            parent.chmod(0o755)
+        _join(_fork(as_another))
+    board.unlink()
+
+
 def test_files_of_masters_that_were_killed_are_removed(tmp_path: Path) -> None:
     """The next start tidies up; a living process's file stays."""
     dead = _fork(lambda: None)
     _join(dead)
     (tmp_path / f"flask_stability-{dead}.board").write_bytes(b"x")
     (tmp_path / f"flask_stability-{os.getppid()}.board").write_bytes(b"x")
+    (tmp_path / f"flask_stability-{10**30}.board").write_bytes(b"x")
     board, _ = Scoreboard.create(1, str(tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
     assert f"flask_stability-{dead}.board" not in names

@@ -1,0 +1,177 @@
+"""What the scoreboard is made of: a latency histogram, blobs for what is no number, tables of endpoints.
+
+Each has one writing process and any number of readers. No reader waits for a writer: what is being written is never
+what is being read, so neither a writer that the scheduler put aside nor one that was killed is in anybody's way.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+# -- latency histogram: four buckets an octave from 2**16 ns (66 µs) to 2**37 ns (137 s) --------------------------
+
+FIRST_BITS = 17  # bit length of the first octave with buckets of its own
+LAST_BITS = 37
+BUCKETS = (LAST_BITS - FIRST_BITS + 1) * 4 + 2  # and one below, one above
+
+
+def bucket_of(duration_ns: int) -> int:
+    """Number of the histogram's bucket for a duration in nanoseconds."""
+    bits = duration_ns.bit_length()
+    if bits < FIRST_BITS:
+        return 0
+    if bits > LAST_BITS:
+        return BUCKETS - 1
+    return ((bits - FIRST_BITS) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1
+
+
+def bucket_bound(bucket: int) -> float:
+    """Upper bound in seconds of a bucket; infinite for the last."""
+    if bucket >= BUCKETS - 1:
+        return float("inf")
+    octave, quarter = divmod(bucket - 1, 4) if bucket else (-1, 3)
+    return ((5 + quarter) << (FIRST_BITS + octave - 3)) / 1e9
+
+
+def percentile(histogram: list[int], share: float) -> float:
+    """Seconds below which `share` of the observations lie, interpolated inside the bucket; 0.0 without any."""
+    total = sum(histogram)
+    if not total:
+        return 0.0
+    wanted, seen = share * total, 0
+    for bucket, number in enumerate(histogram):
+        if number and seen + number >= wanted:
+            low = bucket_bound(bucket - 1) if bucket else 0.0
+            high = bucket_bound(bucket)
+            return low if high == float("inf") else low + (high - low) * (wanted - seen) / number
+        seen += number
+    return bucket_bound(BUCKETS - 2)
+
+
+class Blob:
+    """A few bytes in shared memory with one writing process; a reader gets all of one write.
+
+    There are two sides: the writer fills the one that is not shown and then, with one store, shows it. A checksum
+    tells a reader that two writes overtook it while it read, or that the processor reordered the stores.
+    """
+
+    HEAD = 40  # number of writes; length and checksum of each side
+
+    def __init__(self, area: memoryview) -> None:
+        self._head = area[:self.HEAD].cast("q")
+        size = (len(area) - self.HEAD) // 2
+        self._sides = area[self.HEAD:self.HEAD + size], area[self.HEAD + size:self.HEAD + 2 * size]
+        self.renew_lock()
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that fit."""
+        return len(self._sides[0])
+
+    def write(self, data: bytes) -> bool:
+        """Store; False, with nothing changed, if `data` is too long."""
+        if len(data) > self.capacity:
+            return False
+        head = self._head
+        with self._lock:
+            number = head[0] + 1
+            side = number & 1
+            self._sides[side][:len(data)] = data
+            head[1 + 2 * side] = len(data)
+            head[2 + 2 * side] = zlib.crc32(data)
+            head[0] = number
+        return True
+
+    def read(self) -> bytes:
+        """What was written last; b"" before the first write."""
+        head = self._head
+        for _ in range(200):
+            number = head[0]
+            if not number:
+                return b""
+            side = number & 1
+            length, checksum = head[1 + 2 * side], head[2 + 2 * side]
+            if 0 <= length <= self.capacity:
+                data = bytes(self._sides[side][:length])
+                if zlib.crc32(data) == checksum:
+                    return data
+            time.sleep(0)
+        return b""  # two processes wrote at once, and neither has since
+
+    def write_json(self, value: Any) -> bool:
+        """`write` of a value as JSON."""
+        return self.write(json.dumps(value, separators=(",", ":"), default=str).encode())
+
+    def read_json(self, default: Any = None) -> Any:
+        """`read` of what `write_json` wrote."""
+        data = self.read()
+        try:
+            return json.loads(data) if data else default
+        except ValueError:
+            return default
+
+    def renew_lock(self) -> None:
+        """In a forked child: the lock may have been held by a thread that is not here."""
+        self._lock = threading.RLock()  # a signal's handler may interrupt its own thread's write
+
+
+KEY_BYTES = 96
+ENTRY_WORDS = 8  # duration_ns, slowest_ns, answers by status class 0..5
+OTHER = ("", "other")
+
+
+class EndpointTable:
+    """Which entry of an area of words belongs to which method and endpoint; there is a fixed number of them.
+
+    :ivar known: first word of each entry that this process has met.
+    """
+
+    def __init__(self, keys: memoryview, counter: memoryview, index: int) -> None:
+        self._keys, self._counter, self._index = keys, counter, index
+        self._last = len(keys) // KEY_BYTES - 1
+        self.known: dict[tuple[str, str], int] = {}
+
+    def find(self, key: tuple[str, str]) -> int:
+        """First word of the entry of (method, endpoint), made if there is room, else that of "other"."""
+        base = self.known.get(key)
+        if base is None:
+            number = self._counter[self._index]
+            if number >= self._last or key == OTHER:
+                return self._last * ENTRY_WORDS
+            # not cut in the middle of a character: a reader is to see the same text as the next one
+            name = f"{key[0]} {key[1]}".encode(errors="replace")[:KEY_BYTES].decode(errors="ignore").encode()
+            self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES] = name.ljust(KEY_BYTES, b"\0")
+            base = self.known[key] = number * ENTRY_WORDS
+            self._counter[self._index] = number + 1
+        return base
+
+    def items(self, words: memoryview) -> Iterator[tuple[tuple[str, str], list[int]]]:
+        """All entries in use: (method, endpoint) and their `words`."""
+        for number in range(min(self._counter[self._index], self._last)):
+            key = _key(bytes(self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES]))
+            yield key, words[number * ENTRY_WORDS:(number + 1) * ENTRY_WORDS].tolist()
+        last = words[self._last * ENTRY_WORDS:].tolist()
+        if any(last):
+            yield OTHER, last
+
+    def forget(self) -> None:
+        """The table was cleared: what was known of it is void."""
+        self.known = {}
+
+
+@functools.lru_cache(maxsize=2048)
+def _key(raw: bytes) -> tuple[str, str]:
+    method, _, endpoint = raw.rstrip(b"\0").decode(errors="replace").partition(" ")
+    return method, endpoint
+
+
+def add_entry(sum_of: list[int], words: list[int]) -> list[int]:
+    """The sum of two entries; of the slowest the slower."""
+    return [sum_of[0] + words[0], max(sum_of[1], words[1]), *(a + b for a, b in zip(sum_of[2:], words[2:],
+                                                                                   strict=True))]
