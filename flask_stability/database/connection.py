@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..request import RequestRecord
@@ -66,7 +66,7 @@ class Entry:
         self.cut = ""
         self.effect = CLEAN
         self.request: RequestRecord | None = None
-        self.stack: tuple[tuple[str, int, str], ...] = ()
+        self.stack: list[tuple[CodeType, int]] = []
         self.thread_id = 0
         self.unit: Any = None
 
@@ -80,10 +80,14 @@ class Entry:
         """Of the borrower."""
         return next((thread.name for thread in threading.enumerate() if thread.ident == self.thread_id), "(ended)")
 
-    def given_back(self) -> None:
+    def taken_at(self) -> list[str]:
+        """File, line and function of the borrower, the innermost frame first."""
+        return [f"{code.co_filename}:{_line(code, offset)} {code.co_name}" for code, offset in self.stack]
+
+    def given_back(self, now: float) -> None:
         """Forget the borrower."""
-        self.request, self.stack, self.effect, self.in_transaction, self.unit = None, (), CLEAN, False, None
-        self.last_used = self.checked = time.monotonic()
+        self.request, self.stack, self.effect, self.in_transaction, self.unit = None, [], CLEAN, False, None
+        self.last_used = self.checked = now
 
     def hung_up(self) -> bool:
         """The other end has; no round trip. An idle connection has nothing to read but the server's farewell."""
@@ -97,15 +101,19 @@ class Entry:
         return min(own, self.limit) if own and self.limit else own or self.limit
 
 
-def _caller(frame: FrameType | None) -> tuple[tuple[str, int, str], ...]:
-    """File, line and function of the eight innermost frames outside of this package."""
-    found: list[tuple[str, int, str]] = []
+def _caller(frame: FrameType | None) -> list[tuple[CodeType, int]]:
+    """The eight innermost frames outside of this package; their lines are looked up if anybody asks."""
+    found: list[tuple[CodeType, int]] = []
     while frame is not None and len(found) < 8:
         code = frame.f_code
         if not code.co_filename.startswith(_HERE):
-            found.append((code.co_filename, frame.f_lineno, code.co_name))
+            found.append((code, frame.f_lasti))
         frame = frame.f_back
-    return tuple(found)
+    return found
+
+
+def _line(code: CodeType, offset: int) -> int:
+    return next((line for start, end, line in code.co_lines() if start <= offset < end and line), code.co_firstlineno)
 
 
 class PooledConnection:
@@ -180,9 +188,10 @@ class PooledConnection:
         """A new cursor; arguments are the driver's."""
         entry = self._live
         cursor = PooledCursor(self, entry, entry.raw.cursor(*args, **kwargs))
-        if len(self._cursors) > 64:
-            self._cursors = [reference for reference in self._cursors if reference() is not None]
-        self._cursors.append(weakref.ref(cursor))
+        cursors = self._cursors
+        if len(cursors) > 64:
+            cursors[:] = [reference for reference in cursors if reference() is not None]
+        cursors.append(weakref.ref(cursor))
         return cursor
 
     def execute(self, sql: str, parameters: Any = None) -> PooledCursor:
@@ -237,6 +246,8 @@ class PooledConnection:
 class PooledCursor:
     """A cursor that ends with its connection's turn."""
 
+    __slots__ = ("__weakref__", "_connection", "_entry", "_pool", "_raw", "_unbuffered")
+
     def __init__(self, connection: PooledConnection, entry: Entry, raw: Any) -> None:
         self._connection, self._entry, self._raw = connection, entry, raw
         self._pool = connection._pool
@@ -276,14 +287,16 @@ class PooledCursor:
         effect = effect_of(sql)
         if effect > entry.effect:
             entry.effect = effect
-        return self._returned(self._pool.call(entry, raw.execute, sql, parameters), raw)
+        result = self._pool.call(entry, raw.execute, sql, parameters)
+        return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Any:
         """Execute a statement for each set of parameters; never again."""
         raw, entry = self._check(), self._entry
         self._pool.admit(entry)
         entry.effect = max(entry.effect, effect_of(sql))
-        return self._returned(self._pool.call(entry, raw.executemany, sql, parameters), raw)
+        result = self._pool.call(entry, raw.executemany, sql, parameters)
+        return self if result is raw else result
 
     def callproc(self, name: str, parameters: Iterable[Any] = ()) -> Any:
         """Call a stored procedure."""
@@ -291,9 +304,6 @@ class PooledCursor:
         self._pool.admit(entry)
         entry.effect = SESSION
         return self._pool.call(entry, raw.callproc, name, parameters)
-
-    def _returned(self, result: Any, raw: Any) -> Any:
-        return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def close(self) -> None:
         """Close the cursor; more than once without harm."""

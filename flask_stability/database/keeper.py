@@ -208,14 +208,14 @@ class Keeper:
         threshold = pool.settings.db_leak_detection_threshold
         if not threshold or entry.reported or entry.state is not IN_USE or now - entry.since < threshold:
             return
-        request, stack = entry.request, entry.stack
+        request = entry.request
         entry.reported = True
         pool.counters.add("leaks_suspected")
         detail: dict[str, Any] = {
             "seconds": round(now - entry.since, 1), "thread": entry.thread_name(),
             "path": request.path[:1024] if request is not None else None,
             "request_id": request.id if request is not None else None,
-            "taken_at": [f"{file}:{line} {name}" for file, line, name in stack]}
+            "taken_at": entry.taken_at()}
         pool.tell("connection_leak_suspected", **detail)
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
 

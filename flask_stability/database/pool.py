@@ -91,6 +91,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.last_error: BaseException | None = None
         self._connecting = 0
         self._keeper: Keeper | None = None
+        #: A connection that ran plain statements only need not be cleared.
+        self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
         super().__init__(self.driver, mincached=0, maxcached=0, maxshared=0, maxconnections=settings.db_max_size,
                          blocking=True, maxusage=None, setsession=None, reset=False,
                          failures=(self.driver.dbapi.Error,), ping=0, isfatal=lambda error: False)
@@ -117,7 +119,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             left = request.remaining()
             if left is not None:
                 deadline = min(deadline, now + left - 1.0)
-        self.counters.add("requests_num")
+        with self._lock:
+            self.counters["requests_num"] += 1
         if self.lost:
             self.adopt()
         try:
@@ -271,7 +274,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._lost_one()
             return False
         fresh = entry.generation == self.generation and now - entry.checked <= self.settings.db_alive_bypass_window
-        if not fresh and not self.ping(entry, min(deadline, now + PATIENCE)):
+        if fresh:
+            entry.state = IN_USE
+            return True
+        if not self.ping(entry, min(deadline, now + PATIENCE)):
             return False
         with self._lock:  # the keeper cuts under the lock: it either did already, or finds nobody inside
             entry.state = IN_USE
@@ -463,8 +469,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         if entry.reported:
             self.tell("connection_returned_after_all", level="INFO", seconds=round(now - entry.since, 1),
                       thread=entry.thread_name())
-        bad = bool(entry.broken or entry.cut or entry.inside) or not self._cleared(entry)
-        entry.given_back()
+        bad = entry.broken or entry.cut or entry.inside
+        if not bad and (entry.effect or entry.in_transaction or not self._trusting):
+            bad = not self._cleared(entry)
+            now = time.monotonic()
+        entry.given_back(now)
         if bad:
             self.counters.add("returns_bad")
             self.discard(entry)
@@ -474,8 +483,6 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _cleared(self, entry: Entry) -> bool:
         """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
         session = entry.effect == SESSION or self.settings.db_reset_on_return == "session"
-        if not (session or entry.effect or entry.in_transaction or not self.settings.db_autocommit):
-            return True
         ident, serving = threading.get_ident(), entry.request is not None
         if serving:
             self.inside[ident] = time.monotonic()
@@ -492,7 +499,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def publish(self, entry: Entry, *, cold: bool = False) -> None:
         """Give a checked or new connection to the first waiter, else to the idle ones. Never raises."""
         with self._lock:
-            if not (entry.cut or self.closed or time.monotonic() >= entry.expires):
+            if not (entry.cut or self.closed or entry.checked >= entry.expires):
                 entry.state = RESERVED
                 if self.waiters:
                     waiter = self.waiters.popleft()
