@@ -43,7 +43,7 @@ class Guard:
         self._memory = MemoryWatch(settings, row, board=board, workers=workers)
         self._file = logs.error_file()
         self._ending_since = 0.0
-        self._term_sent = self._cut_told = self._autopsied = self._collect_asked = False
+        self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}
         self._wake = threading.Event()
@@ -138,9 +138,6 @@ class Guard:
         if not self._cut_told and inflight and now - self._ending_since > max(0.5, grace - 1.5):
             self._cut_told = True
             tell_cut()
-        if self._reason.startswith("memory") and not self._autopsied and not inflight:
-            self._autopsied = True
-            logs.error("memory_autopsy", level="WARNING", **autopsy.report(self._reason))
 
     def _begin_ending(self, now: float) -> None:
         """Arm the dead man's switch: it needs neither the GIL nor a thread of ours."""
@@ -183,6 +180,11 @@ class Guard:
             self.retire(decision.reason, decision.text)
         elif decision.action is Action.RETIRE_NOW:
             self.retire("memory_hard", decision.text)
+
+    def last_words(self) -> None:
+        """After the last answer: what a worker was holding that had to go for its memory."""
+        if self._reason.startswith("memory"):
+            logs.error("memory_autopsy", level="WARNING", **autopsy.report(self._reason))
 
     # -- asking for replacement ----------------------------------------------------------------------------------
 

@@ -284,6 +284,8 @@ def _worker_exit(server: Any, worker: Any) -> None:
     if os.getpid() != worker.pid:
         return  # gunicorn calls it in the master too, for a worker that vanished
     extension.stop_process()
+    if guard is not None:
+        _contained("worker_exit", guard.last_words, ())
     if inflight and not worker.alive and getattr(worker, "tpool", None) is not None:
         tell_cut()
         sys.stderr.flush()

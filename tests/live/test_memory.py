@@ -1,0 +1,106 @@
+"""Memory: workers that grow are replaced before they hurt, and nobody notices."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from support import Load, Server, wait_until
+
+Start = Callable[..., Server]
+MB = 1 << 20
+LIMIT = 200 * MB
+SAMPLE = {"app": "sample_app:create_app()"}
+ENV = {"SAMPLE_FAULTS": "1", "STABILITY_GUARD_INTERVAL": "0.25"}
+
+LEAK_IN_ONE = '''
+import os
+from flask import Flask
+from flask_stability import StabilityExt, scoreboard
+app = Flask(__name__)
+StabilityExt(app)
+kept = []
+chosen = os.environ["CHOSEN"]
+@app.get("/")
+def index():
+    if not os.path.exists(chosen):
+        open(chosen, "w").write(str(os.getpid()))
+    if open(chosen).read() == str(os.getpid()):
+        kept.append(os.urandom(1000) * 2000)
+    return "ok"
+'''
+
+
+def _sizes(server: Server) -> list[int]:
+    found = []
+    for worker in server.workers():
+        with contextlib.suppress(psutil.Error):
+            found.append(worker.memory_info().rss)
+    return found
+
+
+def _restarts(server: Server) -> dict[str, int]:
+    found: dict[str, int] = server.health()["detailed"]["restarts"]["by_reason"]
+    return found
+
+
+@pytest.mark.long
+def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, worker_class: str) -> None:
+    """Every fourth request leaks 2 MB: no worker beyond 1.3 × its limit, no request lost, and the log names the type."""
+    workers = 2
+    one = server(**SAMPLE, worker_class=worker_class, workers=workers, env={**ENV, "STABILITY_MEMORY_LIMIT": "200M"})
+    load = Load(one.url, ["/faults/leak?mb=2", "/", "/", "/"], rate=60, timeout=60).start()
+    largest = together = 0
+    end = time.monotonic() + 20
+    try:
+        while time.monotonic() < end or not one.records("error", "memory_autopsy"):
+            sizes = _sizes(one)
+            largest, together = max(largest, *sizes, 0), max(together, sum(sizes))
+            assert time.monotonic() < end + 60, "a worker was to be replaced"
+            time.sleep(0.1)
+    finally:
+        result = load.stop()
+    assert result.failed == 0, result.errors()
+    assert largest <= 1.3 * LIMIT
+    assert together <= 1.3 * (workers + 1) * LIMIT
+    reasons = _restarts(one)
+    assert sum(number for reason, number in reasons.items() if reason.startswith("memory")) >= 1
+    assert not set(reasons) & {"crash_signal", "out_of_memory", "timeout", "unknown"}
+    types = [entry["type"] for entry in one.records("error", "memory_autopsy")[0]["grown_types"]]
+    assert types[0] == "sample_app.faults.LeakedThing", types
+
+
+@pytest.mark.long
+def test_a_leak_in_one_worker_replaces_that_one(server: Start, tmp_path: object) -> None:
+    """The others stay."""
+    one = server(source=LEAK_IN_ONE, workers=3,
+                 env={**ENV, "STABILITY_MEMORY_LIMIT": "150M", "CHOSEN": f"{tmp_path}/chosen"})
+    wait_until(lambda: len(one.health()["detailed"]["workers"]) == 3)
+    before = set(one.worker_pids())
+    with contextlib.ExitStack() as stack:
+        load = Load(one.url, ["/"], rate=60, timeout=60).start()
+        stack.callback(load.stop)
+        wait_until(lambda: sum(_restarts(one).values()) >= 1, 90, message="the leaking worker is replaced")
+    with open(f"{tmp_path}/chosen") as file:
+        leaking = int(file.read())
+    assert before - set(one.worker_pids()) == {leaking}
+    assert load.result.failed == 0
+
+
+@pytest.mark.long
+def test_much_memory_for_a_moment_replaces_nobody(server: Start) -> None:
+    """A view takes 300 MB and gives it back, under a limit of 500 MB."""
+    one = server(**SAMPLE, workers=2, env={**ENV, "STABILITY_MEMORY_LIMIT": "500M"})
+    wait_until(lambda: len(one.health()["detailed"]["workers"]) == 2)
+    before = one.worker_pids()
+    for _ in range(12):
+        assert one.get("/faults/transient?mb=300").status_code == 200
+    rounds = one.health()["detailed"]["memory"]["workers"]
+    assert max(worker["rss_bytes"] for worker in rounds) > 0
+    wait_until(lambda: max(_sizes(one)) < 450 * MB)
+    assert one.worker_pids() == before
+    assert _restarts(one) == {}
