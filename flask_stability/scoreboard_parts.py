@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import threading
 import time
 import zlib
@@ -171,7 +172,8 @@ def _key(raw: bytes) -> tuple[str, str]:
     return method, endpoint
 
 
-def add_entry(sum_of: list[int], words: list[int]) -> list[int]:
+def add_entry(one: list[int], other: list[int]) -> list[int]:
     """The sum of two entries; of the slowest the slower."""
-    return [sum_of[0] + words[0], max(sum_of[1], words[1]), *(a + b for a, b in zip(sum_of[2:], words[2:],
-                                                                                   strict=True))]
+    total = list(map(operator.add, one, other))
+    total[1] = max(one[1], other[1])
+    return total

@@ -16,7 +16,7 @@ from flask import Blueprint, Flask, Response, request
 from .. import scoreboard
 from ..config import Settings
 from . import metrics, report
-from .history import SAMPLES, History, Sample, probes
+from .history import MOST, SAMPLES, History, Sample, trends
 from .state import FAIL, PASS
 
 HEALTH_JSON = "application/health+json"
@@ -85,7 +85,8 @@ class _Views:
         samples = history.samples(max(since, cursor - SAMPLES))
         return _answer({"status": PASS, "cursor": cursor, "fields": list(Sample._fields[:-1]),
                         "samples": [[round(value, 3) for value in sample[:-1]] for sample in samples],
-                        "probes": probes(samples), "transitions": history.transitions(), "now": round(time.time(), 3)})
+                        "trend_per_min": trends(history.samples(cursor - MOST)),
+                        "transitions": history.transitions(), "now": round(time.time(), 3)})
 
     def metrics(self) -> Response:
         """For Prometheus."""

@@ -1,7 +1,7 @@
 """24 hours of samples and the latest transitions, in rings on the scoreboard: they outlive every worker.
 
-Written by the leader; a reader that meets a half-written sample sees a time of 0 or an unreadable line and leaves it
-out.
+The leader writes, anyone reads, without a lock: a sample is shown by counting it after it was written, and the slot
+being written is never one of those that are shown.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..memory.trend import gated_slope
+
 SAMPLES = 2880
 TRANSITIONS = 240
+#: Points that a trend is told from, at least and at most.
+FEWEST, MOST = 60, 120
+_SLOTS = SAMPLES + 8
 _HEAD = 64
-_TEXT = 256
+_TEXT = 512
 
 
 class Sample(NamedTuple):
     """One round; counters are totals since the service began.
 
-    ``status``: 0 pass, 1 warn, 2 fail; times in milliseconds, sizes in bytes.
+    ``status``: 0 pass, 1 warn, 2 fail; times in milliseconds, sizes in bytes; ``failed_rounds`` is set by `append`.
     """
 
     time: float
@@ -38,10 +43,11 @@ class Sample(NamedTuple):
     db_latency_ms: float = 0.0
     restarts: float = 0.0
     status: float = 0.0
-    reserved: float = 0.0
+    failed_rounds: float = 0.0
 
 
 _SAMPLE = struct.Struct("=16d")
+_TIME = struct.Struct("=d")
 
 
 class History:
@@ -49,8 +55,8 @@ class History:
 
     def __init__(self, area: memoryview) -> None:
         self._counts = area[:_HEAD].cast("q")
-        self._samples = area[_HEAD:_HEAD + SAMPLES * _SAMPLE.size]
-        start = _HEAD + SAMPLES * _SAMPLE.size
+        self._samples = area[_HEAD:_HEAD + _SLOTS * _SAMPLE.size]
+        start = _HEAD + _SLOTS * _SAMPLE.size
         self._transitions = area[start:start + TRANSITIONS * _TEXT]
 
     @property
@@ -60,50 +66,62 @@ class History:
 
     def append(self, sample: Sample) -> None:
         """Add a round."""
-        number = self._counts[0]
-        start = number % SAMPLES * _SAMPLE.size
-        self._samples[start:start + 8] = bytes(8)  # a time of 0: being written
-        data = _SAMPLE.pack(*sample)
-        self._samples[start + 8:start + _SAMPLE.size] = data[8:]
-        self._samples[start:start + 8] = data[:8]
+        number, last = self._counts[0], self.last()
+        failed = (last.failed_rounds if last else 0) + (sample.status >= 2)
+        _SAMPLE.pack_into(self._samples, number % _SLOTS * _SAMPLE.size, *sample[:-1], failed)
         self._counts[0] = number + 1
 
     def samples(self, since: int = 0) -> list[Sample]:
         """The rounds from cursor `since` on, the oldest first."""
         count = self.count
-        found = []
-        for number in range(max(since, count - SAMPLES, 0), count):
-            sample = self._at(number)
-            if sample.time:
-                found.append(sample)
-        return found
-
-    def _at(self, number: int) -> Sample:
-        return Sample(*_SAMPLE.unpack_from(self._samples, number % SAMPLES * _SAMPLE.size))
-
-    def before(self, time: float) -> Sample | None:
-        """The newest round no younger than `time`'s, or the oldest there is: by bisection."""
-        low, high = max(0, self.count - SAMPLES), self.count
-        if low == high:
-            return None
-        first = low
-        while low < high:
-            middle = (low + high) // 2
-            if self._at(middle).time < time:
-                low = middle + 1
-            else:
-                high = middle
-        return self._at(max(first, low - 1))
+        return [self._at(number) for number in range(max(since, count - SAMPLES, 0), count)]
 
     def last(self) -> Sample | None:
         """The newest round."""
         return self._at(self.count - 1) if self.count else None
 
+    def _at(self, number: int) -> Sample:
+        return Sample(*_SAMPLE.unpack_from(self._samples, number % _SLOTS * _SAMPLE.size))
+
+    def _first_since(self, time: float) -> int:
+        """Number of the first round that is no older than `time`, by bisection; `count` if there is none."""
+        low, high = max(0, self.count - SAMPLES), self.count
+        while low < high:
+            middle = (low + high) // 2
+            if _TIME.unpack_from(self._samples, middle % _SLOTS * _SAMPLE.size)[0] < time:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def availability(self, now: float, requests: int, errors: int, window: float) -> dict[str, Any]:
+        """Over the last `window` seconds: the share of requests answered without a server error, and of rounds that
+        did not fail (`probes`); None where there were none.
+
+        :param requests, errors: the totals at this moment; `now` is the time of day.
+        """
+        count, first = self.count, self._first_since(now - window)
+        oldest = max(0, count - SAMPLES)
+        # a service younger than the window began with nothing
+        then = self._at(max(oldest, first - 1)) if first > oldest or oldest else None
+        asked = requests - int(then.requests if then else 0)
+        failed = errors - int(then.errors if then else 0)
+        rounds, failures = count - first, 0.0
+        if rounds:
+            begin = self._at(first)
+            failures = self._at(count - 1).failed_rounds - begin.failed_rounds + (begin.status >= 2)
+        return {"ratio": round(1 - failed / asked, 6) if asked > 0 else None, "requests": max(0, asked),
+                "probes": round(1 - failures / rounds, 6) if rounds else None, "window_s": window,
+                "observed_s": round(min(window, now - self._at(oldest).time), 1) if count else 0.0}
+
+    # -- transitions ---------------------------------------------------------------------------------------------
+
     def transition(self, entry: dict[str, Any]) -> None:
         """Add a change of status."""
         data = json.dumps(entry, separators=(",", ":"), default=str).encode()
         if len(data) >= _TEXT:
-            data = json.dumps({key: entry[key] for key in ("time", "check", "old", "new") if key in entry}).encode()
+            data = json.dumps({key: str(entry.get(key, ""))[:60] if key == "check" else entry.get(key)
+                               for key in ("id", "time", "check", "old", "new")}).encode()
         number = self._counts[1]
         start = number % TRANSITIONS * _TEXT
         self._transitions[start:start + _TEXT] = data[:_TEXT].ljust(_TEXT, b"\0")
@@ -122,18 +140,14 @@ class History:
         return found
 
 
-def availability(history: History, now: float, requests: int, errors: int, window: float) -> dict[str, Any]:
-    """Share of requests answered without a server error, and of rounds that did not fail, over a window of seconds."""
-    then = history.before(now - window)
-    asked = requests - int(then.requests if then else 0)
-    failed = errors - int(then.errors if then else 0)
-    if asked <= 0 and requests:
-        asked, failed = requests, errors
-    since = min(window, now - then.time) if then else 0.0
-    return {"ratio": round(1 - failed / asked, 6) if asked > 0 else None, "requests": max(0, asked),
-            "window_s": window, "observed_s": round(since, 1)}
+def trends(samples: Sequence[Sample]) -> dict[str, float] | None:
+    """Per minute, by name of the figure, over the latest `MOST` rounds; 0.0 where no trend is significant at 1 %.
 
-
-def probes(samples: Sequence[Sample]) -> float | None:
-    """Share of rounds whose status was not fail."""
-    return round(sum(sample.status < 2 for sample in samples) / len(samples), 6) if samples else None
+    None for fewer than `FEWEST` rounds.
+    """
+    latest = samples[-MOST:]
+    if len(latest) < FEWEST:
+        return None
+    minutes = [sample.time / 60 for sample in latest]
+    return {name: round(gated_slope(minutes, [getattr(sample, name) for sample in latest]), 3)
+            for name in ("rss", "mean_ms", "p95_ms", "db_latency_ms")}

@@ -1,21 +1,32 @@
 """Metrics of the whole service for Prometheus: a custom collector over the scoreboard.
 
 Not prometheus_client's multiprocess files, which stay for each dead worker; counters come from the totals, so they
-never fall when a worker is replaced.
+never fall when a worker is replaced. An endpoint is a route's name, never the raw path: a client cannot make labels.
 """
 
 from __future__ import annotations
 
-import time
+import functools
+import importlib.metadata
 from collections.abc import Iterator
 from typing import Any
 
 from .. import scoreboard as board
 from ..config import Settings
-from ..scoreboard import BUCKETS, Scoreboard, Totals, bucket_bound
+from ..scoreboard import BUCKETS, Row, Scoreboard, Totals, bucket_bound
+from .report import Results, results
 from .state import ORDER
 
-_PREFIX = "flask_stability"
+_PREFIX = "flask_stability_"
+_COUNTERS = (("exceptions", "Recorded exceptions.", board.W_EXCEPTIONS),
+             ("requests_overdue", "Requests that ran into their deadline.", board.W_OVERDUE),
+             ("db_retries", "Units of work that were run again.", board.W_DB_RETRIES),
+             ("db_errors", "Connections that were asked for in vain.", board.W_DB_ERRORS),
+             ("db_connections_lost", "Connections found broken.", board.W_DB_LOST),
+             ("db_connect_errors", "Attempts to connect that failed.", board.W_DB_CONNECT_ERRORS),
+             ("log_drops", "Log records that were lost.", board.W_LOG_DROPS),
+             ("alerts_lost", "Alerts that could not be delivered.", board.W_ALERTS_LOST))
+_CONNECTIONS = (("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE), ("waiting", board.W_DB_WAITING))
 
 
 class NotInstalled(Exception):
@@ -44,62 +55,57 @@ class _Collector:
     def __init__(self, shared: Scoreboard, settings: Settings) -> None:
         self._board, self._settings = shared, settings
 
-    def describe(self) -> list[Any]:
-        return []
-
     def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+        from prometheus_client.core import CounterMetricFamily as Counter
+        from prometheus_client.core import GaugeMetricFamily as Gauge
+        from prometheus_client.core import HistogramMetricFamily as Histogram
 
-        totals, rows = self._board.totals(), self._board.live()
-        requests = CounterMetricFamily(f"{_PREFIX}_http_requests", "Answered requests.",
-                                       labels=["method", "endpoint", "status_class"])
+        totals, rows, found = self._board.totals(), self._board.live(), results(self._board)
+
+        def labelled(family: Any, name: str, text: str, label: str, values: Iterator[tuple[str, float]]) -> Any:
+            metric = family(_PREFIX + name, text, labels=[label])
+            for value, number in values:
+                metric.add_metric([value], number)
+            return metric
+
+        requests = Counter(_PREFIX + "http_requests", "Answered requests.",
+                           labels=["method", "endpoint", "status_class"])
         for (method, endpoint), words in totals.endpoints.items():
             for kind, number in enumerate(words[2:]):
                 if number:
                     requests.add_metric([method, endpoint, f"{kind}xx" if kind else "cut"], number)
         yield requests
-        duration = HistogramMetricFamily(f"{_PREFIX}_http_request_duration_seconds", "Time to answer.", labels=[])
+        duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to answer.", labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)
         yield duration
-        yield GaugeMetricFamily(f"{_PREFIX}_http_requests_in_progress", "Requests in flight.",
-                                value=sum(int(row.words[board.W_BUSY]) for row in rows))
-        memory = GaugeMetricFamily(f"{_PREFIX}_worker_resident_memory_bytes", "Resident memory.", labels=["slot"])
-        for row in rows:
-            memory.add_metric([str(row.slot)], int(row.words[board.W_RSS]))
-        yield memory
-        restarts = CounterMetricFamily(f"{_PREFIX}_worker_restarts", "Workers that ended.", labels=["reason"])
-        for reason, number in totals.restarts.items():
-            restarts.add_metric([reason], number)
-        yield restarts
-        yield from self._checks(rows, GaugeMetricFamily)
-        connections = GaugeMetricFamily(f"{_PREFIX}_db_pool_connections", "Connections.", labels=["state"])
-        for state, word in (("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE)):
-            connections.add_metric([state], sum(int(row.words[word]) for row in rows))
-        yield connections
-        for name, text, word in (("db_retries", "Units of work run again.", board.W_DB_RETRIES),
-                                 ("db_errors", "Checkouts that failed.", board.W_DB_ERRORS),
-                                 ("exceptions", "Recorded exceptions.", board.W_EXCEPTIONS),
-                                 ("log_drops", "Log records lost.", board.W_LOG_DROPS),
-                                 ("alerts_lost", "Alerts that could not be delivered.", board.W_ALERTS_LOST)):
-            yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=totals.counters[word])
-        yield GaugeMetricFamily(f"{_PREFIX}_workers", "Workers now.", value=len(rows))
-        build = GaugeMetricFamily(f"{_PREFIX}_build_info", "Version.", labels=["version"])
-        build.add_metric([self._settings.release_id or ""], 1)
+        yield Gauge(_PREFIX + "http_requests_in_progress", "Requests in flight.", value=_sum(rows, board.W_BUSY))
+        yield Gauge(_PREFIX + "workers", "Workers now.", value=len(rows))
+        yield labelled(Gauge, "worker_resident_memory_bytes", "Resident memory.", "slot",
+                       ((str(row.slot), int(row.words[board.W_RSS])) for row in rows))
+        yield labelled(Counter, "worker_restarts", "Workers that ended.", "reason",
+                       ((reason, totals.restarts.get(reason, 0)) for reason in board.REASONS[1:]))
+        yield labelled(Gauge, "check_status", "0 pass, 1 warn, 2 fail.", "check",
+                       ((name, ORDER[result["status"]]) for name, result in found.items()))
+        yield labelled(Gauge, "check_duration_seconds", "Time of the latest run.", "check",
+                       ((name, result["took_ms"] / 1000) for name, result in found.items()))
+        yield labelled(Gauge, "disk_free_bytes", "Free space.", "mount", _free(found))
+        yield labelled(Gauge, "db_pool_connections", "Connections, and threads waiting for one.", "state",
+                       ((state, _sum(rows, word)) for state, word in _CONNECTIONS))
+        for name, text, word in _COUNTERS:
+            yield Counter(_PREFIX + name, text, value=totals.counters[word])
+        build = Gauge(_PREFIX + "build_info", "Version of this package, release of the service.",
+                      labels=["version", "release"])
+        build.add_metric([_version(), self._settings.release_id or ""], 1)
         yield build
 
-    def _checks(self, rows: list[board.Row], family: Any) -> Iterator[Any]:
-        from .report import _results
 
-        results = _results(rows, time.monotonic_ns())
-        status = family(f"{_PREFIX}_check_status", "0 pass, 1 warn, 2 fail.", labels=["check"])
-        took = family(f"{_PREFIX}_check_duration_seconds", "Time of the latest run.", labels=["check"])
-        free = family(f"{_PREFIX}_disk_free_bytes", "Free space.", labels=["mount"])
-        for name, result in results.items():
-            status.add_metric([name], ORDER[result["status"]])
-            took.add_metric([name], result["took_ms"] / 1000)
-        for path, figures in (results.get("disk") or {}).get("detail", {}).items():
-            free.add_metric([path], figures["free_bytes"])
-        yield from (status, took, free)
+def _sum(rows: list[Row], word: int) -> int:
+    return sum(int(row.words[word]) for row in rows)
+
+
+def _free(found: Results) -> Iterator[tuple[str, float]]:
+    for path, figures in found.get("disk", {}).get("detail", {}).items():
+        yield path, figures["free_bytes"]
 
 
 def _buckets(totals: Totals) -> list[tuple[str, float]]:
@@ -113,3 +119,11 @@ def _buckets(totals: Totals) -> list[tuple[str, float]]:
             found.append((repr(bound), seen))
     found.append(("+Inf", seen))
     return found
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("flask_stability")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

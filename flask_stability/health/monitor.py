@@ -185,6 +185,7 @@ class Monitor:
                     run.state = CheckState(bool(before.get("down")), int(before.get("failures", 0)),
                                            int(before.get("successes", 0)))
                     run.reported = str(before.get("status", "pass"))
+                    run.result = before
                 run.due = min(run.due, now) if run.check.shared else run.due
         last = self._history.last()
         if last is not None:

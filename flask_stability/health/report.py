@@ -11,37 +11,33 @@ from typing import Any
 
 from .. import scoreboard as board
 from ..config import Settings
-from ..scoreboard import REASONS, STATE_NAMES, Row, Scoreboard, percentile
-from .history import History, availability
+from ..scoreboard import REASONS, STATE_NAMES, Blob, Row, Scoreboard, percentile
+from .history import History
 from .state import FAIL, PASS, WARN, worst
 
-LOCAL = ("memory", "pool")
+Results = dict[str, dict[str, Any]]
 
 
 def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
     """The whole document."""
     now = time.monotonic_ns() if now_ns is None else now_ns
-    wall = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     rows = shared.live()
-    results = _results(rows, now)
+    own = {row.slot: _read(row.checks, now) for row in rows}
+    found = _merged(own, shared, now)
     totals = shared.totals()
-    notes = [f"{name}: {result['note'] or result['error'] or result['status']}" for name, result in results.items()
-             if result["status"] != PASS]
     words = shared.master.words
+    notes = [f"{name}: {result['note'] or result['error'] or result['status']}" for name, result in found.items()
+             if result["status"] != PASS]
     if words[board.M_DRAINING]:
         notes.append("draining: the service is being stopped")
     if words[board.M_HOLD_UNTIL_NS]:
         notes.append("workers crash: restarts are held back")
-    status = worst(*(result["status"] for result in results.values()), WARN if words[board.M_HOLD_UNTIL_NS] else PASS)
-    history = History(shared.master.history)
     detailed = {
-        "memory": _memory(rows, results),
-        "database": _database(rows, results),
-        "disk": _part(results.get("disk")),
-        "response_time": {**_part(results.get("response_time")), **_latency(totals)},
-        "availability": {**availability(history, time.time(), totals.requests, totals.errors, 86400.0),
-                         "5m": availability(history, time.time(), totals.requests, totals.errors, 300.0)["ratio"],
-                         "1h": availability(history, time.time(), totals.requests, totals.errors, 3600.0)["ratio"]},
+        "memory": _memory(rows, found, own),
+        "database": _database(rows, found),
+        "disk": _part(found.get("disk")),
+        "response_time": _response_time(found.get("response_time"), totals),
+        "availability": _availability(shared, totals),
         "requests": {"total": totals.requests, "errors": totals.errors,
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "slowest": _slowest(totals)},
@@ -51,49 +47,63 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
                      "degraded": bool(words[board.M_DEGRADED])},
         "exceptions": _exceptions(rows, totals),
         "logs": {"dropped": totals.counters[board.W_LOG_DROPS], "sampled": totals.counters[board.W_LOG_SAMPLED]},
-        "checks": {name: _part(result) for name, result in results.items()},
+        "checks": {name: _part(result) for name, result in found.items()},
     }
-    return {"status": status, "version": "1", **({"releaseId": settings.release_id} if settings.release_id else {}),
-            "serviceId": settings.service_id or "", "time": wall, "notes": notes,
-            "checks": _draft_checks(detailed, rows, wall, shared, now), "detailed": detailed}
+    begun = words[board.M_STARTED_NS] or min((row.words[board.W_STARTED_NS] for row in rows), default=now)
+    return {"status": _overall(found, shared), "version": "1",
+            **({"releaseId": settings.release_id} if settings.release_id else {}),
+            "serviceId": settings.service_id or "", "time": _wall(0), "notes": notes,
+            "checks": _draft_checks(detailed, found, (now - begun) / 1e9), "detailed": detailed}
 
 
 def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
     """The overall status alone: what a stranger may know."""
-    results = _results(shared.live(), time.monotonic_ns() if now_ns is None else now_ns)
-    held = WARN if shared.master.words[board.M_HOLD_UNTIL_NS] else PASS
-    return worst(held, *(result["status"] for result in results.values()))
+    return _overall(results(shared, now_ns), shared)
 
 
 def started(shared: Scoreboard) -> bool:
     """The first round of shared checks is done."""
-    names = {name for row in shared.live() for name, result in (row.checks.read_json({}) or {}).items()
-             if result.get("shared")}
-    return "disk" in names and "response_time" in names
+    return {"disk", "response_time"} <= results(shared).keys()
 
 
 def check_status(shared: Scoreboard, name: str) -> str | None:
     """One check's status; None if there is no such check."""
-    result = _results(shared.live(), time.monotonic_ns()).get(name)
+    result = results(shared).get(name)
     return str(result["status"]) if result is not None else None
 
 
-def _results(rows: list[Row], now: int) -> dict[str, dict[str, Any]]:
+def results(shared: Scoreboard, now_ns: int | None = None) -> Results:
     """Each check's result over all workers, judged by its age: the newest of a shared one, the worst of a local one."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        read = row.checks.read_json({})
-        for name, result in (read if isinstance(read, dict) else {}).items():
-            judged = _judged(result, now)
+    now = time.monotonic_ns() if now_ns is None else now_ns
+    return _merged({row.slot: _read(row.checks, now) for row in shared.live()}, shared, now)
+
+
+def _read(blob: Blob, now: int) -> Results:
+    read = blob.read_json({})
+    return {name: _judged(result, now) for name, result in read.items()} if isinstance(read, dict) else {}
+
+
+def _merged(own: dict[int, Results], shared: Scoreboard, now: int) -> Results:
+    """Shared results are also on the master's part of the board: they outlive the leader that found them."""
+    found: Results = {}
+    for source in [*own.values(), _read(shared.master.shared, now)]:
+        for name, judged in source.items():
             known = found.get(name)
-            if known is None:
-                found[name] = judged
-            elif result.get("shared"):
-                if result["at_ns"] > known["at_ns"]:
-                    found[name] = judged
-            elif worst(known["status"], judged["status"]) != known["status"]:
+            if known is None or (judged["at_ns"] > known["at_ns"] if judged["shared"] else
+                                 worst(known["status"], judged["status"]) != known["status"]):
                 found[name] = judged
     return found
+
+
+def _overall(found: Results, shared: Scoreboard) -> str:
+    held = WARN if shared.master.words[board.M_HOLD_UNTIL_NS] else PASS
+    return worst(held, *(result["status"] for result in found.values()))
+
+
+def _wall(age: float) -> str:
+    """The time of day `age` seconds ago, as the draft wants it."""
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
+    return then.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _judged(result: dict[str, Any], now: int) -> dict[str, Any]:
@@ -114,56 +124,67 @@ def _part(result: dict[str, Any] | None) -> dict[str, Any]:
     """A check as the document shows it."""
     if result is None:
         return {"status": PASS}
-    return {"status": result["status"], "critical": result["critical"], "age_s": result["age_s"],
+    return {**result["detail"], "status": result["status"], "critical": result["critical"], "age_s": result["age_s"],
             "consecutive_failures": result["failures"], "took_ms": result["took_ms"], "error": result["error"],
-            "note": result["note"], **result["detail"]}
+            "note": result["note"]}
 
 
-def _memory(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[str, Any]:
     workers: list[dict[str, Any]] = [
-               {"slot": row.slot, "pid": row.pid, "rss_bytes": int(row.words[board.W_RSS]),
-                "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
-                "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
-                "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
-                "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
-                "leak_suspected": bool(row.words[board.W_LEAK_VERDICT]), "threads": int(row.words[board.W_N_THREADS]),
-                "timers": int(row.words[board.W_N_TIMERS]), "open_files": int(row.words[board.W_N_FDS]),
-                "receivers": int(row.words[board.W_N_RECEIVERS]), "garbage": int(row.words[board.W_N_GARBAGE])}
-               for row in rows]
+        {"slot": row.slot, "pid": row.pid, "status": own[row.slot].get("memory", {}).get("status", PASS),
+         "rss_bytes": int(row.words[board.W_RSS]), "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
+         "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
+         "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
+         "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
+         "leak_suspected": bool(row.words[board.W_LEAK_VERDICT]), "threads": int(row.words[board.W_N_THREADS]),
+         "timers": int(row.words[board.W_N_TIMERS]), "open_files": int(row.words[board.W_N_FDS]),
+         "receivers": int(row.words[board.W_N_RECEIVERS]), "garbage": int(row.words[board.W_N_GARBAGE])}
+        for row in rows]
     times = [worker["seconds_to_limit"] for worker in workers if worker["seconds_to_limit"] is not None]
-    return {**_part(results.get("memory")), "rss_bytes": sum(worker["rss_bytes"] for worker in workers),
+    return {**_part(found.get("memory")), "rss_bytes": sum(worker["rss_bytes"] for worker in workers),
             "limit_bytes": max((worker["limit_bytes"] for worker in workers), default=0),
             "trend_bytes_per_min": sum(worker["trend_bytes_per_min"] for worker in workers),
             "seconds_to_limit": min(times, default=None), "workers": workers}
 
 
-def _database(rows: list[Row], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _database(rows: list[Row], found: Results) -> dict[str, Any]:
     pool: dict[str, Any] = {
-            name: sum(int(row.words[word]) for row in rows)
-            for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE),
-                               ("in_use", board.W_DB_IN_USE), ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX),
-                               ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS),
-                               ("lost", board.W_DB_LOST), ("leaks_suspected", board.W_DB_LEAKS),
-                               ("retries", board.W_DB_RETRIES), ("connect_errors", board.W_DB_CONNECT_ERRORS))}
+        name: sum(int(row.words[word]) for row in rows)
+        for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE),
+                           ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX),
+                           ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS),
+                           ("lost", board.W_DB_LOST), ("leaks_suspected", board.W_DB_LEAKS),
+                           ("retries", board.W_DB_RETRIES), ("connect_errors", board.W_DB_CONNECT_ERRORS))}
     pool["breaker"] = "open" if any(row.words[board.W_DB_BREAKER] for row in rows) else "closed"
-    found = results.get("database")
-    if found is None:
+    result = found.get("database")
+    if result is None:
         return {"status": PASS, "critical": True, "configured": bool(pool["max"]), "pool": pool, "error": None}
-    return {"configured": True, **_part(found), "pool": pool}
+    return {"configured": True, **_part(result), "pool": pool}
 
 
-def _latency(totals: board.Totals) -> dict[str, Any]:
-    requests = totals.requests
-    return {**{f"p{share}_ms": round(percentile(totals.histogram, share / 100) * 1000, 2) for share in (50, 95, 99)},
-            "mean_ms": round(totals.duration_ns / requests / 1e6, 2) if requests else 0.0}
+def _response_time(result: dict[str, Any] | None, totals: board.Totals) -> dict[str, Any]:
+    """Since the service began; ``recent``: between the latest two looks of the check."""
+    requests, part = totals.requests, _part(result)
+    recent = {name: part.pop(name) for name in (result or {}).get("detail", {})}
+    return {**part, **{f"p{share}_ms": round(percentile(totals.histogram, share / 100) * 1000, 2)
+                       for share in (50, 95, 99)},
+            "mean_ms": round(totals.duration_ns / requests / 1e6, 2) if requests else 0.0, "recent": recent}
+
+
+def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
+    """Over 24 hours; and over the last five minutes and the last hour."""
+    history, now = History(shared.master.history), time.time()
+    day, hour, minutes = (history.availability(now, totals.requests, totals.errors, window)
+                          for window in (86400.0, 3600.0, 300.0))
+    return {**day, "1h": hour, "5m": minutes}
 
 
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     """The five routes with the highest mean."""
     routes: list[dict[str, Any]] = [
-              {"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
-               "mean_ms": round(words[0] / max(1, sum(words[2:])) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
-              for (method, endpoint), words in totals.endpoints.items()]
+        {"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+         "mean_ms": round(words[0] / max(1, sum(words[2:])) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
+        for (method, endpoint), words in totals.endpoints.items()]
     return sorted(routes, key=lambda route: -route["mean_ms"])[:5]
 
 
@@ -190,31 +211,33 @@ def _exceptions(rows: list[Row], totals: board.Totals) -> dict[str, Any]:
                        for (name, route), (count, last) in latest]}
 
 
-def _draft_checks(detailed: dict[str, Any], rows: list[Row], wall: str, shared: Scoreboard,
-                  now: int) -> dict[str, list[dict[str, Any]]]:
+def _draft_checks(detailed: dict[str, Any], found: Results, uptime: float) -> dict[str, list[dict[str, Any]]]:
     """The ``checks`` object of the draft: lists of measurements by component and what is measured."""
-    memory, database = detailed["memory"], detailed["database"]
-    found: dict[str, list[dict[str, Any]]] = {"memory:utilization": []}
-    for worker in memory["workers"]:
-        limit = worker["limit_bytes"]
-        found["memory:utilization"].append({
-            "componentId": f"worker-{worker['slot']}", "componentType": "system",
-            "observedValue": round(100 * worker["rss_bytes"] / limit, 1) if limit else worker["rss_bytes"],
-            "observedUnit": "percent" if limit else "bytes", "status": memory["status"], "time": wall})
+
+    def measured(part: dict[str, Any], value: Any, unit: str, kind: str = "system",
+                 component: str = "") -> dict[str, Any]:
+        return {**({"componentId": component} if component else {}), "componentType": kind, "observedValue": value,
+                "observedUnit": unit, "status": part["status"], "time": _wall(part.get("age_s", 0))}
+
+    database, disk = detailed["database"], detailed["disk"]
+    checks: dict[str, list[dict[str, Any]]] = {"memory:utilization": []}
+    for worker in detailed["memory"]["workers"]:
+        rss, limit = worker["rss_bytes"], worker["limit_bytes"]
+        checks["memory:utilization"].append(measured(
+            worker, round(100 * rss / limit, 1) if limit else rss, "percent" if limit else "bytes",
+            component=f"worker-{worker['slot']}"))
     if database["configured"]:
-        found["database:responseTime"] = [{"componentType": "datastore", "observedValue": database.get("latency_ms"),
-                                           "observedUnit": "ms", "status": database["status"], "time": wall}]
-        found["database:connections"] = [{"componentType": "datastore", "observedValue": database["pool"]["in_use"],
-                                          "observedUnit": "connections", "status": PASS, "time": wall}]
-    disks = [(path, figures) for path, figures in detailed["disk"].items() if isinstance(figures, dict)]
-    found["disk:utilization"] = [
-        {"componentId": path, "componentType": "system", "status": detailed["disk"]["status"], "time": wall,
-         "observedValue": round(100 * (1 - figures["free_bytes"] / figures["total_bytes"]), 1)
-         if figures["total_bytes"] else 0, "observedUnit": "percent"} for path, figures in disks]
-    begun = shared.master.words[board.M_STARTED_NS] or min((row.words[board.W_STARTED_NS] for row in rows), default=now)
-    found["uptime"] = [{"componentType": "system", "observedValue": round((now - begun) / 1e9, 1), "observedUnit": "s",
-                        "status": PASS, "time": wall}]
-    return found
+        checks["database:responseTime"] = [measured(database, database.get("latency_ms"), "ms", "datastore")]
+        checks["database:connections"] = [measured(detailed["checks"].get("pool", {"status": PASS}),
+                                                   database["pool"]["in_use"], "connections", "datastore")]
+    checks["disk:utilization"] = [
+        measured(disk, round(100 - 100 * figures["free_bytes"] / max(1, figures["total_bytes"]), 1), "percent",
+                 component=path) for path, figures in disk.items() if isinstance(figures, dict)]
+    for name, part in detailed["checks"].items():
+        if name not in ("memory", "database", "pool", "disk"):
+            checks[f"{name.replace(':', '-')}:responseTime"] = [measured(part, part["took_ms"], "ms", "component")]
+    checks["uptime"] = [measured({"status": PASS}, round(uptime, 1), "s")]
+    return checks
 
 
 def _finite(number: float) -> float | None:

@@ -15,7 +15,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health import report
 from flask_stability.health.checks import Check, Worry
-from flask_stability.health.history import SAMPLES, History, Sample, availability
+from flask_stability.health.history import History
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
 
@@ -168,29 +168,3 @@ def test_startup_passes_after_the_first_round(board: Scoreboard, monitor: Callab
     assert not report.started(board)
     monitor(row)
     wait_until(lambda: report.started(board))
-
-
-def test_history_is_a_ring_with_a_cursor() -> None:
-    """The oldest fall out; a cursor gives what is new."""
-    board = Scoreboard.anonymous(1)
-    history = History(board.master.history)
-    for number in range(SAMPLES + 10):
-        history.append(Sample(time=1000.0 + number, requests=number))
-    samples = history.samples()
-    assert len(samples) == SAMPLES
-    assert samples[0].requests == 10
-    assert [sample.requests for sample in history.samples(since=SAMPLES + 8)] == [SAMPLES + 8, SAMPLES + 9]
-    assert history.before(1000.0 + SAMPLES) == samples[-11]
-    for number in range(300):
-        history.transition({"time": number, "check": "x" * 300, "old": "pass", "new": "warn", "detail": "y" * 300})
-    assert len(history.transitions()) <= 240
-
-
-def test_availability_is_of_the_requests_in_the_window() -> None:
-    """Errors of yesterday are yesterday's."""
-    board = Scoreboard.anonymous(1)
-    history = History(board.master.history)
-    history.append(Sample(time=1000.0, requests=100, errors=50))
-    history.append(Sample(time=1300.0, requests=200, errors=50))
-    assert availability(history, 1601.0, 300, 51, 300.0)["ratio"] == pytest.approx(0.99)
-    assert availability(history, 1600.0, 300, 51, 10_000.0)["requests"] == 200
