@@ -17,6 +17,7 @@ import psutil
 
 from . import scoreboard
 from .config import Settings
+from .database.check_db import check_db_command
 from .drill import drill_command
 from .exceptions import ConfigError
 from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
@@ -33,6 +34,7 @@ def stability() -> None:
 
 
 stability.add_command(drill_command)
+stability.add_command(check_db_command)
 
 
 @stability.command()

@@ -289,7 +289,7 @@ def test_a_dead_connection_is_never_handed_out(plain: Any, make_pool: MakePool, 
 
     with pytest.raises(DatabaseUnavailable):
         ours.connection()
-    assert ours.stats()["pool_size"] == 0
+    wait_until(lambda: ours.stats()["pool_size"] == 0, message="the dead connection is thrown away")
 
 
 def test_a_forked_child_does_not_answer_its_parent(plain: Any, make_pool: MakePool) -> None:

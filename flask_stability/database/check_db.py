@@ -1,0 +1,182 @@
+"""``flask stability check-db``: whether the database is there, and set up for what the pool will ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import click
+
+from ..config import Settings, load_dotenv
+from ..exceptions import ConfigError
+from .drivers import Driver, ErrorClass, make_driver
+
+ROUND_TRIPS = 20
+_REMEDIES: dict[Any, str] = {
+    1044: "grant the user access to this database",
+    1045: "correct user and password in STABILITY_DB_URL or DB_USER and DB_PASSWORD",
+    1049: "create the database, or correct its name",
+    1040: "the server has no connection left: raise its max_connections or lower STABILITY_DB_MAX_SIZE",
+    1129: "the server blocked this host after failed connections: mariadb-admin flush-hosts",
+    1130: "allow this host for the user on the server",
+    2002: "start the server, or correct host and port",
+    2003: "start the server, or correct host and port",
+    2005: "correct the name of the host",
+    2013: "the server accepts and does not answer: is it frozen, or is something in between?",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    :ivar status: "ok", "warn" or "fail".
+    :ivar remedy: what to do about it, "" where nothing is to be done.
+    """
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "instance",
+             name: str = "app") -> list[Finding]:
+    """Look at the database of these settings. Never raises for what the database does.
+
+    :param workers: worker processes that will share it.
+    :raises ConfigError: if the driver is missing.
+    """
+    driver = make_driver(settings, instance_path, name)
+    try:
+        raw = driver.connect()
+    except Exception as error:
+        code = error.args[0] if error.args else None
+        kind = "credentials" if driver.classify(error) is ErrorClass.REFUSED else "reachable"
+        remedy = _REMEDIES.get(code, "make the directory writable for the service's user" if driver.kind == "sqlite"
+                               else "see the error")
+        return [Finding(kind, "fail", f"{driver.describe()}: {type(error).__name__} {code}", remedy)]
+    try:
+        findings = [Finding("reachable", "ok", driver.describe())]
+        for look in _mysql if driver.kind == "mysql" else _sqlite:
+            try:
+                findings.extend(look(driver, raw, settings, workers))
+            except driver.dbapi.Error as error:
+                findings.append(Finding(look.__name__.strip("_"), "warn", f"{type(error).__name__}: "
+                                        f"{error.args[0] if error.args else ''}", "the user may not look at this"))
+        return findings
+    finally:
+        with contextlib.suppress(Exception):
+            raw.close()
+
+
+def status_of(findings: list[Finding]) -> int:
+    """Exit status: 0 all is well, 1 there is a warning, 2 something fails."""
+    return max(({"ok": 0, "warn": 1, "fail": 2}[finding.status] for finding in findings), default=0)
+
+
+Look = Callable[[Driver, Any, Settings, int], Iterator[Finding]]
+
+
+def _rows(raw: Any, sql: str) -> list[Any]:
+    cursor = raw.cursor()
+    try:
+        cursor.execute(sql)
+        return list(cursor.fetchall())
+    finally:
+        cursor.close()
+
+
+def _latency(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    times = []
+    for _ in range(ROUND_TRIPS):
+        started = time.perf_counter()
+        _rows(raw, "SELECT 1")
+        times.append((time.perf_counter() - started) * 1000)
+    middle, worst = median(times), max(times)
+    yield Finding("latency", "ok" if middle < 50 else "warn", f"median {middle:.2f} ms, worst {worst:.2f} ms of "
+                  f"{ROUND_TRIPS} round trips", "" if middle < 50 else "put service and database closer together")
+
+
+def _version(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    yield Finding("version", "ok", str(_rows(raw, "SELECT VERSION()")[0][0]))
+
+
+def _connections(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    most = int(_rows(raw, "SELECT @@max_connections")[0][0])
+    # one newcomer during a replacement, one probe per worker
+    wanted = (workers + 1) * (settings.db_max_size + 1)
+    fits = wanted <= most
+    yield Finding("max_connections", "ok" if fits else "warn",
+                  f"the server allows {most}; {workers} workers and a newcomer may ask for {wanted}",
+                  "" if fits else f"raise max_connections to at least {wanted + 10}, or lower STABILITY_DB_MAX_SIZE to "
+                  f"{max(1, most // (workers + 1) - 2)}")
+
+
+def _timeouts(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    wait = float(_rows(raw, "SELECT @@wait_timeout")[0][0])
+    kept = min(settings.db_idle_timeout, settings.db_keepalive_interval or settings.db_idle_timeout)
+    yield Finding("wait_timeout", "ok" if wait > kept else "warn",
+                  f"the server closes connections idle for {wait:g} s; ours are used or closed after {kept:g} s",
+                  "" if wait > kept else f"raise wait_timeout, or set STABILITY_DB_IDLE_TIMEOUT below {wait:g}")
+
+
+def _charset(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    charset = str(_rows(raw, "SELECT @@character_set_database")[0][0])
+    good = charset.startswith("utf8mb4")
+    yield Finding("character set", "ok" if good else "warn", f"of the database: {charset}",
+                  "" if good else "ALTER DATABASE … CHARACTER SET utf8mb4: text beyond it is refused or lost")
+
+
+def _privileges(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    grants = " ".join(str(row[0]) for row in _rows(raw, "SHOW GRANTS FOR CURRENT_USER")).upper()
+    more = any(word in grants for word in ("GRANT SUPER", "CONNECTION ADMIN", "ALL PRIVILEGES ON *.*"))
+    yield Finding("privileges", "ok", "may KILL the connections of all users" if more else
+                  "may KILL its own connections: enough for the drill")
+
+
+def _journal(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    mode = str(_rows(raw, "PRAGMA journal_mode")[0][0])
+    yield Finding("journal mode", "ok" if mode in ("wal", "memory") else "warn", mode,
+                  "" if mode in ("wal", "memory") else "put the file on a local disk: write-ahead logging needs it")
+    ok = _rows(raw, "PRAGMA quick_check")[0][0] == "ok"
+    yield Finding("integrity", "ok" if ok else "fail", "quick_check", "" if ok else "restore the file from a backup")
+
+
+def _writable(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
+    path = driver.describe()
+    good = path == ":memory:" or os.access(path, os.W_OK)
+    yield Finding("writable", "ok" if good else "fail", path, "" if good else "give the service's user write access")
+
+
+_mysql: tuple[Look, ...] = (_version, _latency, _connections, _timeouts, _charset, _privileges)
+_sqlite: tuple[Look, ...] = (_latency, _journal, _writable)
+
+
+@click.command("check-db")
+@click.option("--workers", type=click.IntRange(1, 1000), default=min(4, 2 * (os.cpu_count() or 1)), show_default=True,
+              help="Worker processes that will share the database.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check_db_command(workers: int, as_json: bool) -> None:
+    """Look at the database of STABILITY_DB_URL or DB_HOST …: exit status 0 well, 1 warnings, 2 failures."""
+    try:
+        load_dotenv()
+        environ = {"STABILITY_DB_FROM_ENV": "on", **os.environ}
+        findings = check_db(Settings.from_environ(environ), workers=workers)
+    except ConfigError as error:
+        findings = [Finding("settings", "fail", problem) for problem in error.problems]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.status:5} {finding.name}: {finding.detail}")
+            if finding.remedy:
+                click.echo(f"      {finding.remedy}")
+    sys.exit(status_of(findings))

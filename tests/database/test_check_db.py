@@ -1,0 +1,64 @@
+"""``flask stability check-db``: each finding with its remedy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support import free_port
+from support_db import MariaDB
+
+from flask_stability.cli import stability
+from flask_stability.config import Settings
+from flask_stability.database.check_db import check_db, status_of
+
+
+def _statuses(settings: Settings, **options: int) -> dict[str, str]:
+    return {finding.name: finding.status for finding in check_db(settings, **options)}
+
+
+def test_a_good_mariadb(mariadb: MariaDB) -> None:
+    """Everything is looked at, and nothing fails."""
+    found = _statuses(replace(Settings(), db_url=mariadb.url, db_max_size=5), workers=2)
+    assert set(found) == {"reachable", "version", "latency", "max_connections", "wait_timeout", "character set",
+                          "privileges"}
+    assert found["reachable"] == found["max_connections"] == found["wait_timeout"] == "ok"
+
+
+def test_more_workers_than_the_server_has_connections_for(mariadb: MariaDB) -> None:
+    """With the size that would fit."""
+    found = check_db(replace(Settings(), db_url=mariadb.url, db_max_size=100), workers=20)
+    finding = next(finding for finding in found if finding.name == "max_connections")
+    assert finding.status == "warn"
+    assert "STABILITY_DB_MAX_SIZE" in finding.remedy
+    assert status_of(found) == 1
+
+
+@pytest.mark.parametrize("what", ["password", "name", "port"])
+def test_what_refuses_is_named_with_its_remedy_and_without_the_password(what: str, mariadb: MariaDB) -> None:
+    """Credentials, schema, port."""
+    url = {"password": mariadb.url.replace("secret", "hunter2"), "name": mariadb.url.replace("/app", "/none"),
+           "port": mariadb.url.replace(f":{mariadb.port}", f":{free_port()}")}[what]
+    found = check_db(replace(Settings(), db_url=url, db_connect_timeout=2.0))
+    assert [finding.status for finding in found] == ["fail"]
+    assert found[0].remedy
+    assert "hunter2" not in str(found)
+    assert status_of(found) == 2
+
+
+def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server, in JSON, with an exit status."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DB_HOST", "STABILITY_DB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STABILITY_DB_URL", f"sqlite:///{tmp_path}/x.db")
+    done = CliRunner().invoke(stability, ["check-db", "--json"])
+    assert done.exit_code == 0, done.output
+    assert {finding["name"] for finding in json.loads(done.output)} >= {"reachable", "latency", "journal mode"}
+    monkeypatch.setenv("STABILITY_DB_URL", f"sqlite:///{tmp_path}/x.db/below/x.db")
+    assert CliRunner().invoke(stability, ["check-db"]).exit_code == 2
+    monkeypatch.setenv("STABILITY_DB_URL", "oracle://x")
+    assert CliRunner().invoke(stability, ["check-db"]).exit_code == 2
