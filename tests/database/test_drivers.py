@@ -14,6 +14,7 @@ from typing import Any
 
 import MySQLdb
 import pytest
+from support import wait_until
 from support_db import MariaDB
 
 from flask_stability.config import Settings
@@ -204,7 +205,7 @@ def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
         pool = sqlite_pool(tmp_path / name)
         with pytest.raises(DatabaseUnavailable, match=r"unable to open database file|file is not a database"):
             pool.connection()
-        assert pool.stats()["pool_size"] == 0
+        wait_until(lambda pool=pool: pool.stats()["pool_size"] == 0)
         pool.close()
 
 
