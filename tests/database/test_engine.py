@@ -1,0 +1,54 @@
+"""An SQLAlchemy engine beside our pool: in /health, and its outages answered with 503."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import QueuePool
+
+from flask_stability import StabilityError, StabilityExt
+from flask_stability.database.engine import engine_probe, engine_unavailable
+from flask_stability.errors.handlers import is_unavailable
+from support_db import MariaDB
+
+
+@pytest.fixture
+def engine(mariadb: MariaDB) -> Iterator[Engine]:
+    """An engine on the test's MariaDB with a pool of one."""
+    made = create_engine(mariadb.url.replace("mysql://", "mysql+mysqldb://"), poolclass=QueuePool, pool_size=1,
+                         max_overflow=0, pool_timeout=0.2)
+    yield made
+    made.dispose()
+
+
+def test_its_pool_is_in_the_details(engine: Engine) -> None:
+    """After a round trip."""
+    assert engine_probe(engine)["pool"]["size"] == 1
+
+
+def test_what_is_no_engine_is_refused() -> None:
+    """With what to give."""
+    with pytest.raises(StabilityError, match="SQLAlchemy engine"):
+        engine_probe("mysql://")  # type: ignore[arg-type]
+
+
+def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
+        engine: Engine, mariadb: MariaDB, tmp_path: Path) -> None:
+    """A wrong statement does not."""
+    StabilityExt(Flask("app", instance_path=str(tmp_path))).register_engine(engine)
+    with engine.connect(), pytest.raises(Exception, match="QueuePool limit") as exhausted:
+        engine.connect()
+    assert engine_unavailable(exhausted.value)
+    with engine.connect() as connection, pytest.raises(Exception, match="1146") as wrong:
+        connection.execute(text("SELECT * FROM nowhere"))
+    assert not engine_unavailable(wrong.value)
+    engine.dispose()
+    mariadb.stop()
+    with pytest.raises(Exception, match="200[23]") as gone:
+        engine.connect()
+    assert is_unavailable(gone.value)

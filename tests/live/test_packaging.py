@@ -1,0 +1,41 @@
+"""The wheel in an empty environment: it imports without mysqlclient, and says what to install where that is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_wheel_works_without_mysqlclient_and_names_the_extra(tmp_path: Path) -> None:
+    """Built from the tree, installed alone, served by gunicorn's configuration check."""
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)],
+                   check=True, capture_output=True, timeout=170)
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)], check=True, capture_output=True,
+                   timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=100)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, timeout=280)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "STABILITY", "DB_"))}
+    program = ("from flask import Flask\nfrom flask_stability import StabilityExt, ConfigError\napp = Flask('a')\n"
+               "s = StabilityExt(app)\nprint(app.test_client().get('/health').json)\n"
+               "b = Flask('b')\nb.config['STABILITY_DB_URL'] = 'mysql://u@h/d'\ns.init_app(b)\n"
+               "try:\n    b.app_context().push(); s.pool\nexcept ConfigError as error:\n    print(error)\n")
+    done = subprocess.run([python, "-c", program], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=60)
+    assert "{'status': 'pass'}" in done.stdout, done.stderr
+    assert "pip install 'flask_stability[mysql]'" in done.stdout
+    checked = subprocess.run([str(tmp_path / "venv" / "bin" / "gunicorn"), "--check-config", "-c",
+                              "python:flask_stability.server.conf", "wsgiref.simple_server:demo_app"], cwd=tmp_path,
+                             env=clean, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stderr
+    commands = subprocess.run([str(tmp_path / "venv" / "bin" / "flask"), "stability", "--help"], cwd=tmp_path,
+                              env=clean, capture_output=True, text=True, timeout=60)
+    assert {"status", "retire", "drill", "check-db"} <= set(commands.stdout.split()), commands.stdout
