@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,13 @@ def test_its_python_is_python_and_names_what_there_is(name: str) -> None:
         compile("\n".join(line[4:] for line in block.splitlines()), name, "exec")
     for attribute in set(re.findall(r"stability\.(\w+)\(", "".join(blocks))) | {"transaction", "health_check"}:
         assert hasattr(StabilityExt(), attribute)
+
+
+def test_the_count_of_the_matrix_is_the_matrixs_own() -> None:
+    """As ``python tests/live/matrix.py`` prints it."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "live" / "matrix.py")], capture_output=True, text=True,
+                          check=True, timeout=60)
+    assert done.stdout.strip() in (ROOT / "README.rst").read_text()
 
 
 def test_every_setting_that_it_names_exists() -> None:

@@ -100,7 +100,7 @@ def _on_starting(server: Any) -> None:
         for problem in error.problems:
             server.log.error("flask_stability: %s", problem)
         sys.exit(1)
-    problem = logs.setup(_settings, "master")
+    problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
     for key, nearest in config.unknown_keys(os.environ).items():
