@@ -26,7 +26,7 @@ need_packages() {
 make_venv() {
     local python stamp
     for python in python3.13 python3.12 python3.11 python3; do
-        command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && break
+        command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
         python=
     done
     if [ -z "$python" ]; then
