@@ -217,6 +217,8 @@ class Supervisor:
             self.canary = self.server.worker_age
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
+        for other in self.children.values():
+            other.peek()  # gunicorn may collect it in this very loop
         if reason == "boot_failure" and self.state.reason == "reload" and not self._reload_told:
             self._reload_told = True
             logs.process("reload_stalled", level="ERROR",
