@@ -26,7 +26,7 @@ from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
 from .exceptions import StabilityError
-from .health.blueprint import make_blueprint, make_health_app
+from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, database_check
 from .health.monitor import Monitor
 from .middleware import StabilityMiddleware
@@ -231,6 +231,10 @@ class StabilityExt:
             return function
 
         return register
+
+    def declare_broken(self, reason: str) -> None:
+        """Say that this process cannot go on: its /health/live answers 503 from now on."""
+        declare_broken(reason)
 
     def watch(self, future: Future[Any]) -> Future[Any]:
         """Log the exception of a future that nobody reads; returns the future."""

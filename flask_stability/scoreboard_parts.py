@@ -75,6 +75,11 @@ class Blob:
         """Bytes that fit."""
         return len(self._sides[0])
 
+    @property
+    def writes(self) -> int:
+        """How often it was written: whoever read it at this number has nothing new to read."""
+        return int(self._head[0])
+
     def write(self, data: bytes) -> bool:
         """Store; False, with nothing changed, if `data` is too long."""
         if len(data) > self.capacity:

@@ -2,8 +2,12 @@
 
 Each worker writes its checks into the ``checks`` blob of its row, a JSON object by name::
 
-    {"disk": {"status": "pass", "ok": true, "at_ns": 0, "took_ms": 1.2, "failures": 0, "critical": false,
-              "shared": true, "interval": 30.0, "timeout": 2.0, "error": null, "detail": {}}}
+    {"disk": {"status": "pass", "settled": "pass", "down": false, "ok": true, "at_ns": 0, "took_ms": 1.2,
+              "failures": 0, "critical": false, "shared": true, "interval": 30.0, "timeout": 2.0,
+              "error": null, "note": null, "detail": {}, "states": [[false, 0, 1], [false, 0, 1]]}}
 
-Shared checks are the leader's (`Scoreboard.leader`); a reader takes the newest result of any row.
+``status`` is what is shown: it warns from the first failure on. ``settled`` changes only after as many results in a
+row as the thresholds ask for; alerts follow it. ``down``: failed so often, critical or not.
+Shared checks are the leader's (`Scoreboard.leader`), who also writes them to the master's part of the board once the
+first round is done: the next leader goes on from there, and a reader takes the newest result of any.
 """

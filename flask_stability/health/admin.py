@@ -17,7 +17,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from .. import logs
 from ..config import Settings
-from ..scoreboard import Scoreboard
+from .blueprint import make_health_app
+
+PATIENCE = 5.0  #: seconds in which the leader before may give up the address before it is told of
+MOST = 16  #: connections at once
 
 
 class _Handler(WSGIRequestHandler):
@@ -31,24 +34,45 @@ class _Handler(WSGIRequestHandler):
     def address_string(self) -> str:
         return "admin"
 
-    def get_environ(self) -> dict[str, Any]:
-        if not self.client_address:
-            self.client_address = ("", 0)
-        return super().get_environ()
-
 
 class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
+    """Answers each connection in a thread, a few at once."""
+
     daemon_threads = True
     allow_reuse_address = True
+
+    def __init__(self, address: Any, app: Any) -> None:
+        self._room = threading.BoundedSemaphore(MOST)
+        super().__init__(address, _Handler)
+        self.set_app(app)
 
     def server_bind(self) -> None:
         # not WSGIServer's, which asks the name service for our name
         socketserver.TCPServer.server_bind(self)
+        self._name_it()
+
+    def _name_it(self) -> None:
         self.server_name, self.server_port = "admin", 0
         self.setup_environ()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         return
+
+    def is_ours(self) -> bool:
+        """Whether who connects to the address gets here."""
+        return True
 
 
 class _IPv6Server(_TCPServer):
@@ -56,64 +80,85 @@ class _IPv6Server(_TCPServer):
 
 
 class _UnixServer(_TCPServer):
+    """Readable by the user alone; put in place with one rename, so that there is always one to connect to."""
+
     address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        path = str(self.server_address)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise FileExistsError(17, "a file is in its place")
+        made = f"{path}.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(made)
+        self.socket.bind(made)
+        try:
+            os.chmod(made, 0o600)
+            self._inode = os.lstat(made).st_ino
+            os.rename(made, path)
+        except OSError:
+            os.unlink(made)
+            raise
+        self._name_it()
 
     def get_request(self) -> tuple[Any, Any]:
         connection, _ = super().get_request()
         return connection, ("", 0)
 
+    def is_ours(self) -> bool:
+        try:
+            return os.lstat(str(self.server_address)).st_ino == self._inode
+        except OSError:
+            return False
+
 
 class AdminListener:
-    """Holds the listener while this worker leads."""
+    """Holds the listener while this worker leads. Used by the monitor's thread alone."""
 
-    def __init__(self, settings: Settings, board: Scoreboard) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._bind = settings.admin_bind
-        self._settings, self._board = settings, board
+        self._settings = settings
         self._server: _TCPServer | None = None
+        self._failing_since = 0.0
         self._told = False
 
-    def keep(self, leading: bool) -> None:
-        """Open it if this worker leads, give it up if not. Never raises."""
-        if self._bind is None or leading == (self._server is not None):
+    def keep(self, leading: bool, now: float) -> None:
+        """Open it if this worker leads, give it up if not. Never raises.
+
+        :param now: monotonic seconds.
+        """
+        if self._bind is None:
             return
-        if not leading:
+        if self._server is not None and not (leading and self._server.is_ours()):
             self.close()
-            return
-        try:
-            self._server = self._open(self._bind)
-            threading.Thread(target=self._server.serve_forever, name="stability-admin", daemon=True).start()
-            self._told = False
-        except OSError as error:
-            if not self._told:
-                self._told = True
-                logs.error("admin_bind_failed", bind=self._bind, error=error.strerror or type(error).__name__,
-                           remedy="free the address or set another in STABILITY_ADMIN_BIND; it is tried again")
+        if leading and self._server is None:
+            try:
+                self._server = self._open(self._bind)
+                threading.Thread(target=self._server.serve_forever, name="stability-admin", daemon=True).start()
+                self._failing_since, self._told = 0.0, False
+            except (OSError, OverflowError) as error:
+                self._failing_since = self._failing_since or now
+                if not self._told and now - self._failing_since >= PATIENCE:
+                    self._told = True
+                    logs.error("admin_bind_failed", bind=self._bind,
+                               error=getattr(error, "strerror", None) or type(error).__name__,
+                               remedy="free the address or set another in STABILITY_ADMIN_BIND; it is tried again")
 
     def close(self) -> None:
-        """Give it up."""
+        """Give it up, within a second and without waiting for that."""
         server, self._server = self._server, None
+
+        def end(server: _TCPServer) -> None:
+            server.shutdown()
+            server.server_close()
+
         if server is not None:
-            threading.Thread(target=server.shutdown, daemon=True).start()
-            with contextlib.suppress(OSError):
-                server.server_close()
+            threading.Thread(target=end, args=(server,), name="stability-admin-end", daemon=True).start()
 
     def _open(self, bind: str) -> _TCPServer:
-        from .blueprint import make_health_app
-
-        server: _TCPServer
+        app = make_health_app(dataclasses.replace(self._settings, health_details="always"))
         if bind.startswith("unix:"):
-            path = bind.removeprefix("unix:")
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISSOCK(os.lstat(path).st_mode):
-                    os.unlink(path)
-            before = os.umask(0o177)
-            try:
-                server = _UnixServer(path, _Handler)  # type: ignore[arg-type]
-            finally:
-                os.umask(before)
-        else:
-            host, _, port = bind.rpartition(":")
-            kind = _IPv6Server if host.startswith("[") else _TCPServer
-            server = kind((host.strip("[]"), int(port)), _Handler)
-        server.set_app(make_health_app(dataclasses.replace(self._settings, health_details="always")))
-        return server
+            return _UnixServer(bind.removeprefix("unix:"), app)
+        host, _, port = bind.rpartition(":")
+        return (_IPv6Server if host.startswith("[") else _TCPServer)((host.strip("[]"), int(port)), app)

@@ -1,16 +1,20 @@
 """Alerts on transitions: to health.log, to a blinker signal, and to a webhook if one is set.
 
-They are sent from a thread of their own; a receiver that hangs or fails loses nothing but that alert, which is
-counted. A check that flaps is told of once, and its recovery always.
+Signal and webhook are served by a thread of their own: a receiver that hangs or fails loses nothing but that alert,
+which is counted. A check that flaps is told of once, and again when it holds; every alert has its recovery.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import queue
 import random
+import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from typing import Any
@@ -18,101 +22,181 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..signals import health_changed, send
+from .state import PASS
 
 ATTEMPTS = 4
-TIMEOUT = 5.0
+TIMEOUT = 5.0  #: seconds for the receiver to connect, to take and to answer, each
+STUCK = 120.0  #: seconds after which a delivery is given up, and its thread with it
 REMINDER = 600.0
-FLAPS = 6  #: transitions of one check within `FLAP_WINDOW` after which only recoveries that hold are told
+FLAPS = 6  #: transitions of one check within `FLAP_WINDOW` after which it flaps
 FLAP_WINDOW = 600.0
+HOLD = 60.0  #: seconds that a check has to pass after it flapped
 WAITING = 100
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET without the alert."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
 class Alerts:
-    """The sender of one worker; only the leader's is used."""
+    """The sender of one worker; only the leader's is used, and only by the monitor's thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(WAITING)
-        self._thread: threading.Thread | None = None
+        self._stamp = {"service": settings.service_id or "", "host": socket.gethostname()}
+        # of alerts, each with whether it goes to the signal and to the webhook
+        self._queue: queue.Queue[tuple[dict[str, Any], bool, bool] | None] = queue.Queue(WAITING)
+        self._sender: threading.Thread | None = None
+        self._busy_since = 0.0
+        self._stopped = threading.Event()
+        self._open = urllib.request.build_opener(_NoRedirect).open
         self._recent: dict[str, list[float]] = {}
         self._told: dict[str, float] = {}
-        self._muted: set[str] = set()
+        self._muted: dict[str, float | None] = {}  # checks that flap; since when they pass
 
-    def transition(self, check: str, old: str, new: str, detail: str, now: float | None = None) -> dict[str, Any]:
-        """A check changed its status; returns the record of it, with an id."""
-        now = time.monotonic() if now is None else now
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def transition(self, check: str, old: str, new: str, reason: str, service_status: str,
+                   now: float) -> dict[str, Any]:
+        """A check changed its status; returns the entry for the history.
+
+        :param service_status: of the service as a whole.
+        :param now: monotonic seconds.
+        """
         entry = {"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "old": old, "new": new,
-                 "detail": detail[:120], "service": self._settings.service_id}
+                 "detail": reason[:120]}
+        logs.health("transition", level="INFO" if new == PASS else "WARNING" if new == "warn" else "ERROR", **entry)
         recent = [moment for moment in self._recent.get(check, []) if now - moment < FLAP_WINDOW] + [now]
         self._recent[check] = recent
-        logs.health("transition", level="INFO" if new == "pass" else "WARNING" if new == "warn" else "ERROR", **entry)
-        failures = send(health_changed, self._settings.service_id or "", check=check, old=old, new=new, detail=detail,
-                        id=entry["id"])
-        for failure in failures:
-            logs.error("signal_receiver_failed", error=type(failure).__name__)
-        if len(recent) > FLAPS and new != "pass":
-            if check not in self._muted:
-                self._muted.add(check)
-                self._post({**entry, "kind": "flapping"})
-            return entry
-        if new == "pass":
-            self._muted.discard(check)
+        kind = "recovery" if new == PASS else "alert"
+        told = check not in self._muted
+        if not told:
+            self._muted[check] = now if new == PASS else None
+        elif len(recent) > FLAPS and new != PASS:
+            self._muted[check] = None
+            kind = "flapping"
+        if new == PASS:
             self._told.pop(check, None)
-        else:
+        elif told:
             self._told[check] = now
-        self._post({**entry, "kind": "recovery" if new == "pass" else "alert"})
-        return entry
+        self._put({**entry, "kind": kind, "service_status": service_status}, signal=True, post=told)
+        return {**entry, "muted": True} if check in self._muted else entry
 
-    def remind(self, failing: dict[str, str], now: float | None = None) -> None:
-        """Tell again of what has been failing for ten minutes since it was told of last."""
-        now = time.monotonic() if now is None else now
+    def remind(self, failing: dict[str, str], now: float) -> None:
+        """Tell again of what has been failing for ten minutes since it was told of last, and of what flaps no more."""
         for check, status in failing.items():
             if now - self._told.setdefault(check, now) >= REMINDER:
                 self._told[check] = now
-                self._post({"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "new": status,
-                            "kind": "reminder", "service": self._settings.service_id})
+                self._later("reminder", check, status)
+        for check, passing in list(self._muted.items()):
+            if passing is not None and now - passing >= HOLD:
+                del self._muted[check]
+                self._recent.pop(check, None)
+                self._later("recovery", check, PASS)
+        if self._busy_since and not self._queue.empty():
+            self._ensure_sender()
+
+    def resume(self, transitions: list[dict[str, Any]], now: float) -> None:
+        """A new leader goes on: what flapped when the last one ended is still to be told of.
+
+        :param transitions: of the history, the newest first.
+        """
+        latest = {str(one.get("check")): one for one in reversed(transitions)}
+        self._muted = {check: now if one.get("new") == PASS else None
+                       for check, one in latest.items() if one.get("muted")}
 
     def stop(self) -> None:
-        """Send nothing more."""
-        if self._thread is not None:
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                pass
-
-    def _post(self, entry: dict[str, Any]) -> None:
-        if not self._settings.alert_webhook:
+        """Send nothing more; what was begun or waits has a second."""
+        sender = self._sender
+        self._stopped.set()
+        if sender is None:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="stability-alerts", daemon=True)
-            self._thread.start()
         try:
-            self._queue.put_nowait(entry)
+            self._queue.put_nowait(None)
+        except queue.Full:
+            pass
+        sender.join(1.0)
+        self._sender = None
+        while not self._queue.empty():
+            if self._queue.get_nowait() is not None:
+                self._lost("shutdown")
+
+    def _later(self, kind: str, check: str, status: str) -> None:
+        self._put({"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "new": status,
+                   "kind": kind}, signal=False, post=True)
+
+    # -- how it is sent ------------------------------------------------------------------------------------------
+
+    def _put(self, entry: dict[str, Any], *, signal: bool, post: bool) -> None:
+        signal, post = signal and bool(health_changed.receivers), post and self._settings.alert_webhook is not None
+        if not (signal or post) or self._stopped.is_set():
+            return
+        self._ensure_sender()
+        try:
+            self._queue.put_nowait(({**self._stamp, **entry}, signal, post))
         except queue.Full:
             self._lost("queue full")
 
-    def _run(self) -> None:
-        while True:
-            entry = self._queue.get()
-            if entry is None:
+    def _ensure_sender(self) -> None:
+        """One thread; another in its place if a receiver has held it for too long."""
+        if self._sender is not None:
+            if not self._busy_since or time.monotonic() - self._busy_since < STUCK:
                 return
-            try:
-                self._deliver(json.dumps(entry).encode())
-            except Exception as error:
-                self._lost(type(error).__name__)
+            self._lost("the receiver hangs")
+        self._busy_since = 0.0
+        sender = threading.Thread(target=self._run, name="stability-alerts", daemon=True)
+        try:
+            sender.start()
+        except RuntimeError:  # no more threads to be had: tried again with the next
+            return
+        self._sender = sender
 
-    def _deliver(self, data: bytes) -> None:
-        url = self._settings.alert_webhook or ""
+    def _run(self) -> None:
+        me = threading.current_thread()
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            entry, signal, post = item
+            self._busy_since = time.monotonic()
+            lost = ""
+            if signal:
+                self._signal(entry)
+            if post:
+                lost = self._deliver(json.dumps({**entry, "pid": os.getpid()}, default=str).encode())
+            if self._sender is not me and self._sender is not None:
+                return  # given up meanwhile, and counted
+            self._busy_since = 0.0
+            if lost:
+                self._lost(lost)
+
+    def _signal(self, entry: dict[str, Any]) -> None:
+        for failure in send(health_changed, entry["service"], check=entry["check"], old=entry["old"], new=entry["new"],
+                            detail=entry["detail"], id=entry["id"]):
+            logs.error("signal_receiver_failed", signal="health-changed", error=type(failure).__name__)
+
+    def _deliver(self, data: bytes) -> str:
+        """Post it, several times if need be; why it was lost, or "". Never raises."""
+        why = ""
         for attempt in range(ATTEMPTS):
+            if attempt and self._stopped.wait(random.uniform(0.5, 1.0) * 2 ** (attempt - 1)):
+                break
             try:
-                request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method="POST")
-                with urllib.request.urlopen(request, timeout=TIMEOUT):
+                request = urllib.request.Request(
+                    self._settings.alert_webhook or "", data, method="POST",
+                    headers={"Content-Type": "application/json", "User-Agent": "flask_stability"})
+                with self._open(request, timeout=TIMEOUT):
                     scoreboard.my_row().add(scoreboard.W_ALERTS_SENT)
-                    return
-            except OSError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(random.uniform(0.5, 1.0) * 2 ** attempt)
+                    return ""
+            except urllib.error.HTTPError as error:
+                why = f"answered {error.code}"
+                error.close()
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                why = type(getattr(error, "reason", error)).__name__
+        return why
 
     def _lost(self, why: str) -> None:
         scoreboard.my_row().add(scoreboard.W_ALERTS_LOST)

@@ -12,8 +12,9 @@ import time
 from typing import Any
 
 from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from .. import scoreboard
+from .. import logs, scoreboard
 from ..config import Settings
 from . import metrics, report
 from .history import MOST, SAMPLES, History, Sample, trends
@@ -23,15 +24,21 @@ HEALTH_JSON = "application/health+json"
 SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics")
 
 
-def health_paths(settings: Settings) -> list[str]:
-    """All paths that are served."""
-    return [settings.health_path + suffix for suffix in SUFFIXES]
+_broken = ""
+
+
+def declare_broken(reason: str) -> None:
+    """This process cannot go on: from now on its /health/live says 503, so that it is replaced from outside."""
+    global _broken
+    _broken = reason or "declared broken"
+    logs.error("declared_broken", level="CRITICAL", reason=_broken[:500])
 
 
 def make_health_app(settings: Settings) -> Flask:
     """An app with nothing but the endpoints."""
     app = Flask("flask_stability.health", static_folder=None, template_folder=None)
     app.register_blueprint(make_blueprint(settings))
+    app.register_error_handler(HTTPException, _refused)
     return app
 
 
@@ -57,8 +64,8 @@ class _Views:
         return _answer(report.build(board, self._settings))
 
     def live(self) -> Response:
-        """This worker answers."""
-        return _answer({"status": PASS})
+        """This worker answers; 503 only if the app called itself broken."""
+        return _answer({"status": FAIL if _broken else PASS})
 
     def startup(self) -> Response:
         """The app is loaded and the first round of checks is done."""
@@ -69,8 +76,9 @@ class _Views:
         board = scoreboard.current()
         if board.master.words[scoreboard.M_DRAINING]:
             return _answer({"status": FAIL})
-        gates = [report.check_status(board, name) for name in self._settings.health_ready_checks]
-        return _answer({"status": FAIL if FAIL in gates else PASS})
+        gates = self._settings.health_ready_checks
+        closed = bool(gates) and (not report.started(board) or any(report.is_down(board, name) for name in gates))
+        return _answer({"status": FAIL if closed else PASS})
 
     def history(self) -> Response:
         """Samples from ``?since=`` a cursor on, and the latest transitions."""
@@ -107,6 +115,14 @@ class _Views:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         # compared as bytes: text beyond ASCII is refused by compare_digest
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def _refused(error: HTTPException) -> Response:
+    """A path or a method that there is not."""
+    response = _answer({"status": FAIL, "notes": [error.name]}, error.code)
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.valid_methods or ())
+    return response
 
 
 def _answer(document: dict[str, Any], code: int | None = None) -> Response:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import scoreboard as board
 from ..config import Settings
-from ..scoreboard import Row, Scoreboard, percentile
+from ..scoreboard import Row, Scoreboard, Totals, percentile
 
 if TYPE_CHECKING:
     from ..database import Pool
@@ -19,7 +19,7 @@ Details = dict[str, Any]
 
 
 class Worry(Exception):
-    """Not a failure, but worth a warning; carries details."""
+    """Raised by a check: not a failure, but worth a warning; carries details."""
 
     def __init__(self, text: str, **details: Any) -> None:
         super().__init__(text)
@@ -63,7 +63,7 @@ def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     """The checks that every service has."""
     return [Check("memory", lambda: _memory(row), shared=False), Check("pool", lambda: _pool(row), shared=False),
             Check("disk", lambda: _disk(settings)), Check("response_time", _ResponseTime(settings, shared)),
-            Check("restarts", lambda: _restarts(shared)), Check("logs", lambda: _logs(shared))]
+            Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
 
 
 def _memory(row: Row) -> Details:
@@ -106,23 +106,25 @@ def _disk(settings: Settings) -> Details:
 
 
 class _ResponseTime:
-    """Mean, 95th percentile and share of errors since it last looked."""
+    """Mean, 95th percentile and share of errors of all workers since it last looked.
+
+    A worker that begins to lead, or leads again, only takes its bearings: what was long ago is not recent.
+    """
 
     def __init__(self, settings: Settings, shared: Scoreboard) -> None:
         self._settings, self._board = settings, shared
-        self._histogram: list[int] = []
-        self._requests = self._errors = self._duration = 0
+        self._before: Totals | None = None
+        self._looked = 0.0
 
     def __call__(self) -> Details:
-        totals = self._board.totals()
-        before = self._histogram or [0] * len(totals.histogram)
-        recent = [max(0, now - then) for now, then in zip(totals.histogram, before, strict=True)]
-        requests, errors = totals.requests - self._requests, totals.errors - self._errors
-        duration = totals.duration_ns - self._duration
-        self._histogram, self._requests = totals.histogram, totals.requests
-        self._errors, self._duration = totals.errors, totals.duration_ns
-        if requests <= 0:
+        now, totals = time.monotonic(), self._board.totals()
+        before = self._before if now - self._looked < 3 * self._settings.health_interval else None
+        self._before, self._looked = totals, now
+        requests = totals.requests - before.requests if before is not None else 0
+        if before is None or requests <= 0:
             return {"requests": 0}
+        recent = [max(0, new - old) for new, old in zip(totals.histogram, before.histogram, strict=True)]
+        errors, duration = totals.errors - before.errors, totals.duration_ns - before.duration_ns
         mean, p95 = duration / requests / 1e9, percentile(recent, 0.95)
         details = {"requests": requests, "errors": errors, "mean_ms": round(mean * 1000, 2),
                    "p50_ms": round(percentile(recent, 0.5) * 1000, 2), "p95_ms": round(p95 * 1000, 2),
@@ -142,8 +144,16 @@ def _restarts(shared: Scoreboard) -> Details:
     return details
 
 
-def _logs(shared: Scoreboard) -> Details:
-    dropped = shared.totals().counters[board.W_LOG_DROPS]
-    if dropped:
-        raise Worry("log records were dropped", dropped=dropped)
-    return {"dropped": 0}
+class _LogDrops:
+    """Log records that were lost since it last looked."""
+
+    def __init__(self, shared: Scoreboard) -> None:
+        self._board = shared
+        self._known = 0
+
+    def __call__(self) -> Details:
+        dropped = self._board.totals().counters[board.W_LOG_DROPS]
+        recent, self._known = dropped - self._known, dropped
+        if recent > 0:
+            raise Worry("log records are dropped", dropped=dropped, recent=recent)
+        return {"dropped": dropped}

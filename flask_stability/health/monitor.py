@@ -1,11 +1,12 @@
 """The schedule of a process's checks: one thread that starts them, one thread for each check while it runs.
 
-Local checks run in every worker, shared ones in the leader. A check that hangs is reported and not started again
-while it hangs.
+Local checks run in every worker, shared ones in the leader, who also keeps the history and tells of what changes.
+A check that hangs is reported and not started again while it hangs.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -14,32 +15,41 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
-from ..scoreboard import Row, Scoreboard
+from ..scoreboard import Blob, Row, Scoreboard
+from . import report
 from .admin import AdminListener
 from .alerts import Alerts
 from .checks import Check, Worry, builtin
 from .history import History, Sample
-from .report import build
-from .state import ORDER, CheckState
+from .state import ORDER, PASS, CheckState
 
-FAILING_INTERVAL = 5.0
+FAILING_INTERVAL = 5.0  #: seconds at the most to the next run while a check fails, or is about to change its status
+LOOK = 5.0  #: seconds at the most between two looks of the leader at the results of all workers
+MOST_DETAIL = 2000  #: bytes of details that a check may show
 
 
 @dataclass
 class _Run:
-    """A check and how it goes."""
+    """A check and how it goes.
+
+    :ivar state, trouble: of failures; and of failures or worries.
+    :ivar shared: the leader alone runs it.
+    """
 
     check: Check
     interval: float
     timeout: float
     due: float = 0.0
-    state: CheckState = field(default_factory=CheckState)
     started: float = 0.0
     running: bool = False
     told_hanging: bool = False
-    worried: bool = False
+    state: CheckState = field(default_factory=CheckState)
+    trouble: CheckState = field(default_factory=CheckState)
     result: dict[str, Any] = field(default_factory=dict)
-    reported: str = "pass"
+
+    def moment(self) -> float:
+        """When the schedule has to look at it."""
+        return self.started + self.timeout if self.running and not self.told_hanging else self.due
 
 
 class Monitor:
@@ -48,14 +58,15 @@ class Monitor:
     def __init__(self, settings: Settings, board: Scoreboard, row: Row, checks: list[Check]) -> None:
         self._settings, self._board, self._row = settings, board, row
         self._runs: dict[str, _Run] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the runs; no check runs under it
         self._wake = threading.Event()
         self._stop = False
         self._alerts = Alerts(settings)
         self._history = History(board.master.history)
-        self._admin = AdminListener(settings, board)
-        self._next_round = 0.0
-        self._rounds = 0
+        self._admin = AdminListener(settings)
+        self._told: dict[str, str] = {}
+        self._seen: tuple[tuple[int, int], ...] = ()
+        self._next_look = self._next_round = self._expected = 0.0
         self._led = False
         self._before: scoreboard.Totals | None = None
         self._thread = threading.Thread(target=self._loop, name="stability-monitor", daemon=True)
@@ -64,10 +75,13 @@ class Monitor:
 
     def start(self) -> None:
         """Begin with a first round at once."""
+        words = self._row.words
+        # where no server's guard gives the signs of life
+        self._beats = words[scoreboard.W_STATE] == scoreboard.STATE_READY and not words[scoreboard.W_HEARTBEAT_NS]
         self._thread.start()
 
     def stop(self) -> None:
-        """Start no more checks."""
+        """Start no more checks; what is still to be told has a second."""
         self._stop = True
         self._wake.set()
         self._alerts.stop()
@@ -94,35 +108,35 @@ class Monitor:
             except Exception as error:
                 logs.error("monitor_failed", error=f"{type(error).__name__}: {error}"[:300])
                 pause = 1.0
+            self._expected = time.monotonic() + pause
             self._wake.wait(pause)
             self._wake.clear()
 
     def _step(self, now: float) -> float:
         """Start what is due, tell of what hangs; seconds until there is something to do."""
+        if self._beats:
+            self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         leader = self._board.leader()
         leading = leader is not None and leader.slot == self._row.slot and leader.pid == self._row.pid
         if leading and not self._led:
-            self._take_over()
+            self._take_over(now)
         self._led = leading
-        self._admin.keep(leading)
+        self._admin.keep(leading, now)
+        asleep = now - self._expected if self._expected else 0.0
         with self._lock:
-            runs = list(self._runs.items())
+            runs = [(name, run) for name, run in self._runs.items() if leading or not run.check.shared]
+            if asleep > 1.0:  # the process was stopped: that is no fault of what it was running
+                for _, run in runs:
+                    run.started += asleep
         for name, run in runs:
-            if run.check.shared and not leading:
-                run.result = {}
-                continue
-            if run.running:
-                if now - run.started > run.timeout and (not run.told_hanging or now >= run.due):
-                    run.told_hanging = True
-                    run.due = now + FAILING_INTERVAL
-                    self._result(name, run, False, error="timeout", detail={"running_s": round(now - run.started, 1)})
-            elif now >= run.due:
-                self._begin(name, run, now)
-        if leading and now >= self._next_round:
-            self._round(now, first=not self._rounds)
-        moments = [run.started + run.timeout if run.running and not run.told_hanging else run.due for _, run in runs
-                   if leading or not run.check.shared]
-        return max(0.05, min([1.0, *(moment - now for moment in moments)]))
+            if not run.running:
+                if now >= run.due:
+                    self._begin(name, run, now)
+            elif now >= run.moment():
+                self._tell_hanging(name, run, now)
+        if leading:
+            self._lead(now, runs)
+        return max(0.02, min([1.0 if leader else 0.1, *(run.moment() - now for _, run in runs)]))
 
     def _begin(self, name: str, run: _Run, now: float) -> None:
         run.running, run.started, run.told_hanging = True, now, False
@@ -130,98 +144,138 @@ class Monitor:
         try:
             thread.start()
         except RuntimeError:  # no more threads to be had
-            run.running = False
-            run.due = now + FAILING_INTERVAL
+            with self._lock:
+                run.running = False
+                self._result(run, False, now, error="no thread for it")
 
     def _execute(self, name: str, run: _Run) -> None:
+        ok, error, worry, detail = True, "", "", {}
         try:
-            detail = run.check.function()
-            self._result(name, run, True, detail=detail if isinstance(detail, dict) else {})
-        except Worry as worry:
-            self._result(name, run, True, worry=str(worry), detail=worry.details)
-        except Exception as error:
-            self._result(name, run, False, error=_class_of(error))
-            logs.error("check_failed", level="WARNING", check=name, error=f"{type(error).__name__}: {error}"[:300])
-        finally:
-            run.running = False
-            self._wake.set()
-
-    def _result(self, name: str, run: _Run, ok: bool, *, error: str | None = None, worry: str | None = None,
-                detail: dict[str, Any] | None = None) -> None:
-        settings, check = self._settings, run.check
-        now = time.monotonic()
+            detail = _clean(run.check.function())
+        except Worry as trouble:
+            worry, detail = str(trouble)[:200], _clean(trouble.details)
+        except BaseException as failure:
+            ok, error = False, _class_of(failure)
+            logs.error("check_failed", level="WARNING", check=name, error=f"{type(failure).__name__}: {failure}"[:300])
         with self._lock:
-            run.state = run.state.after(ok, threshold=settings.health_failure_threshold,
-                                        recovery=settings.health_success_threshold)
-            run.worried = worry is not None
-            status = run.state.status(critical=check.critical, worried=run.worried or (not ok and not run.state.down))
-            interval = min(FAILING_INTERVAL, run.interval) if not ok or run.state.down else run.interval
-            run.due = now + interval * random.uniform(0.9, 1.1)
-            run.result = {"status": status, "ok": ok, "at_ns": time.monotonic_ns(),
-                          "took_ms": round((now - run.started) * 1000, 2), "failures": run.state.failures,
-                          "critical": check.critical, "shared": check.shared, "interval": run.interval,
-                          "timeout": run.timeout, "error": error, "note": worry, "detail": detail or {},
-                          "down": run.state.down, "successes": run.state.successes}
-            old, run.reported = run.reported, status
-            results = {known: other.result for known, other in self._runs.items() if other.result}
-        if not self._row.checks.write_json(results):
-            self._row.checks.write_json({known: {**result, "detail": {}} for known, result in results.items()})
-        if check.shared:
-            self._board.master.shared.write_json(
-                {known: result for known, result in results.items() if result["shared"]})
-        if old != status:
-            self._history.transition(self._alerts.transition(name, old, status, error or worry or ""))
+            run.running = False
+            if not run.told_hanging and (self._led or not run.check.shared):  # else it was judged already, or is
+                self._result(run, ok, time.monotonic(), error=error, worry=worry, detail=detail)  # another's now
+        self._wake.set()
+
+    def _tell_hanging(self, name: str, run: _Run, now: float) -> None:
+        seconds = round(now - run.started, 1)
+        with self._lock:
+            if not run.running:
+                return
+            first, run.told_hanging = not run.told_hanging, True
+            self._result(run, False, now, error=f"timeout, running {seconds:.0f} s", detail={"running_s": seconds})
+        if first:
+            logs.error("check_hangs", level="WARNING", check=name, seconds=seconds)
+
+    def _result(self, run: _Run, ok: bool, now: float, *, error: str = "", worry: str = "",
+                detail: dict[str, Any] | None = None) -> None:
+        """Take one result in, and show it. Under the lock."""
+        check, old = run.check, run.trouble.down
+        rule = {"threshold": self._settings.health_failure_threshold,
+                "recovery": self._settings.health_success_threshold}
+        run.state = run.state.after(ok, **rule)
+        run.trouble = run.trouble.after(ok and not worry, **rule)
+        settled = run.state.status(critical=check.critical, worried=run.trouble.down)
+        changing = (not ok or bool(worry)) != run.trouble.down or old != run.trouble.down
+        interval = min(FAILING_INTERVAL, run.interval) if not ok or run.state.down or changing else run.interval
+        run.due = now + interval * random.uniform(0.9, 1.1)
+        run.result = {
+            "status": run.state.status(critical=check.critical, worried=run.trouble.down or bool(worry) or not ok),
+            "settled": settled, "down": run.state.down, "ok": ok, "at_ns": time.monotonic_ns(),
+            "took_ms": round((now - run.started) * 1000, 2), "failures": run.state.failures,
+            "critical": check.critical, "shared": check.shared, "interval": run.interval, "timeout": run.timeout,
+            "error": error or None, "note": worry or None, "detail": detail or {}, "states": [run.state, run.trouble]}
+        results = {name: one.result for name, one in self._runs.items()
+                   if one.result and (self._led or not one.check.shared)}
+        _publish(self._row.checks, results)
+        if check.shared and all(one.result for one in self._runs.values() if one.check.shared):
+            _publish(self._board.master.shared, {name: one for name, one in results.items() if one["shared"]})
 
     # -- the leader's part ---------------------------------------------------------------------------------------
 
-    def _take_over(self) -> None:
+    def _take_over(self, now: float) -> None:
         """Go on where the last leader stopped."""
         known = self._board.master.shared.read_json({})
-        now = time.monotonic()
         with self._lock:
             for name, run in self._runs.items():
                 before = known.get(name)
-                if run.check.shared and isinstance(before, dict):
-                    run.state = CheckState(bool(before.get("down")), int(before.get("failures", 0)),
-                                           int(before.get("successes", 0)))
-                    run.reported = str(before.get("status", "pass"))
-                    run.result = before
-                run.due = min(run.due, now) if run.check.shared else run.due
+                if run.check.shared and not run.running:
+                    run.due, run.result = now, {}
+                    if isinstance(before, dict) and before.get("shared"):
+                        run.result = before
+                        run.state, run.trouble = (CheckState(*state) for state in before["states"])
+        changes = self._history.transitions()
+        self._told = {str(one.get("check")): str(one.get("new")) for one in reversed(changes)}
+        self._alerts.resume(changes, now)
+        self._before, self._seen, self._next_look = self._board.totals(), (), 0.0
         last = self._history.last()
-        if last is not None:
-            self._rounds = 1
-            self._next_round = now + max(0.0, self._settings.health_interval - (time.time() - last.time))
+        self._next_round = now + self._settings.health_interval - (time.time() - last.time) if last is not None else now
 
-    def _round(self, now: float, *, first: bool) -> None:
-        """A sample for the history, a line for the log, a reminder where something has long been failing."""
-        self._next_round = now + (1.5 if first else self._settings.health_interval)
-        self._rounds += 1
-        document = build(self._board, self._settings)
-        totals, before = self._board.totals(), self._before
-        self._before = totals
-        histogram = totals.histogram
-        requests, duration = totals.requests, totals.duration_ns
-        if before is not None:
-            histogram = [a - b for a, b in zip(histogram, before.histogram, strict=True)]
-            requests, duration = requests - before.requests, duration - before.duration_ns
-        detailed = document["detailed"]
-        pool = detailed["database"].get("pool") or {}
+    def _lead(self, now: float, runs: list[tuple[str, _Run]]) -> None:
         rows = self._board.live()
+        written = tuple((row.pid, row.checks.writes) for row in rows)
+        if written != self._seen or now >= self._next_look:
+            self._seen, self._next_look = written, now + LOOK
+            self._look(now)
+        if now >= self._next_round and all(run.result for _, run in runs):
+            self._next_round = now + self._settings.health_interval
+            self._round(rows)
+
+    def _look(self, now: float) -> None:
+        """Tell of what changed since it was told last, in any worker, stale results included."""
+        found = report.results(self._board)
+        for name, result in found.items():
+            old, new = self._told.get(name, PASS), result["settled"]
+            if old != new:
+                self._told[name] = new
+                self._history.transition(self._alerts.transition(
+                    name, old, new, result["note"] or result["error"] or "", report.summary(self._board), now))
+        self._alerts.remind({name: result["settled"] for name, result in found.items() if result["settled"] != PASS},
+                            now)
+
+    def _round(self, rows: list[Row]) -> None:
+        """A sample for the history, and a line for the log."""
+        document = report.build(self._board, self._settings)
+        totals, before = self._board.totals(), self._before or self._board.totals()
+        self._before = totals
+        recent = [max(0, new - old) for new, old in zip(totals.histogram, before.histogram, strict=True)]
+        requests, duration = totals.requests - before.requests, totals.duration_ns - before.duration_ns
+        p50, p95, p99 = (scoreboard.percentile(recent, share) * 1000 for share in (0.5, 0.95, 0.99))
+        database = document["detailed"]["database"]
+        pool = database["pool"]
         sample = Sample(
-            time=time.time(), requests=totals.requests, errors=totals.errors,
-            p50_ms=scoreboard.percentile(histogram, 0.5) * 1000, p95_ms=scoreboard.percentile(histogram, 0.95) * 1000,
-            p99_ms=scoreboard.percentile(histogram, 0.99) * 1000,
+            time=time.time(), requests=totals.requests, errors=totals.errors, p50_ms=p50, p95_ms=p95, p99_ms=p99,
             mean_ms=duration / requests / 1e6 if requests > 0 else 0.0,
-            rss=sum(int(row.words[scoreboard.W_RSS]) for row in rows), workers=len(rows),
-            db_in_use=pool.get("in_use", 0), db_idle=pool.get("idle", 0), db_waiting=pool.get("waiting", 0),
-            db_latency_ms=detailed["database"].get("latency_ms") or 0.0, restarts=sum(totals.restarts.values()),
-            status=ORDER[document["status"]])
+            rss=sum(int(row.words[scoreboard.W_RSS]) for row in rows), workers=len(rows), db_in_use=pool["in_use"],
+            db_idle=pool["idle"], db_waiting=pool["waiting"], db_latency_ms=database.get("latency_ms") or 0.0,
+            restarts=sum(totals.restarts.values()), status=ORDER[document["status"]])
         self._history.append(sample)
         logs.health("round", status=document["status"], notes=document["notes"], workers=len(rows),
                     requests=totals.requests, errors=totals.errors, mean_ms=round(sample.mean_ms, 2),
-                    checks={name: run.result.get("status") for name, run in self._runs.items() if run.result})
-        failing = {name: run.reported for name, run in self._runs.items() if run.result and run.reported != "pass"}
-        self._alerts.remind(failing)
+                    checks={name: part["status"] for name, part in document["detailed"]["checks"].items()})
+
+
+def _publish(blob: Blob, results: dict[str, dict[str, Any]]) -> None:
+    if not blob.write_json(results):
+        blob.write_json({name: {**result, "detail": {}} for name, result in results.items()})
+
+
+def _clean(detail: object) -> dict[str, Any]:
+    """What a check returned as plain JSON of a size that fits."""
+    if not isinstance(detail, dict):
+        return {}
+    try:
+        text = json.dumps(detail, default=str, allow_nan=False)
+        found: dict[str, Any] = json.loads(text)
+    except Exception as error:
+        return {"details": f"not shown: {type(error).__name__}"}
+    return found if len(text) <= MOST_DETAIL else {"details": f"not shown: {len(text)} bytes"}
 
 
 def _class_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from .. import scoreboard as board
 from ..config import Settings
 from ..scoreboard import REASONS, STATE_NAMES, Blob, Row, Scoreboard, percentile
 from .history import History
-from .state import FAIL, PASS, WARN, worst
+from .state import FAIL, ORDER, PASS, WARN, worst
 
 Results = dict[str, dict[str, Any]]
 
@@ -62,14 +62,13 @@ def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
 
 
 def started(shared: Scoreboard) -> bool:
-    """The first round of shared checks is done."""
-    return {"disk", "response_time"} <= results(shared).keys()
+    """The first round of shared checks is done: only then the leader hands their results on."""
+    return bool(shared.master.shared.read())
 
 
-def check_status(shared: Scoreboard, name: str) -> str | None:
-    """One check's status; None if there is no such check."""
-    result = results(shared).get(name)
-    return str(result["status"]) if result is not None else None
+def is_down(shared: Scoreboard, name: str) -> bool:
+    """Whether a check failed often enough, critical or not."""
+    return bool(results(shared).get(name, {}).get("down"))
 
 
 def results(shared: Scoreboard, now_ns: int | None = None) -> Results:
@@ -90,9 +89,13 @@ def _merged(own: dict[int, Results], shared: Scoreboard, now: int) -> Results:
         for name, judged in source.items():
             known = found.get(name)
             if known is None or (judged["at_ns"] > known["at_ns"] if judged["shared"] else
-                                 worst(known["status"], judged["status"]) != known["status"]):
+                                 _severity(judged) > _severity(known)):
                 found[name] = judged
     return found
+
+
+def _severity(result: dict[str, Any]) -> tuple[int, int]:
+    return ORDER[result["status"]], ORDER[result["settled"]]
 
 
 def _overall(found: Results, shared: Scoreboard) -> str:
@@ -112,10 +115,10 @@ def _judged(result: dict[str, Any], now: int) -> dict[str, Any]:
     judged = {**result, "age_s": round(age, 1)}
     interval, timeout = result["interval"] * 1.1, result["timeout"]
     if age > 3 * interval + timeout:
-        judged["status"] = FAIL if result["critical"] else WARN
-        judged["note"] = "checker stuck"
+        judged["status"] = judged["settled"] = FAIL if result["critical"] else WARN
+        judged["note"], judged["down"] = "checker stuck", True
     elif age > 2 * interval + timeout:
-        judged["status"] = worst(WARN, result["status"])
+        judged["status"] = judged["settled"] = worst(WARN, result["status"])
         judged["note"] = result.get("note") or "checker late"
     return judged
 

@@ -6,7 +6,7 @@ a pass; the opposite result starts the count anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 ORDER = {PASS: 0, WARN: 1, FAIL: 2}
@@ -17,8 +17,7 @@ def worst(*statuses: str) -> str:
     return max(statuses, key=lambda status: ORDER[status], default=PASS)
 
 
-@dataclass(frozen=True)
-class CheckState:
+class CheckState(NamedTuple):
     """Where a check stands.
 
     :ivar down: it failed often enough, and has not yet succeeded often enough.
@@ -38,7 +37,7 @@ class CheckState:
         return CheckState(self.down or failures >= threshold, failures, 0)
 
     def status(self, *, critical: bool, worried: bool = False) -> str:
-        """What is reported; `worried`: the latest result was a success with a warning."""
+        """What is reported; `worried`: there is cause for a warning."""
         if self.down:
             return FAIL if critical else WARN
         return WARN if worried else PASS

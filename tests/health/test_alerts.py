@@ -70,13 +70,16 @@ def test_an_alert_and_its_recovery_reach_the_webhook_and_the_signal(receiver: _R
 
     with health_changed.connected_to(listen):
         alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
-        entry = alerts.transition("database", "pass", "fail", "timeout")
-        alerts.transition("database", "fail", "pass", "")
+        entry = alerts.transition("database", "pass", "fail", "timeout", "fail", 0.0)
+        alerts.transition("database", "fail", "pass", "", "pass", 1.0)
         wait_until(lambda: len(receiver.got) == 2)
     alerts.stop()
     assert [one["kind"] for one in receiver.got] == ["alert", "recovery"]
     assert receiver.got[0]["id"] == entry["id"]
     assert receiver.got[0]["service"] == "orders@here"
+    assert receiver.got[0]["host"] == socket.gethostname()
+    assert receiver.got[0]["detail"] == "timeout"
+    assert receiver.got[0]["service_status"] == "fail"
     assert seen == ["fail", "pass"]
 
 
@@ -84,7 +87,7 @@ def test_a_receiver_that_answers_500_is_asked_again(receiver: _Receiver) -> None
     """With a growing pause, until it takes it."""
     receiver.answers = [500]
     alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
-    alerts.transition("disk", "pass", "warn", "little space")
+    alerts.transition("disk", "pass", "warn", "little space", "warn", 0.0)
     wait_until(lambda: receiver.got)
     alerts.stop()
 
@@ -102,30 +105,109 @@ def test_a_receiver_that_hangs_or_refuses_loses_that_alert_and_it_is_counted(
         before = sb.my_row().words[sb.W_ALERTS_LOST]
         alerts = _alerts(f"http://127.0.0.1:{listener.getsockname()[1]}/")
         for number in range(module.WAITING + 20):
-            alerts.transition(f"check{number}", "pass", "fail", "")
+            alerts.transition(f"check{number}", "pass", "fail", "", "fail", 0.0)
         wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] - before >= 19)
         alerts.stop()
 
 
-def test_a_check_that_flaps_is_told_of_once_and_its_recovery_always(receiver: _Receiver) -> None:
-    """After six changes in ten minutes."""
-    alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+def _kinds(receiver: _Receiver) -> list[str]:
+    return [one["kind"] for one in receiver.got]
+
+
+def _flap(alerts: Alerts) -> list[dict[str, Any]]:
+    """Twenty failures and recoveries in forty seconds; the entries of the history."""
+    entries = []
     for number in range(20):
-        alerts.transition("search", "pass", "fail", "", now=number * 2.0)
-        alerts.transition("search", "fail", "pass", "", now=number * 2.0 + 1)
-    wait_until(lambda: len([one for one in receiver.got if one["kind"] == "recovery"]) == 20)
+        entries.append(alerts.transition("search", "pass", "fail", "", "fail", number * 2.0))
+        entries.append(alerts.transition("search", "fail", "pass", "", "pass", number * 2.0 + 1))
+    return entries
+
+
+def test_a_check_that_flaps_is_told_of_once_and_its_recovery_when_it_holds(receiver: _Receiver) -> None:
+    """After six changes in ten minutes nothing more is told until it has passed for a minute."""
+    alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+    assert len(_flap(alerts)) == 40
+    alerts.remind({}, 60.0)
+    wait_until(lambda: "flapping" in _kinds(receiver))
+    alerts.remind({}, 39.0 + module.HOLD)
+    wait_until(lambda: _kinds(receiver)[-1] == "recovery")
+    alerts.transition("search", "pass", "fail", "", "fail", 200.0)
+    wait_until(lambda: _kinds(receiver)[-1] == "alert")
     alerts.stop()
-    kinds = [one["kind"] for one in receiver.got]
-    assert kinds.count("alert") == 3
-    assert "flapping" in kinds
+    assert _kinds(receiver) == ["alert", "recovery"] * 3 + ["flapping", "recovery", "alert"]
+
+
+def test_the_next_leader_tells_of_the_recovery_of_what_flapped(receiver: _Receiver) -> None:
+    """It reads in the history what the last one kept to itself."""
+    before = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+    entries = _flap(before)
+    wait_until(lambda: len(receiver.got) == 7)
+    before.stop()
+    alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+    alerts.resume(entries[::-1], 100.0)
+    alerts.remind({}, 101.0)
+    alerts.remind({}, 101.0 + module.HOLD)
+    wait_until(lambda: len(receiver.got) == 8)
+    alerts.stop()
+    assert _kinds(receiver)[-1] == "recovery"
 
 
 def test_what_goes_on_failing_is_told_again_after_ten_minutes(receiver: _Receiver) -> None:
     """And not before."""
     alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
-    alerts.transition("database", "pass", "fail", "", now=0.0)
+    alerts.transition("database", "pass", "fail", "", "fail", 0.0)
     for now in (100.0, 599.0, 601.0, 900.0, 1202.0):
-        alerts.remind({"database": "fail"}, now=now)
+        alerts.remind({"database": "fail"}, now)
     wait_until(lambda: len(receiver.got) == 3)
     alerts.stop()
-    assert [one["kind"] for one in receiver.got] == ["alert", "reminder", "reminder"]
+    assert _kinds(receiver) == ["alert", "reminder", "reminder"]
+
+
+def test_a_redirect_is_no_delivery(receiver: _Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followed, a POST would become a GET without the alert."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    receiver.answers = [302]
+    alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    alerts.transition("disk", "pass", "warn", "", "warn", 0.0)
+    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] == before + 1)
+    alerts.stop()
+
+
+def test_a_receiver_that_never_comes_to_an_end_is_given_up(receiver: _Receiver,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread goes on with the next alert, and the one that was lost is counted."""
+    held, release = threading.Event(), threading.Event()
+
+    def hold(sender: str, **kwargs: Any) -> None:
+        if kwargs["check"] == "first":
+            held.set()
+            release.wait(60)
+
+    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    with health_changed.connected_to(hold):
+        alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
+        alerts.transition("first", "pass", "fail", "", "fail", 0.0)
+        assert held.wait(30)
+        monkeypatch.setattr(module, "STUCK", 0.0)
+        alerts.transition("second", "pass", "fail", "", "fail", 1.0)
+        wait_until(lambda: [one["check"] for one in receiver.got] == ["second"])
+        assert sb.my_row().words[sb.W_ALERTS_LOST] == before + 1
+        release.set()
+        wait_until(lambda: [one["check"] for one in receiver.got] == ["second", "first"])
+    alerts.stop()
+    assert sb.my_row().words[sb.W_ALERTS_LOST] == before + 1
+
+
+def test_what_waits_when_the_worker_ends_is_delivered_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending takes about a second at most."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        alerts = _alerts(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        for number in range(10):
+            alerts.transition(f"check{number}", "pass", "fail", "", "fail", 0.0)
+        alerts.stop()
+    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] == before + 10)

@@ -27,9 +27,9 @@ SECOND = 10**9
 
 
 def _result(status: str = "pass", **more: Any) -> dict[str, Any]:
-    return {"status": status, "ok": status == "pass", "at_ns": time.monotonic_ns(), "took_ms": 1.5, "failures": 0,
-            "critical": True, "shared": True, "interval": 30.0, "timeout": 2.0, "error": None, "note": None,
-            "detail": {}, **more}
+    return {"status": status, "settled": status, "down": False, "ok": status == "pass", "at_ns": time.monotonic_ns(),
+            "took_ms": 1.5, "failures": 0, "critical": True, "shared": True, "interval": 30.0, "timeout": 2.0,
+            "error": None, "note": None, "detail": {}, **more}
 
 
 def _worker(board: Scoreboard, pid: int, **checks: dict[str, Any]) -> Row:
