@@ -30,6 +30,7 @@ from .scoreboard_parts import (
     LAST_BITS,
     Blob,
     EndpointTable,
+    Entry,
     add_entry,
     bucket_bound,
     bucket_of,
@@ -231,7 +232,7 @@ class Totals:
 
     counters: dict[int, int]
     histogram: list[int]
-    endpoints: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    endpoints: dict[tuple[str, str], Entry] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -339,7 +340,7 @@ class Scoreboard:
             new.histogram[bucket] += number
         for key, words in row.endpoints.items(row.entries):
             base = master.endpoints.find(key)
-            total = add_entry(new.entries[base:base + ENTRY_WORDS].tolist(), words)
+            total = add_entry(tuple(new.entries[base:base + ENTRY_WORDS]), words)
             for offset, number in enumerate(total):
                 new.entries[base + offset] = number
         # one store makes the row's counts the totals': whoever reads sees them once, before as after
