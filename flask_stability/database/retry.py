@@ -132,6 +132,8 @@ class _Unit:
 
     def _commit(self, connection: PooledConnection) -> None:
         driver = self.pool.driver
+        if connection._live.cut:
+            raise DeadlineExceeded("the transaction was cut off before COMMIT was sent: nothing of it is stored")
         try:
             connection.commit()
         except (driver.dbapi.Error, DeadlineExceeded) as failure:
