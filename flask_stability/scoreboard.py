@@ -37,7 +37,7 @@ from .scoreboard_parts import (
     percentile,
 )
 
-__all__ = ["BUCKETS", "Blob", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
+__all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
 
 MAGIC = b"FSTABLE2"
 HEAD_BYTES = 24

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
+import heapq
 import time
 from typing import Any
 
@@ -34,7 +34,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         notes.append("workers crash: restarts are held back")
     detailed = {
         "memory": _memory(rows, found, own),
-        "database": _database(rows, found),
+        "database": _database(rows, found, totals),
         "disk": _part(found.get("disk")),
         "response_time": _response_time(found.get("response_time"), totals),
         "availability": _availability(shared, totals),
@@ -53,7 +53,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     return {"status": _overall(found, shared), "version": "1",
             **({"releaseId": settings.release_id} if settings.release_id else {}),
             "serviceId": settings.service_id or "", "time": _wall(0), "notes": notes,
-            "checks": _draft_checks(detailed, found, (now - begun) / 1e9), "detailed": detailed}
+            "checks": _draft_checks(detailed, (now - begun) / 1e9), "detailed": detailed}
 
 
 def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
@@ -105,8 +105,7 @@ def _overall(found: Results, shared: Scoreboard) -> str:
 
 def _wall(age: float) -> str:
     """The time of day `age` seconds ago, as the draft wants it."""
-    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
-    return then.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - age))
 
 
 def _judged(result: dict[str, Any], now: int) -> dict[str, Any]:
@@ -150,14 +149,15 @@ def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[st
             "seconds_to_limit": min(times, default=None), "workers": workers}
 
 
-def _database(rows: list[Row], found: Results) -> dict[str, Any]:
+def _database(rows: list[Row], found: Results, totals: board.Totals) -> dict[str, Any]:
     pool: dict[str, Any] = {
         name: sum(int(row.words[word]) for row in rows)
         for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE),
-                           ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX),
-                           ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS),
-                           ("lost", board.W_DB_LOST), ("leaks_suspected", board.W_DB_LEAKS),
-                           ("retries", board.W_DB_RETRIES), ("connect_errors", board.W_DB_CONNECT_ERRORS))}
+                           ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX))}
+    pool.update({name: totals.counters[word] for name, word in (
+        ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS), ("lost", board.W_DB_LOST),
+        ("leaks_suspected", board.W_DB_LEAKS), ("retries", board.W_DB_RETRIES),
+        ("connect_errors", board.W_DB_CONNECT_ERRORS))})
     pool["breaker"] = "open" if any(row.words[board.W_DB_BREAKER] for row in rows) else "closed"
     result = found.get("database")
     if result is None:
@@ -184,11 +184,12 @@ def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
 
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     """The five routes with the highest mean."""
-    routes: list[dict[str, Any]] = [
-        {"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
-         "mean_ms": round(words[0] / max(1, sum(words[2:])) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
-        for (method, endpoint), words in totals.endpoints.items()]
-    return sorted(routes, key=lambda route: -route["mean_ms"])[:5]
+    def mean(item: tuple[tuple[str, str], board.Entry]) -> float:
+        return item[1][0] / max(1, sum(item[1][2:]))
+
+    return [{"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+             "mean_ms": round(mean(((method, endpoint), words)) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
+            for (method, endpoint), words in heapq.nlargest(5, totals.endpoints.items(), mean)]
 
 
 def _worker(row: Row, now: int) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _exceptions(rows: list[Row], totals: board.Totals) -> dict[str, Any]:
                        for (name, route), (count, last) in latest]}
 
 
-def _draft_checks(detailed: dict[str, Any], found: Results, uptime: float) -> dict[str, list[dict[str, Any]]]:
+def _draft_checks(detailed: dict[str, Any], uptime: float) -> dict[str, list[dict[str, Any]]]:
     """The ``checks`` object of the draft: lists of measurements by component and what is measured."""
 
     def measured(part: dict[str, Any], value: Any, unit: str, kind: str = "system",
