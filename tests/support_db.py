@@ -19,11 +19,11 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from support import free_port, wait_until
 
 from flask_stability import request
 from flask_stability.config import Settings
 from flask_stability.database.pool import Pool
+from support import free_port, wait_until
 
 _OPTIONS = ("--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF", "--innodb-buffer-pool-size=32M",
             "--innodb-flush-log-at-trx-commit=2", "--innodb-log-file-size=16M", "--innodb-fast-shutdown=2",

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import wait_until
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
+from support import wait_until
 
 
 def _fork(function: Callable[[], None]) -> int:

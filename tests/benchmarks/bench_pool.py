@@ -28,10 +28,9 @@ from dbutils.pooled_db import PooledDB
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support_db import MariaDB  # noqa: E402
-
 from flask_stability.config import Settings  # noqa: E402
 from flask_stability.database.pool import Pool  # noqa: E402
+from support_db import MariaDB  # noqa: E402
 
 SIZE = 20
 THREADS = (1, 4, 20, 100)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support import free_port
-from support_db import MariaDB
 
 from flask_stability.cli import stability
 from flask_stability.config import Settings
 from flask_stability.database.check_db import check_db, status_of
+from support import free_port
+from support_db import MariaDB
 
 
 def _statuses(settings: Settings, **options: int) -> dict[str, str]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from support import wait_until
-from support_db import MariaDB
 
 from flask_stability.config import Settings
 from flask_stability.database.drivers import ErrorClass, make_driver, means_unavailable, mysql_class, translate
 from flask_stability.database.pool import Pool
 from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, effect_of
 from flask_stability.exceptions import ConfigError, DatabaseUnavailable
+from support import wait_until
+from support_db import MariaDB
 
 
 @pytest.mark.parametrize(("codes", "expected"), [

@@ -49,6 +49,6 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
     assert not engine_unavailable(wrong.value)
     engine.dispose()
     mariadb.stop()
-    with pytest.raises(Exception, match="200[23]") as gone:
+    with pytest.raises(Exception, match=r"200[23]") as gone:
         engine.connect()
     assert is_unavailable(gone.value)

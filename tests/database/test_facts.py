@@ -12,12 +12,12 @@ from typing import Any
 import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
-from support import wait_until
-from support_db import FaultProxy, MariaDB
 
 from flask_stability.database import keeper
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import DatabaseUnavailable, PoolTimeout
+from support import wait_until
+from support_db import FaultProxy, MariaDB
 
 MakePool = Callable[..., Pool]
 

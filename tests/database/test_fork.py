@@ -9,11 +9,11 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from support import wait_until
-from support_db import MariaDB
 
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import DatabaseUnavailable
+from support import wait_until
+from support_db import MariaDB
 
 MakePool = Callable[..., Pool]
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from support import wait_until
-from support_db import FaultProxy, MariaDB, serving
 
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
@@ -25,6 +23,8 @@ from flask_stability.exceptions import (
     TooManyRequests,
 )
 from flask_stability.signals import leak_suspected
+from support import wait_until
+from support_db import FaultProxy, MariaDB, serving
 
 MakePool = Callable[..., Pool]
 

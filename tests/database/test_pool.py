@@ -17,12 +17,12 @@ import MySQLdb.cursors
 import pytest
 from dbutils.pooled_db import PooledDB
 from dbutils.steady_db import SteadyDBConnection
-from support import wait_until
-from support_db import FaultProxy, MariaDB, serving
 
 from flask_stability import scoreboard
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
+from support import wait_until
+from support_db import FaultProxy, MariaDB, serving
 
 MakePool = Callable[..., Pool]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import MySQLdb
 import pytest
-from support_db import FaultProxy, MariaDB
 
 from flask_stability.config import Settings
 from flask_stability.database import Pool, PooledConnection
 from flask_stability.database.retry import Budget, Transactions
 from flask_stability.exceptions import CommitUnknown, DatabaseUnavailable, StabilityError
+from support_db import FaultProxy, MariaDB
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wsgi_client import Answer, call, environ
 
 from flask_stability import logs
 from flask_stability.config import Settings
 from flask_stability.request import inflight
+from wsgi_client import Answer, call, environ
 
 
 @pytest.fixture

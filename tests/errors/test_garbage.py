@@ -7,11 +7,11 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wsgi_client import call
 
 from flask_stability import logs
 from flask_stability.config import Settings
 from flask_stability.middleware import StabilityMiddleware
+from wsgi_client import call
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(),
                      st.lists(st.none() | st.text() | st.binary(), max_size=3))

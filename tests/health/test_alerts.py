@@ -11,13 +11,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from support import wait_until
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health import alerts as module
 from flask_stability.health.alerts import Alerts
 from flask_stability.signals import health_changed
+from support import wait_until
 
 
 class _Receiver(HTTPServer):

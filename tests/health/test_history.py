@@ -9,10 +9,10 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import wait_until
 
 from flask_stability.health.history import FEWEST, SAMPLES, TRANSITIONS, History, Sample, trends
 from flask_stability.scoreboard import Scoreboard
+from support import wait_until
 
 
 def _history() -> History:

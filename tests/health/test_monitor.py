@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support import wait_until
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
@@ -19,6 +18,7 @@ from flask_stability.health.checks import Check, Worry
 from flask_stability.health.history import History
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
+from support import wait_until
 
 SETTINGS = replace(Settings(), health_interval=0.2, health_timeout=0.3, service_id="orders@here")
 
@@ -276,6 +276,7 @@ def test_a_monitor_at_rest_costs_next_to_nothing(board: Scoreboard, monitor: Cal
     one = monitor(_worker(board, 11), settings=replace(SETTINGS, health_interval=3600.0))
     wait_until(lambda: report.started(board))
     wait_until(lambda: History(board.master.history).samples())
+    one.stop()
     step, runs = one._step, 2000
     before = time.thread_time()
     for _ in range(runs):

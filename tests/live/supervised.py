@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import requests
-from support import Server, wait_until
 
 from flask_stability.scoreboard import (
     O_CLI_RETIRE,
@@ -24,6 +23,7 @@ from flask_stability.scoreboard import (
     Scoreboard,
     board_files,
 )
+from support import Server, wait_until
 
 SOURCE = '''
 import ctypes, faulthandler, os, re, sys, threading, time

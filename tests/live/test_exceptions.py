@@ -17,6 +17,7 @@ from typing import Any
 import matrix
 import pytest
 from matrix import CASES, Case
+
 from support import Server, wait_until
 
 APP = (Path(__file__).parent / "matrix_app.py").read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import ROOT, Server, free_port, wait_until
 from support_db import MariaDB
 

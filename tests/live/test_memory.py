@@ -50,7 +50,7 @@ def _restarts(server: Server) -> dict[str, int]:
 
 @pytest.mark.long
 def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, worker_class: str) -> None:
-    """Every fourth request leaks 2 MB: no worker beyond 1.3 × its limit, no request lost, and the log names the type."""
+    """Every fourth request leaks 2 MB: no worker beyond 1.3 × its limit, nothing lost, and the log names the type."""
     workers = 2
     one = server(**SAMPLE, worker_class=worker_class, workers=workers, env={**ENV, "STABILITY_MEMORY_LIMIT": "200M"})
     load = Load(one.url, ["/faults/leak?mb=2", "/", "/", "/"], rate=60, timeout=60).start()
@@ -89,6 +89,28 @@ def test_a_leak_in_one_worker_replaces_that_one(server: Start, tmp_path: object)
         leaking = int(file.read())
     assert before - set(one.worker_pids()) == {leaking}
     assert load.result.failed == 0
+
+
+@pytest.mark.long
+def test_four_workers_that_cross_together_are_replaced_one_after_the_other(server: Start) -> None:
+    """Never more than one newcomer at a time, and no request lost."""
+    one = server(**SAMPLE, workers=4, env={
+        **ENV, "STABILITY_MEMORY_LIMIT": "120M", "STABILITY_MEMORY_LIMIT_JITTER": "0",
+        "STABILITY_MEMORY_HARD_FACTOR": "3"})
+    wait_until(lambda: len(one.health()["detailed"]["workers"]) == 4)
+    before = set(one.worker_pids())
+    load = Load(one.url, ["/faults/leak?mb=1", "/"], rate=40, timeout=60).start()
+    try:
+        end = time.monotonic() + 90
+        while before & set(one.worker_pids()):
+            assert time.monotonic() < end, "all four were to be replaced"
+            time.sleep(0.05)
+    finally:
+        result = load.stop()
+    assert result.failed == 0, result.errors()
+    steps = [record["action"] for record in one.records("process-manager", "replacement")
+             if record["action"] in ("surge", "term")]
+    assert steps[:8] == ["surge", "term"] * 4, steps
 
 
 @pytest.mark.long

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import requests
-from support import Server, free_port, wait_until
 
 from flask_stability.config import Settings
 from flask_stability.health import metrics, report
 from flask_stability.scoreboard import Scoreboard, board_files
+from support import Server, free_port, wait_until
 
 ROUTES, RECYCLED = 50, 300
 TOKEN = "scrape-me-if-you-may"

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from supervised import Supervised, fewest_serving, starting
-from support import Load, wait_until
 
 from flask_stability.scoreboard import M_DEGRADED, STATE_READY, W_STATE, Scoreboard, board_files
+from support import Load, wait_until
 
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
 Start = Callable[..., Supervised]

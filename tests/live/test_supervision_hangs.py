@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from supervised import Supervised, starting
+
 from support import Load, wait_until
 
 Start = Callable[..., Supervised]

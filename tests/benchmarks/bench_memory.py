@@ -1,0 +1,72 @@
+"""What watching a worker's memory costs: time of one look, share of a core, memory, and what gc.freeze saves.
+
+``python tests/benchmarks/bench_memory.py``; medians.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from flask_stability.config import Settings  # noqa: E402
+from flask_stability.memory import sampler  # noqa: E402
+from flask_stability.scoreboard import Scoreboard  # noqa: E402
+
+
+def _looks(number: int = 3000) -> tuple[float, float]:
+    """Microseconds of one look, the slow ones included as they come once in 15 s; and bytes added."""
+    board = Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    assert row is not None
+    before = sampler.resident()
+    watch = sampler.MemoryWatch(replace(Settings(), memory_limit=1 << 40), row, board=board)
+    now, times = time.monotonic(), []
+    for second in range(number):
+        started = time.perf_counter()
+        watch.tick(now + second)
+        times.append(time.perf_counter() - started)
+    return statistics.mean(times) * 1e6, sampler.resident() - before
+
+
+def _private_after_collect(freeze: bool) -> float:
+    """MB of private memory that a forked child has after it collected garbage once."""
+    kept = [[{"number": number} for number in range(200)] for _ in range(2000)]
+    if freeze:
+        gc.collect()
+        gc.freeze()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        gc.collect()
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            private = sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
+        os.write(write, str(private / 1024).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    found = float(os.read(read, 64))
+    os.close(read)
+    os.close(write)
+    gc.unfreeze()
+    assert kept
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    looks = [_looks() for _ in range(5)]
+    cost = statistics.median(cost for cost, _ in looks)
+    print(f"one look           {cost:8.1f} µs   {cost / 1e6:.4%} of a core at one a second (to stay below 0.5 %)")
+    print(f"memory of a watch  {statistics.median(size for _, size in looks) / 1e6:8.2f} MB   (to stay below 3 MB)")
+    plain, frozen = (statistics.median(_private_after_collect(freeze) for _ in range(3)) for freeze in (False, True))
+    print(f"a child's private memory after a collection: {plain:.0f} MB, with gc.freeze() {frozen:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
