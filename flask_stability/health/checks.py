@@ -46,10 +46,11 @@ class Check:
 
 def database_check(pool: Pool, settings: Settings) -> Check:
     """A round trip through the pool, asked by the leader. Critical."""
+    patience = 0.8 * settings.health_timeout  # so that the pool's own reason is told, and not "timeout"
 
     def ask() -> Details:
         started = time.monotonic()
-        with pool.connection(timeout=settings.health_timeout) as connection:
+        with pool.connection(timeout=patience) as connection:
             cursor = connection.cursor()
             cursor.execute("SELECT 1")
             cursor.fetchone()

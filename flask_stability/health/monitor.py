@@ -67,7 +67,7 @@ class Monitor:
         self._told: dict[str, str] = {}
         self._seen: tuple[tuple[int, int], ...] = ()
         self._next_look = self._next_round = self._expected = 0.0
-        self._led = False
+        self._led = self._beats = False
         self._before: scoreboard.Totals | None = None
         self._thread = threading.Thread(target=self._loop, name="stability-monitor", daemon=True)
         for check in [*builtin(settings, board, row), *checks]:
@@ -256,9 +256,12 @@ class Monitor:
             db_idle=pool["idle"], db_waiting=pool["waiting"], db_latency_ms=database.get("latency_ms") or 0.0,
             restarts=sum(totals.restarts.values()), status=ORDER[document["status"]])
         self._history.append(sample)
+        checks = {name: part["status"] for name, part in document["detailed"]["checks"].items()}
+        unknown = [name for name in self._settings.health_ready_checks if name not in checks]
+        extra: dict[str, Any] = {"unknown_ready_checks": unknown} if unknown else {}
         logs.health("round", status=document["status"], notes=document["notes"], workers=len(rows),
-                    requests=totals.requests, errors=totals.errors, mean_ms=round(sample.mean_ms, 2),
-                    checks={name: part["status"] for name, part in document["detailed"]["checks"].items()})
+                    requests=totals.requests, errors=totals.errors, mean_ms=round(sample.mean_ms, 2), checks=checks,
+                    **extra)
 
 
 def _publish(blob: Blob, results: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -100,6 +101,41 @@ def test_draining_is_not_ready_but_alive() -> None:
     finally:
         board.master.words[sb.M_DRAINING] = 0
     assert _open.get("/health/ready").status_code == 200
+
+
+def test_readiness_waits_for_its_gates() -> None:
+    """503 before the first round of checks and while a gate is down, critical or not; other checks are no gate."""
+    client = make_health_app(replace(Settings(), health_ready_checks=("search",))).test_client()
+    shared = sb.current().master.shared
+
+    def result(**more: Any) -> dict[str, Any]:
+        return {"status": "pass", "settled": "pass", "down": False, "ok": True, "at_ns": time.monotonic_ns(),
+                "took_ms": 1.0, "failures": 0, "critical": False, "shared": True, "interval": 30.0, "timeout": 2.0,
+                "error": None, "note": None, "detail": {}, **more}
+
+    def ready(**checks: dict[str, Any]) -> int:
+        shared.write_json(checks)
+        return client.get("/health/ready").status_code
+
+    assert client.get("/health/ready").status_code == 503
+    try:
+        assert ready(search=result()) == 200
+        assert ready(search=result(status="warn", failures=2)) == 200
+        assert ready(search=result(status="warn", settled="warn", down=True)) == 503
+        assert ready(search=result(at_ns=time.monotonic_ns() - 10**12)) == 503
+        assert ready(search=result(), database=result(status="fail", down=True, critical=True)) == 200
+    finally:
+        shared.write(b"")
+
+
+def test_what_there_is_not_is_refused_in_json() -> None:
+    """A path or a method: no page, no redirect, nothing to be kept in a cache."""
+    for path, method, status in (("/health/", "GET", 404), ("/health/none", "GET", 404), ("/health", "POST", 405)):
+        answer = _open.open(path, method=method)
+        assert (answer.status_code, answer.content_type) == (status, HEALTH_JSON)
+        assert answer.headers["Cache-Control"] == "no-store"
+        if status == 405:
+            assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])

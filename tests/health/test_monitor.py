@@ -184,6 +184,22 @@ def test_a_check_slower_than_its_timeout_fails_however_it_ends(board: Scoreboard
     wait_until(lambda: _checks(board)["search"]["status"] == "pass")
 
 
+def test_a_process_that_was_stopped_does_not_call_its_checks_slow(board: Scoreboard) -> None:
+    """A minute that nothing ran in is not counted, the seconds after it are."""
+    release = threading.Event()
+    one = Monitor(replace(SETTINGS, health_timeout=5.0), board, _worker(board, 11),
+                  [Check("search", lambda: release.wait(60) and None)])
+    begin = time.monotonic()
+    one._step(begin)
+    one._expected = begin + 1
+    one._step(begin + 60)
+    assert "search" not in _checks(board)
+    one._expected = begin + 66
+    one._step(begin + 66.5)
+    assert _checks(board)["search"]["error"].startswith("timeout")
+    release.set()
+
+
 @pytest.mark.parametrize("failure", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_a_check_can_raise_anything(failure: BaseException, board: Scoreboard,
                                     monitor: Callable[..., Monitor]) -> None:
