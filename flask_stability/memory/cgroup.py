@@ -85,6 +85,18 @@ def total() -> int:
     return limit() or int(psutil.virtual_memory().total)
 
 
+def pressure() -> float:
+    """Percent of the last ten seconds in which some task waited for memory (PSI); 0.0 where that is not told."""
+    for path in (*(f"{folder}/memory.pressure" for folder in _own()[:1]), "/proc/pressure/memory"):
+        try:
+            with open(path, encoding="ascii") as file:
+                fields = dict(part.split("=", 1) for part in file.readline().split()[1:])
+            return float(fields["avg10"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0.0
+
+
 def available() -> int | None:
     """Bytes that may still be used: the smaller of the container's and the machine's."""
     free = int(psutil.virtual_memory().available)

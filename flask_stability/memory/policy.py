@@ -13,6 +13,7 @@ MB = 1 << 20
 GROWTH_AT_LEAST = 150 * MB
 WARM = 60.0  #: seconds after which a worker's floor counts as warm
 NEAR = 0.15  #: a limit nearer than this share is looked at more often
+PRESSED = 20.0  #: percent of time waiting for memory that counts as pressure
 REPLACEMENT = 12.0  #: seconds that a replacement may take, used until one was seen
 
 
@@ -168,14 +169,16 @@ def learned_floor(known: int, floors: Sequence[int]) -> int:
     return middle if warm[-1] <= 1.5 * warm[0] else max(known, warm[0])
 
 
-def group_decision(rows: Mapping[int, int], *, available: int | None, total: int, limit: int | None) -> int | None:
+def group_decision(rows: Mapping[int, int], *, available: int | None, total: int,
+                   pressure: float = 0.0) -> int | None:
     """The slot of the worker to replace under pressure on all: the largest, if it is large enough to help.
 
     :param available: bytes that may still be used.
     :param total: bytes there are.
-    :param limit: a limit given by hand: then each worker is judged by itself.
+    :param pressure: percent of time that tasks waited for memory: under much of it, less has to be missing.
     """
-    if available is None or not rows or available >= 0.1 * total:
+    scarce = 0.2 if pressure > PRESSED else 0.1
+    if available is None or not rows or available >= scarce * total:
         return None
     slot = max(rows, key=lambda name: rows[name])
     others = [size for name, size in rows.items() if name != slot]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -42,6 +43,20 @@ def resident() -> int:
         return int(os.pread(_statm, 128, 0).split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return int(psutil.Process().memory_info().rss)
+
+
+def confirmed() -> tuple[int, int]:
+    """Proportional and private bytes by smaps_rollup: 0.3 to 17 ms, so only asked before a replacement."""
+    found = {"Pss": 0, "Private": 0}
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            for line in file:
+                name = line.partition(":")[0].partition("_")[0]
+                if line.startswith(("Pss:", "Private_")):
+                    found[name] += int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return resident(), resident()
+    return found["Pss"], found["Private"]
 
 
 def _after_fork() -> None:
@@ -103,6 +118,11 @@ class MemoryWatch:
         if decision.action is Action.RECLAIM:
             self._reclaim(decision)
             return NOTHING
+        if decision.action is not Action.NONE and not row.words[shared.W_RETIRE_REASON]:
+            # what is shared with the master would not be freed: told once, with the reason
+            proportional, private = confirmed()
+            row.words[shared.W_PSS] = proportional
+            return replace(decision, text=f"{decision.text} (of it {private} bytes private)")
         return decision
 
     def _reclaim(self, decision: Decision) -> None:

@@ -355,8 +355,7 @@ class Supervisor:
             return
         rows = {child.row.slot: int(child.row.words[scoreboard.W_RSS]) for child in children
                 if child.row is not None and child.ready_at}
-        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(),
-                              limit=self.settings.memory_limit)
+        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure())
         for child in children:
             if slot is not None and child.row is not None and child.row.slot == slot:
                 self._last_group = now

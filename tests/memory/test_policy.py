@@ -131,7 +131,14 @@ def test_the_learned_floor_needs_two_that_agree(known: int, floors: list[int], e
 def test_under_pressure_the_largest_goes_if_that_helps(rows: dict[int, int], available: int | None,
                                                        expected: int | None) -> None:
     """Workers of one size are not to blame."""
-    assert group_decision(rows, available=available, total=2000 * MB, limit=None) == expected
+    assert group_decision(rows, available=available, total=2000 * MB) == expected
+
+
+def test_pressure_makes_it_go_sooner() -> None:
+    """When tasks wait for memory, less has to be missing."""
+    rows = {0: 900 * MB, 1: 100 * MB}
+    assert group_decision(rows, available=300 * MB, total=2000 * MB) is None
+    assert group_decision(rows, available=300 * MB, total=2000 * MB, pressure=60.0) == 0
 
 
 def test_the_container_is_shared_with_one_newcomer() -> None:

@@ -14,7 +14,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.memory import autopsy, cgroup, collect
 from flask_stability.memory.policy import Action
-from flask_stability.memory.sampler import MemoryWatch, resident
+from flask_stability.memory.sampler import MemoryWatch, confirmed, resident
 from flask_stability.scoreboard import Scoreboard
 
 
@@ -28,6 +28,12 @@ class Leaked:
 def test_resident_memory_is_what_psutil_says() -> None:
     """Within what changes between the two looks."""
     assert abs(resident() - psutil.Process().memory_info().rss) < 8 << 20
+
+
+def test_private_memory_is_part_of_the_resident() -> None:
+    """And its proportional share lies between."""
+    proportional, private = confirmed()
+    assert 0 < private <= proportional <= resident() + (8 << 20)
 
 
 def test_a_forked_child_measures_itself() -> None:
@@ -96,3 +102,4 @@ def test_the_machines_memory_is_known() -> None:
     assert available is not None
     assert 0 < available <= psutil.virtual_memory().total
     assert cgroup.oom_kills() >= 0
+    assert 0 <= cgroup.pressure() <= 100
