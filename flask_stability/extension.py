@@ -303,8 +303,11 @@ def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable
         if found is None or app is None:
             return
         path = found.settings.health_path
-        if any(rule.rule.rstrip("/") == path or rule.rule.startswith(path + "/") for rule in app.url_map.iter_rules()):
+        taken = [rule.endpoint for rule in app.url_map.iter_rules()
+                 if rule.rule.rstrip("/") == path or rule.rule.startswith(path + "/")]
+        if taken:
             middleware.health_app = None
+        if not all(endpoint.startswith("stability_health.") for endpoint in taken):  # else registered by hand
             logs.error("health_path_taken", level="WARNING", path=path,
                        remedy="the app's own route answers there: set STABILITY_HEALTH_PATH to another path")
         if not app.testing:

@@ -1,6 +1,6 @@
 """Blinker signals: what an application can subscribe to.
 
-Receivers run in the thread that noticed the event (the monitor's or the guard's); what they raise is logged,
+Receivers run in a thread of the extension's (that of the alerts, or the guard's); what they raise is logged,
 never passed on. The sender is the name of the service.
 """
 
@@ -12,7 +12,7 @@ from blinker import Namespace, Signal
 
 _namespace = Namespace()
 
-#: A check or the whole service changed its status. Keywords: ``check``, ``old``, ``new``, ``detail``, ``id``.
+#: A check changed its status, told by the leading worker. Keywords: ``check``, ``old``, ``new``, ``detail``, ``id``.
 health_changed: Signal = _namespace.signal("health-changed")
 
 #: This worker asked for its replacement. Keywords: ``reason``, ``detail``, ``pid``.

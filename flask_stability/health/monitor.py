@@ -84,6 +84,8 @@ class Monitor:
         """Start no more checks; what is still to be told has a second."""
         self._stop = True
         self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
         self._alerts.stop()
         self._admin.close()
 
@@ -118,9 +120,9 @@ class Monitor:
             self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         leader = self._board.leader()
         leading = leader is not None and leader.slot == self._row.slot and leader.pid == self._row.pid
-        if leading and not self._led:
+        led, self._led = self._led, leading
+        if leading and not led:
             self._take_over(now)
-        self._led = leading
         self._admin.keep(leading, now)
         asleep = now - self._expected if self._expected else 0.0
         with self._lock:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flask_stability import StabilityExt
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health.blueprint import HEALTH_JSON, SUFFIXES, make_health_app
@@ -162,3 +165,17 @@ def test_history_gives_fields_and_a_cursor() -> None:
     assert document["fields"][0] == "time"
     assert document["cursor"] >= 0
     assert _open.get("/health/history?since=yesterday").status_code == 400
+
+
+def test_registered_by_hand_the_endpoints_are_the_apps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its login wall stands before them then, and nobody is warned of that."""
+    app = Flask("orders", instance_path=str(tmp_path))
+    app.config["TESTING"] = True
+    stability = StabilityExt(app)
+    app.register_blueprint(stability.health_blueprint)
+    app.before_request(lambda: None if "user" in request.cookies else ("log in first", 401))
+    client = app.test_client()
+    assert client.get("/health").status_code == 401
+    client.set_cookie("user", "1")
+    assert client.get("/health").json == {"status": "pass"}
+    assert "health_path_taken" not in capfd.readouterr().err
