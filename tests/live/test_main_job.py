@@ -37,19 +37,20 @@ def _orders_work(server: Server) -> None:
 
 def _health_tells(server: Server, kind: str) -> None:
     def ready() -> dict[str, Any] | None:
+        assert server.get("/stock").status_code == 200  # the leader checks the database once it was asked for there
         found = server.health()
         database = found["detailed"]["database"]
         states = {worker["state"] for worker in found["detailed"]["workers"]}
-        done = "latency_ms" in database and database["pool"]["requests"] and states == {"ready"}
-        return found if done else None
+        pids = sorted(worker["pid"] for worker in found["detailed"]["workers"])
+        done = "latency_ms" in database and database["pool"]["requests"] and database["status"] == "pass"
+        return found if done and states == {"ready"} and pids == sorted(server.worker_pids()) else None
 
     document = wait_until(ready, message="the database check has run")
-    assert document["status"] == "pass", document["notes"]
+    assert document["status"] != "fail", document["notes"]  # a busy machine may answer slowly, which warns
     detailed = document["detailed"]
     assert detailed["memory"]["rss_bytes"] > 10**7
     assert detailed["database"]["kind"] == kind
     assert detailed["database"]["pool"]["requests"] > 0
-    assert sorted(worker["pid"] for worker in detailed["workers"]) == sorted(server.worker_pids())
     assert server.get("/health").headers["Content-Type"] == "application/health+json"
 
 
