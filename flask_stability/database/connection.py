@@ -20,7 +20,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..request import RequestRecord
-from .statements import CLEAN, SESSION, TRANSACTION, effect_of
+from .statements import CLEAN, SESSION, TRANSACTION, effect_of, stays_within
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -75,6 +75,12 @@ class Entry:
         self.thread_id = threading.get_ident()
         self.request, self.since, self.reported = request, time.monotonic(), False
         self.stack = _caller(sys._getframe(2))
+
+    def touched(self, sql: object = None) -> None:
+        """A statement, or something else that is not understood, is about to be done."""
+        self.effect = max(self.effect, effect_of(sql))
+        if self.unit is not None and not stays_within(sql):
+            self.unit.torn = True
 
     def thread_name(self) -> str:
         """Of the borrower."""
@@ -176,7 +182,7 @@ class PooledConnection:
     def dbapi_connection(self) -> Any:
         """The driver's own connection, for what the DB-API does not cover."""
         entry = self._live
-        entry.effect = SESSION
+        entry.touched()
         return entry.raw
 
     @property
@@ -200,29 +206,38 @@ class PooledConnection:
         cursor.execute(sql, parameters)
         return cursor
 
+    def _own(self) -> Entry:
+        """Its entry, if the transaction on it is the app's own."""
+        entry = self._live
+        if entry.unit is not None:
+            raise self._pool.driver.dbapi.ProgrammingError(
+                "stability.transaction commits at the end of its block and rolls back after an exception: "
+                "leave begin, commit, rollback and autocommit to it")
+        return entry
+
     def begin(self) -> None:
         """Begin a transaction."""
-        entry = self._live
+        entry = self._own()
         entry.effect = max(entry.effect, TRANSACTION)
         self._pool.call(entry, self._pool.driver.begin, entry.raw)
 
     def commit(self) -> None:
         """Commit what the driver has open."""
-        entry = self._live
+        entry = self._own()
         self._pool.call(entry, entry.raw.commit)
         if entry.effect == TRANSACTION:
             entry.effect = CLEAN
 
     def rollback(self) -> None:
         """Roll back what the driver has open."""
-        entry = self._live
+        entry = self._own()
         self._pool.call(entry, entry.raw.rollback)
         if entry.effect == TRANSACTION:
             entry.effect = CLEAN
 
     def autocommit(self, on: bool) -> None:
         """Switch the autocommit mode until the connection is given back."""
-        entry = self._live
+        entry = self._own()
         entry.effect = SESSION
         self._pool.call(entry, self._pool.driver.set_autocommit, entry.raw, on)
 
@@ -239,7 +254,7 @@ class PooledConnection:
         if not callable(value) or isinstance(value, type):
             return value
         if name not in _HARMLESS:
-            entry.effect = SESSION
+            entry.touched()
         return functools.partial(self._pool.call, entry, value)
 
 
@@ -284,9 +299,7 @@ class PooledCursor:
         """Execute a statement once; it is never run again."""
         raw, entry = self._check(), self._entry
         self._pool.admit(entry)
-        effect = effect_of(sql)
-        if effect > entry.effect:
-            entry.effect = effect
+        entry.touched(sql)
         result = self._pool.call(entry, raw.execute, sql, parameters)
         return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
@@ -294,7 +307,7 @@ class PooledCursor:
         """Execute a statement for each set of parameters; never again."""
         raw, entry = self._check(), self._entry
         self._pool.admit(entry)
-        entry.effect = max(entry.effect, effect_of(sql))
+        entry.touched(sql)
         result = self._pool.call(entry, raw.executemany, sql, parameters)
         return self if result is raw else result
 
@@ -302,7 +315,7 @@ class PooledCursor:
         """Call a stored procedure."""
         raw, entry = self._check(), self._entry
         self._pool.admit(entry)
-        entry.effect = SESSION
+        entry.touched()
         return self._pool.call(entry, raw.callproc, name, parameters)
 
     def close(self) -> None:

@@ -37,9 +37,10 @@ _CODES = {
     **dict.fromkeys((2002, 2003, 1040, 1203, 1053), ErrorClass.CONNECT),
     **dict.fromkeys((1044, 1045, 1049, 1129, 1130, 1698), ErrorClass.REFUSED),
     **dict.fromkeys((1213, 3101), ErrorClass.ROLLED_BACK),
+    1020: ErrorClass.ROLLED_BACK,  # "Record has changed since last read": MariaDB's innodb_snapshot_isolation
     1205: ErrorClass.LOCK_WAIT,
     **dict.fromkeys((1792, 1836), ErrorClass.READ_ONLY),
-    **dict.fromkeys((2006, 2013, 2055, 1927, 4031, 1152, 1184, 1158, 1159, 1160, 1161), ErrorClass.LINK_LOST),
+    **dict.fromkeys((2006, 2013, 2027, 2055, 1927, 4031, 1152, 1184, 1158, 1159, 1160, 1161), ErrorClass.LINK_LOST),
     **dict.fromkeys((1969, 3024, 1317), ErrorClass.TIMED_OUT),
     1046: ErrorClass.STALE,
 }
@@ -117,6 +118,9 @@ class Driver(Protocol):
 
     def reset(self, raw: Any) -> None:
         """Clear the state of the session."""
+
+    def ended(self, raw: Any, error: BaseException) -> bool:
+        """Whether the transaction that was open is over after this error of a statement; may ask the server."""
 
     def classify(self, error: BaseException) -> ErrorClass:
         """What an exception means."""
@@ -225,6 +229,27 @@ class MySQLDriver:
         raw.set_character_set("utf8mb4")
         raw.autocommit(self._settings.db_autocommit)
         self._prepare(raw, self._limit or self._dialect(raw))
+
+    def ended(self, raw: Any, error: BaseException) -> bool:
+        kind = mysql_class(error)
+        if kind in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT):
+            return True
+        if not isinstance(error, self.dbapi.OperationalError):
+            return False
+        try:
+            return not self._variable(raw, "in_transaction")
+        except self.dbapi.Error as unknown:
+            if unknown.args[0] != 1193:
+                return True
+        # MySQL has no such variable; there, only a lock wait may have ended it
+        try:
+            return kind is ErrorClass.LOCK_WAIT and bool(self._variable(raw, "innodb_rollback_on_timeout"))
+        except self.dbapi.Error:
+            return True
+
+    def _variable(self, raw: Any, name: str) -> Any:
+        raw.query(f"SELECT @@{name}")
+        return raw.store_result().fetch_row()[0][0]
 
     def classify(self, error: BaseException) -> ErrorClass:
         return mysql_class(error)
@@ -338,6 +363,9 @@ class SQLiteDriver:
         """A session's state cannot be cleared in place: tell the pool to close it."""
         raw.rollback()
         raise sqlite3.OperationalError("a changed session is not used again")
+
+    def ended(self, raw: Any, error: BaseException) -> bool:
+        return not raw.in_transaction
 
     def classify(self, error: BaseException) -> ErrorClass:
         return sqlite_class(error)

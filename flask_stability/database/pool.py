@@ -86,7 +86,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.inside: dict[int, float] = {}
         self.lost: collections.deque[Entry] = collections.deque()
         self.generation = 0
-        self.forgiven = 0.0
+        self.forgiven = self._renewed = 0.0
         self.closed = False
         self.last_error: BaseException | None = None
         self._connecting = 0
@@ -439,8 +439,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
         except Exception:
             raise  # a wrong argument, say: nothing was sent
-        except BaseException:
+        except BaseException as error:
             entry.broken = True  # interrupted midway: an answer may be left unread
+            if entry.unit is not None:
+                entry.unit.doom(error)
             raise
         finally:
             entry.inside = 0.0
@@ -450,13 +452,27 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _failed(self, entry: Entry, error: BaseException) -> None:
         """Remember what an error means for the connection, and for the transaction that it is in."""
         kind = self.driver.classify(error)
-        if entry.unit is not None and kind in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST):
-            entry.unit.doomed = error
+        if entry.unit is not None:
+            entry.unit.failed(entry.raw, error)
+        if kind is ErrorClass.READ_ONLY:
+            self._renew()
         if kind in (ErrorClass.LINK_LOST, ErrorClass.READ_ONLY, ErrorClass.STALE, ErrorClass.CONNECT):
             entry.broken = True
             self.generation += 1
             if kind is ErrorClass.LINK_LOST and not entry.cut:
                 self.counters.add("connections_lost")
+
+    def _renew(self) -> None:
+        """After a failover connections may lead to what was the primary: none of them is used again.
+
+        At most once a second: a server that stays read-only must not cost a connect for each error.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now - self._renewed >= 1.0:
+                self._renewed = now
+                for entry in self.entries:
+                    entry.expires = now
 
     # -- giving back ---------------------------------------------------------------------------------------------
 

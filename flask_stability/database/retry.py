@@ -11,12 +11,16 @@ the link was lost during COMMIT             `CommitUnknown`, never again
 a statement was ended by its time limit     never
 ==========================================  =================================================
 
-A budget (20 % of the units plus 10 a second) keeps an outage from being multiplied.
+Only what failed on the unit's own connection counts. A unit that ended its transaction itself (CREATE TABLE commits,
+and so may a stored procedure) is not run again, since a part of it may be stored; ``idempotent`` overrules both this
+and `CommitUnknown`. A budget (20 % of the units plus 10 a second) keeps an outage from being multiplied.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 import random
 import threading
 import time
@@ -25,21 +29,23 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from .. import request
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
 from .connection import PooledConnection
 from .drivers import ErrorClass
 from .pool import Pool
+from .statements import TRANSACTION
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ATTEMPTS = 3
-AGAIN = frozenset({ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY, ErrorClass.LINK_LOST,
-                   ErrorClass.STALE})
 _LOST = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT})
+_AGAIN = _LOST | {ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY, ErrorClass.STALE}
+#: A COMMIT that fails so has stored nothing.
+_NOT_STORED = frozenset({ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY})
 
 
 class Budget:
@@ -79,70 +85,101 @@ class _Current(threading.local):
 
 
 _current = _Current()
+os.register_at_fork(after_in_child=lambda: _current.of.clear())
+
+
+def _outer(pool: Pool) -> _Unit | None:
+    """The transaction that this thread is in, unless its connection was taken away, as at a request's end."""
+    unit = _current.of.get(id(pool))
+    return unit if unit is not None and unit.connection is not None and not unit.connection.closed else None
 
 
 class _Unit:
-    """One transaction on one connection."""
+    """One transaction on one connection.
+
+    :ivar doomed: why nothing of it may be stored; raised by whatever is still tried.
+    :ivar torn: it ended its transaction itself: a part may be stored already.
+    :ivar failure: the latest error on its connection.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.connection: PooledConnection | None = None
         self.doomed: BaseException | None = None
+        self.failure: BaseException | None = None
+        self.torn = False
 
     def begin(self) -> PooledConnection:
+        """Take a connection and issue BEGIN."""
         connection = self.pool.connection()
+        entry = connection._live
+        entry.unit = self
+        entry.effect = max(entry.effect, TRANSACTION)
         try:
-            entry = connection._live
-            connection.begin()
-            entry.in_transaction = True
+            self.pool.call(entry, self.pool.driver.begin, entry.raw)
         except BaseException:
             connection.close()
             raise
+        entry.in_transaction = True
         self.connection = connection
-        entry.unit = self
         _current.of[id(self.pool)] = self
         return connection
+
+    def failed(self, raw: Any, error: BaseException) -> None:
+        """A statement failed: where the server ended the transaction with it, the rest must not be stored alone."""
+        driver = self.pool.driver
+        self.failure = error
+        if self.doomed is None:
+            over = driver.classify(error) in _LOST if self.torn else driver.ended(raw, error)
+            self.doomed = error if over else None
+
+    def doom(self, error: BaseException) -> None:
+        """A part of it failed: if that goes unnoticed, the rest must not be stored alone."""
+        if self.doomed is None:
+            self.doomed = StabilityError(f"a part of this transaction failed ({type(error).__name__}) and the "
+                                         "transaction went on: nothing of it is stored; let the exception through")
+            self.doomed.__cause__ = error
 
     def end(self, error: BaseException | None) -> None:
         """COMMIT, or ROLLBACK after an error; the connection goes back whatever happens.
 
-        :raises CommitUnknown: if the link was lost during COMMIT.
+        :raises CommitUnknown: if the link was lost during COMMIT, or after a part was committed by the app.
         """
-        connection = self.connection
+        connection, self.connection = self.connection, None
         assert connection is not None
         _current.of.pop(id(self.pool), None)
-        self.connection = None
-        if not connection.closed:
-            connection._live.unit = None
-        try:
-            if error is not None:
-                with suppress(Exception):
-                    connection.rollback()
+        with connection:
+            if error is None and self.doomed is None:
+                self._commit(connection)
                 return
-            if self.doomed is not None:
-                # the server rolled back while the app swallowed the error: committing now would store the rest alone
-                with suppress(Exception):
-                    connection.rollback()
-                raise self.doomed
-            self._commit(connection)
-        finally:
             if not connection.closed:
-                connection._live.in_transaction = False
-            connection.close()
+                self._rollback(connection)
+            if self.torn and self.failure is not None and self.pool.driver.classify(self.failure) in _LOST:
+                raise CommitUnknown("the link to the database was lost after the unit had committed a part of its "
+                                    "work itself: more of it may be stored") from self.failure
+            if error is None and self.doomed is not None:
+                raise self.doomed  # the app swallowed it
 
     def _commit(self, connection: PooledConnection) -> None:
-        driver = self.pool.driver
-        if connection._live.cut:
+        entry, driver = connection._live, self.pool.driver
+        if entry.cut:
             raise DeadlineExceeded("the transaction was cut off before COMMIT was sent: nothing of it is stored")
         try:
-            connection.commit()
+            self.pool.call(entry, entry.raw.commit)
         except (driver.dbapi.Error, DeadlineExceeded) as failure:
-            if isinstance(failure, DeadlineExceeded) or driver.classify(failure) in _LOST:
-                raise CommitUnknown("the link to the database was lost during COMMIT: "
-                                    "the transaction may or may not be stored") from failure
-            with suppress(Exception):
-                connection.rollback()
-            raise
+            if driver.kind == "sqlite" or driver.classify(failure) in _NOT_STORED:
+                self._rollback(connection)
+                raise
+            raise CommitUnknown("COMMIT was sent and not confirmed: the transaction may or may not be stored"
+                                ) from failure
+        entry.in_transaction = False
+
+    def _rollback(self, connection: PooledConnection) -> None:
+        """At once, since locks are held; what fails here is done when the connection goes back, or ends it."""
+        entry = connection._live
+        entry.unit = None
+        with suppress(Exception):
+            self.pool.call(entry, entry.raw.rollback)
 
 
 class _Block:
@@ -151,32 +188,37 @@ class _Block:
     def __init__(self, pool: Callable[[], Pool]) -> None:
         self._pool = pool
         self._unit: _Unit | None = None
+        self._joined = False
 
     def __enter__(self) -> PooledConnection:
+        if self._unit is not None:
+            raise StabilityError("this transaction() is in use: call transaction() for each `with`")
         pool = self._pool()
-        outer = _current.of.get(id(pool))
-        if outer is not None and outer.connection is not None:
-            return outer.connection  # a transaction inside a transaction joins it
-        self._unit = _Unit(pool)
-        try:
-            return self._unit.begin()
-        except BaseException:
-            self._unit = None
-            raise
+        outer = _outer(pool)
+        unit = outer or _Unit(pool)
+        connection = unit.begin() if outer is None else unit.connection
+        assert connection is not None
+        self._unit, self._joined = unit, outer is not None
+        return connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         unit, self._unit = self._unit, None
-        if unit is not None:
+        assert unit is not None
+        if not self._joined:
             unit.end(error)
+        elif error is not None:
+            unit.doom(error)
 
 
 class Transactions:
     """``stability.transaction``: a context manager, a decorator, a decorator with options.
 
     As a decorator the function gets the connection as its first argument, and the whole of it is run again where that
-    cannot do a thing twice; it should do nothing else that must not be done twice. Inside another transaction it joins
-    that one, and only the outermost unit is run again.
+    cannot do a thing twice; it should do nothing else that must not be done twice.
+
+    Inside another transaction of the same thread it joins that one: one BEGIN, one COMMIT, and only the outermost unit
+    is run again. If an exception leaves the inner one, nothing of the outer one is stored either.
 
     :param pool: gives the pool when it is needed.
     """
@@ -206,43 +248,58 @@ class Transactions:
 
     def _wrap(self, function: Callable[Concatenate[PooledConnection, P], T], idempotent: bool,
               attempts: int) -> Callable[P, T]:
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) \
+                or inspect.isasyncgenfunction(function):
+            raise StabilityError(f"@transaction cannot wrap {function.__qualname__}: it would COMMIT before the body "
+                                 "runs; give a plain function, or use `with stability.transaction()` inside")
+
         @functools.wraps(function)
         def unit(*args: P.args, **kwargs: P.kwargs) -> T:
             pool = self._pool()
-            outer = _current.of.get(id(pool))
-            if outer is not None and outer.connection is not None:
-                return function(outer.connection, *args, **kwargs)
-            return self._run(pool, function, args, kwargs, idempotent, attempts)
+            if _outer(pool) is not None:
+                with _Block(lambda: pool) as connection:
+                    return function(connection, *args, **kwargs)
+            return self._run(pool, lambda connection: function(connection, *args, **kwargs), idempotent,
+                             attempts)
 
         return unit
 
-    def _run(self, pool: Pool, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any],
-             idempotent: bool, attempts: int) -> T:
+    def _run(self, pool: Pool, function: Callable[[PooledConnection], T], idempotent: bool, attempts: int) -> T:
+        """Run a unit until it is stored, or may not be run again."""
         self._budget.unit()
+        unit = _Unit(pool)
 
         def once() -> T:
-            with _Block(lambda: pool) as connection:
-                return function(connection, *args, **kwargs)
+            nonlocal unit
+            unit = _Unit(pool)
+            connection = unit.begin()
+            try:
+                result = function(connection)
+            except BaseException as error:
+                unit.end(error)
+                raise
+            unit.end(None)
+            return result
 
         def again(error: BaseException) -> bool:
             if isinstance(error, CommitUnknown):
-                return idempotent and self._budget.take()
-            if not isinstance(error, pool.driver.dbapi.Error):
-                return False
-            return pool.driver.classify(error) in AGAIN and self._budget.take()
+                return idempotent
+            return (error is unit.failure and pool.driver.classify(error) in _AGAIN
+                    and (idempotent or not unit.torn))
 
         def wait(state: RetryCallState) -> float:
             return random.uniform(0, min(2.0, 0.05 * 2 ** state.attempt_number))
 
         def stop(state: RetryCallState) -> bool:
             left = request.remaining()
-            return left is not None and left - state.upcoming_sleep <= 1.0
+            return (state.attempt_number >= attempts or (left is not None and left - state.upcoming_sleep <= 1.0)
+                    or not self._budget.take())
 
         def count(state: RetryCallState) -> None:
             pool.counters.add("retries_num")
 
-        result: T = Retrying(retry=retry_if_exception(again), wait=wait, stop=stop_after_attempt(attempts) | stop,
-                             before_sleep=count, reraise=True)(once)
+        result: T = Retrying(retry=retry_if_exception(again), wait=wait, stop=stop, before_sleep=count,
+                             reraise=True)(once)
         return result
 
 

@@ -19,6 +19,11 @@ _MARKS = re.compile(r":=|\binto\s+@|/\*M?!|\bget_lock\b|\blast_insert_id\s*\(\s*
 _CONTROL = re.compile(_LEAD + r"(?:begin|start|commit|rollback|savepoint|release\s+savepoint|end|alter|drop|truncate"
                              r"|create\s+(?:or\s+replace\s+)?(?!temp|or\b)\w+)\b",
                       re.IGNORECASE | re.DOTALL)
+# what leaves an open transaction open, beside what is plain
+_WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?:work\s+)?to|use|do|describe|desc"
+                             r"|pragma|load\s+data|(?:create|drop)\s+temporary)\b"
+                             r"|set\s+(?!(?:statement|password|default)\b)(?!.*\bautocommit\b))",
+                     re.IGNORECASE | re.DOTALL)
 _known: dict[str, int] = {}
 
 
@@ -40,3 +45,8 @@ def _effect(sql: str) -> int:
     if _PLAIN.match(sql):
         return SESSION if _MARKS.search(sql) else CLEAN
     return TRANSACTION if _CONTROL.match(sql) else SESSION
+
+
+def stays_within(sql: object) -> bool:
+    """Whether a statement cannot end the transaction that it runs in; many others commit it on the way."""
+    return isinstance(sql, str) and bool(_PLAIN.match(sql) or _WITHIN.match(sql))
