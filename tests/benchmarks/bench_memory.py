@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -33,6 +34,30 @@ def _looks(number: int = 3000) -> tuple[float, float]:
         watch.tick(now + second)
         times.append(time.perf_counter() - started)
     return statistics.mean(times) * 1e6, sampler.resident() - before
+
+
+ADDED = """
+import sys, time
+import flask, flask_stability
+from flask_stability import config, logs, scoreboard as board
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+before, known = resident(), set(sys.modules)
+from flask_stability.memory.sampler import MemoryWatch
+one = board.Scoreboard.anonymous(1)
+watch, now = MemoryWatch(config.Settings(), one.allocate(1), board=one), time.monotonic()
+for second in range(3000):
+    watch.tick(now + second)
+print(resident() - before, len(set(sys.modules) - known))
+"""
+
+
+def _added() -> tuple[float, int]:
+    """Bytes that an app with the extension grows by through a watch, fifty minutes of looks; modules it imports."""
+    found = subprocess.run([sys.executable, "-c", ADDED], cwd=Path(__file__).resolve().parents[2], check=True,
+                           capture_output=True, text=True).stdout.split()
+    return int(found[0]), int(found[1])
 
 
 def _private_after_collect(freeze: bool) -> float:
@@ -64,6 +89,9 @@ def main() -> None:
     cost = statistics.median(cost for cost, _ in looks)
     print(f"one look           {cost:8.1f} µs   {cost / 1e6:.4%} of a core at one a second (to stay below 0.5 %)")
     print(f"memory of a watch  {statistics.median(size for _, size in looks) / 1e6:8.2f} MB   (to stay below 3 MB)")
+    added = [_added() for _ in range(5)]
+    print(f"in a fresh process {statistics.median(size for size, _ in added) / 1e6:8.2f} MB   "
+          f"with {added[0][1]} modules not imported before and the baseline of objects")
     plain, frozen = (statistics.median(_private_after_collect(freeze) for _ in range(3)) for freeze in (False, True))
     print(f"a child's private memory after a collection: {plain:.0f} MB, with gc.freeze() {frozen:.0f} MB")
 

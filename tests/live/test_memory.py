@@ -55,7 +55,7 @@ def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, wo
     one = server(**SAMPLE, worker_class=worker_class, workers=workers, env={**ENV, "STABILITY_MEMORY_LIMIT": "200M"})
     load = Load(one.url, ["/faults/leak?mb=2", "/", "/", "/"], rate=60, timeout=60).start()
     largest = together = 0
-    end = time.monotonic() + 20
+    end = time.monotonic() + (40 if worker_class == "gthread" else 20)
     try:
         while time.monotonic() < end or not one.records("error", "memory_autopsy"):
             sizes = _sizes(one)
@@ -65,6 +65,8 @@ def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, wo
     finally:
         result = load.stop()
     assert result.failed == 0, result.errors()
+    assert {outcome.status for outcome in result.outcomes} == {200}
+    print(f"{worker_class}: {result.total} requests, largest {largest / MB:.0f} MB, together {together / MB:.0f} MB")
     assert largest <= 1.3 * LIMIT
     assert together <= 1.3 * (workers + 1) * LIMIT
     reasons = _restarts(one)
@@ -121,8 +123,7 @@ def test_much_memory_for_a_moment_replaces_nobody(server: Start) -> None:
     before = one.worker_pids()
     for _ in range(12):
         assert one.get("/faults/transient?mb=300").status_code == 200
-    rounds = one.health()["detailed"]["memory"]["workers"]
-    assert max(worker["rss_bytes"] for worker in rounds) > 0
-    wait_until(lambda: max(_sizes(one)) < 450 * MB)
+    wait_until(lambda: max(_sizes(one)) < 300 * MB, message="the memory is given back")
     assert one.worker_pids() == before
     assert _restarts(one) == {}
+    assert one.records("process-manager", "replacement_asked") == []
