@@ -130,7 +130,7 @@ class Keeper:
         if threads < 2 or pool.settings.db_bulkhead is False or len(pool.inside) < threads:
             return
         oldest = max(min(list(pool.inside.values()), default=now), pool.forgiven)
-        if now - oldest <= SUSPICIOUS:
+        if now - oldest <= pool.slow:
             return
         with pool._lock:
             if pool.waiters:

@@ -86,6 +86,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.inside: dict[int, float] = {}
         self.lost: collections.deque[Entry] = collections.deque()
         self.generation = 0
+        #: Where nobody waits as long as SLOW, waiting for a connection would never count as slow.
+        self.slow = min(SLOW, settings.db_timeout / 2)
         self.forgiven = self._renewed = 0.0
         self.closed = False
         self.last_error: BaseException | None = None
@@ -158,7 +160,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         threads = self.threads
         if threads < 2 or len(inside) < threads - 1:
             return
-        if now - max(min(list(inside.values()), default=now), self.forgiven) > SLOW:
+        if now - max(min(list(inside.values()), default=now), self.forgiven) > self.slow:
             raise TooManyRequests(self.crowded())
 
     def crowded(self) -> str:

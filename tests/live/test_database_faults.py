@@ -1,0 +1,336 @@
+"""A real gunicorn on a real database that is frozen, killed, full or leaked away, under 120 requests a second."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import MySQLdb
+import pytest
+from supervised import Supervised, starting
+
+from flask_stability.loadgen import Load, Result
+from flask_stability.scoreboard import W_DB_IN_USE, W_DB_SIZE
+from support import wait_until
+from support_db import MariaDB
+
+pytestmark = pytest.mark.long
+
+SOURCE = '''
+import os, threading, uuid
+from flask import Flask
+from flask_stability import StabilityExt
+
+app = Flask(__name__)
+stability = StabilityExt(app)
+kept = []
+
+@app.get("/")
+def index():
+    return {"pid": os.getpid()}
+
+@app.get("/threads")
+def threads():
+    return {"pid": os.getpid(), "names": [thread.name for thread in threading.enumerate()]}
+
+@app.get("/setup")
+def setup():
+    with stability.connection() as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS note (id VARCHAR(32) NOT NULL)")
+    return {}
+
+@app.get("/read")
+def read():
+    with stability.connection() as connection:
+        return {"notes": connection.execute("SELECT COUNT(*) FROM note").fetchone()[0]}
+
+@app.get("/write")
+def write():
+    return {"id": note()}
+
+@stability.transaction
+def note(connection):
+    number = uuid.uuid4().hex
+    connection.execute("INSERT INTO note VALUES (%s)", (number,))
+    return number
+
+@app.get("/keep")
+def keep():
+    kept.append(stability.connection())
+    kept[-1].execute("SELECT 1")
+    return {}
+
+@app.get("/keep-in-thread")
+def keep_in_thread():
+    def run():
+        kept.append(stability.pool.connection())
+        kept[-1].execute("SELECT 1")
+        threading.Event().wait()
+    threading.Thread(target=run, daemon=True).start()
+    return {}
+'''
+#: Two in five need the database.
+PATHS = ("/", "/read", "/", "/write", "/")
+NEED_NONE = "/"
+RATE = 120
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers with that app and a table, everyone ready; they end with the test."""
+    with starting(tmp_path) as begin:
+        def ready(url: str, worker_class: str = "gthread", *, workers: int | None = None, **env: str) -> Supervised:
+            number = workers or (2 if worker_class == "gthread" else 4)
+            server = begin(source=SOURCE, worker_class=worker_class, workers=number,
+                           env={"STABILITY_DB_URL": url, "STABILITY_REQUEST_TIMEOUT": "15", **env})
+            server.full(number)
+            assert server.get("/setup").status_code == 200
+            return server
+
+        yield ready
+
+
+@dataclass
+class Campaign:
+    """A load with a fault in the middle. Times are `time.monotonic` seconds."""
+
+    result: Result
+    began: float
+    ended: float
+
+    def of(self, *, database: bool, since: float = 0.0, until: float = float("inf")) -> Result:
+        """Requests that need the database, or those that need none, by when they were due."""
+        return Result([outcome for outcome in self.result.between(since, until).outcomes
+                       if (outcome.path != NEED_NONE) == database])
+
+    def print(self, name: str) -> None:
+        """The figures."""
+        plain, needy = self.of(database=False), self.of(database=True)
+        last = needy.last_failure()
+        print(f"\n{name}: without database {plain.total}, failed {plain.failed}, worst {plain.worst:.2f} s, more than "
+              f"3 s {_slow(plain)}; with {needy.total}, {needy.errors()}, worst {needy.worst:.2f} s, last failure "
+              + (f"{last - self.ended:+.2f} s after the end of the fault" if last else "none"))
+
+
+def _slow(result: Result) -> int:
+    return sum(outcome.latency > 3 for outcome in result.outcomes)
+
+
+def _wait(seconds: float) -> None:
+    """Let the load go on."""
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > until, seconds + 5)
+
+
+@contextlib.contextmanager
+def campaign(server: Supervised, name: str) -> Iterator[Campaign]:
+    """Load, the block is the fault, then load until both kinds of request are served again, and a little longer."""
+    load = Load(server.url, PATHS, RATE, timeout=40).start()
+    found = Campaign(load.result, 0.0, 0.0)
+    try:
+        _wait(2)
+        found.began = time.monotonic()
+        yield found
+        found.ended = time.monotonic()
+        wait_until(lambda: server.get("/write").status_code == server.get("/read").status_code == 200, 30,
+                   message="the database is used again")
+        _wait(4)
+    finally:
+        load.stop()
+    found.print(name)
+
+
+def _threads(server: Supervised) -> dict[int, list[str]]:
+    """Names of the threads of each worker by process id."""
+    found: dict[int, list[str]] = {}
+
+    def ask() -> bool:
+        answer = server.get("/threads").json()
+        found[answer["pid"]] = answer["names"]
+        return set(found) >= set(server.worker_pids())
+
+    wait_until(ask, message="every worker has answered")
+    return found
+
+
+def _left_over(server: Supervised) -> list[str]:
+    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests."""
+    return [name for names in _threads(server).values() for name in names
+            if name.startswith(("stability-connect", "stability-keeper-helper", "spare"))
+            or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= 4)]
+
+
+def _words(server: Supervised, word: int) -> int:
+    return sum(row.words[word] for row in server.board().live())
+
+
+def _all_is_well(server: Supervised, database: MariaDB, before: list[int]) -> None:
+    """The same workers, no thread too many, no connection in use, none that the server has and the pools do not."""
+    assert server.worker_pids() == before, "a worker was replaced"
+    wait_until(lambda: _words(server, W_DB_IN_USE) == 0, message="no connection is in use")
+    wait_until(lambda: len(database.sessions()) == _words(server, W_DB_SIZE), 40,
+               message="the server has as many sessions as the pools have connections")
+    try:
+        wait_until(lambda: not _left_over(server), 40)
+    except AssertionError:
+        raise AssertionError(f"threads are left over: {_left_over(server)}") from None
+
+
+def _stored(server: Supervised, result: Result) -> None:
+    """Each write that was acknowledged is there, and none twice."""
+    acknowledged = sum(outcome.path == "/write" and outcome.status == 200 for outcome in result.outcomes)
+    uncertain = sum(outcome.path == "/write" and outcome.status != 200 for outcome in result.outcomes)
+    notes = server.get("/read").json()["notes"]
+    assert acknowledged <= notes <= acknowledged + uncertain + 20, (acknowledged, notes, uncertain)
+
+
+def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: MariaDB) -> None:
+    """gthread: what needs none is served throughout, the rest gets 503; back with the database, nothing lost."""
+    server = start(mariadb.url)
+    before = server.worker_pids()
+    with campaign(server, "frozen for 8 s, gthread") as fault:
+        mariadb.freeze()
+        _wait(8)
+        mariadb.thaw()
+    plain = fault.of(database=False)
+    assert plain.failed == 0, plain.errors()
+    assert _slow(plain) <= plain.total // 100
+    frozen = fault.of(database=True, since=fault.began + 0.1, until=fault.ended - 0.5)
+    assert set(frozen.errors()) == {"HTTP 503"}
+    assert frozen.ok <= frozen.total // 50  # a reply that was under way when it froze
+    assert fault.of(database=True, since=fault.ended + 3).failed == 0
+    _all_is_well(server, mariadb, before)
+    _stored(server, fault.result)
+
+
+def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: MariaDB) -> None:
+    """One thread each: whoever waits holds up its worker, until the breaker answers at once; all is well after."""
+    server = start(mariadb.url, "sync")
+    before = server.worker_pids()
+    with campaign(server, "frozen for 8 s, sync") as fault:
+        mariadb.freeze()
+        _wait(8)
+        mariadb.thaw()
+    plain = fault.of(database=False)
+    assert plain.failed == 0, plain.errors()
+    assert set(fault.of(database=True).errors()) == {"HTTP 503"}
+    assert fault.of(database=True, since=fault.ended + 3).failed == 0
+    _all_is_well(server, mariadb, before)
+    _stored(server, fault.result)
+
+
+def test_a_killed_database_comes_back(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """kill -9, three seconds of nothing, a start: 503 meanwhile, nothing else ever, and no request after that."""
+    server = start(mariadb.url, worker_class)
+    before = server.worker_pids()
+    with campaign(server, f"killed, away for 3 s, {worker_class}") as fault:
+        mariadb.kill9()
+        _wait(3)
+        mariadb.start()
+    plain, needy = fault.of(database=False), fault.of(database=True)
+    assert plain.failed == 0, plain.errors()
+    assert set(needy.errors()) <= {"HTTP 503", "HTTP 500"}
+    assert needy.errors().get("HTTP 500", 0) <= 8  # a COMMIT under way: CommitUnknown, one a thread at the most
+    assert fault.of(database=True, since=fault.ended + 3).failed == 0
+    _all_is_well(server, mariadb, before)
+
+
+def test_killed_connections_are_hardly_noticed(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """KILL of all sessions, ten times: only what was under way in autocommit or in COMMIT may fail."""
+    server = start(mariadb.url, worker_class)
+    before = server.worker_pids()
+    killed = 0
+    with campaign(server, f"all connections killed 10 times, {worker_class}") as fault:
+        for _ in range(10):
+            killed += mariadb.kill_sessions()
+            _wait(0.4)
+    assert killed >= 10
+    assert fault.of(database=False).failed == 0
+    assert fault.of(database=True).failed <= 20
+    assert fault.of(database=True, since=fault.ended + 1).failed == 0
+    _all_is_well(server, mariadb, before)
+    _stored(server, fault.result)
+
+
+def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """Others took them all: 503 after the pool's time, the rest is served; back as soon as there is one."""
+    server = start(mariadb.url, worker_class, STABILITY_DB_TIMEOUT="0.5")
+    before = server.worker_pids()
+    others: list[Any] = []
+    ((most,),) = mariadb.admin("SELECT @@max_connections")
+    with campaign(server, f"max_connections exhausted for 5 s, {worker_class}") as fault:
+        mariadb.admin("SET GLOBAL max_connections = 10")
+        try:
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                mariadb.admin("KILL USER app") if not others else None
+                with contextlib.suppress(MySQLdb.OperationalError):
+                    while True:
+                        others.append(mariadb.connect())
+                _wait(0.1)
+        finally:
+            mariadb.admin(f"SET GLOBAL max_connections = {most}")
+            for other in others:
+                other.close()
+    plain = fault.of(database=False)
+    assert plain.failed == 0, plain.errors()
+    assert _slow(plain) <= plain.total // 100
+    assert fault.of(database=True).errors().get("HTTP 503", 0) > 0
+    assert fault.of(database=True, since=fault.ended + 3).failed == 0
+    _all_is_well(server, mariadb, before)
+
+
+def test_views_that_keep_their_connections(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """In a global list: each goes back when its request ends; nobody waits for one."""
+    server = start(mariadb.url, worker_class, STABILITY_DB_MAX_SIZE="2")
+    before = server.worker_pids()
+    load = Load(server.url, ("/keep", "/read", "/"), RATE).start()
+    _wait(5)
+    result = load.stop()
+    print(f"\nkept, {worker_class}: {result.total} requests, {result.errors()}, worst {result.worst:.2f} s")
+    assert result.failed == 0, result.errors()
+    assert len(mariadb.sessions()) <= 2 * len(before)
+    _all_is_well(server, mariadb, before)
+
+
+def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> None:
+    """What a background thread holds is told of, with where it was taken; when none is left, the rest still serves."""
+    server = start(mariadb.url, workers=1, STABILITY_DB_MAX_SIZE="4", STABILITY_DB_TIMEOUT="1",
+                   STABILITY_DB_LEAK_DETECTION_THRESHOLD="1")
+    for _ in range(3):
+        assert server.get("/keep-in-thread").status_code == 200
+    load = Load(server.url, ("/read", "/"), RATE).start()
+    wait_until(lambda: len(server.records("error", "connection_leak_suspected")) == 3, message="three leaks told of")
+    assert all("app.py" in str(record["taken_at"]) for record in server.records("error", "connection_leak_suspected"))
+    _wait(2)
+    result = load.stop()
+    assert result.failed == 0, result.errors()
+    assert server.get("/keep-in-thread").status_code == 200
+    wait_until(lambda: server.get("/read").status_code == 503, message="there is none left")
+    load = Load(server.url, ("/", "/read"), 40).start()
+    _wait(4)
+    result = load.stop()
+    plain = Result([outcome for outcome in result.outcomes if outcome.path == NEED_NONE])
+    print(f"\nall leaked: {result.errors()}, without database worst {plain.worst:.2f} s")
+    assert plain.failed == 0, plain.errors()
+    assert _slow(plain) <= plain.total // 20
+
+
+def test_several_workers_write_to_one_sqlite_file(start: Start, tmp_path: Path, worker_class: str) -> None:
+    """Under load, with workers replaced meanwhile: every write that was acknowledged is there once, none fails."""
+    server = start(f"sqlite:////{tmp_path}/notes.db", worker_class, workers=3)
+    load = Load(server.url, ("/write", "/read"), RATE).start()
+    _wait(3)
+    server.retire(server.worker_pids()[0])
+    _wait(4)
+    result = load.stop()
+    print(f"\none SQLite file, {worker_class}: {result.total} requests, {result.errors()}, worst {result.worst:.2f} s")
+    assert result.failed == 0, result.errors()
+    written = sum(outcome.path == "/write" for outcome in result.outcomes)
+    assert server.get("/read").json()["notes"] == written
