@@ -165,11 +165,13 @@ _sqlite: tuple[Look, ...] = (_latency, _journal, _writable)
               help="Worker processes that will share the database.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_db_command(workers: int, as_json: bool) -> None:
-    """Look at the database of STABILITY_DB_URL or DB_HOST …: exit status 0 well, 1 warnings, 2 failures."""
+    """Look at the database of the app, or of STABILITY_DB_URL or DB_HOST … without one.
+
+    Exit status: 0 well, 1 warnings, 2 failures.
+    """
     try:
         load_dotenv()
-        environ = {"STABILITY_DB_FROM_ENV": "on", **os.environ}
-        findings = check_db(Settings.from_environ(environ), workers=workers)
+        findings = _look(workers)
     except ConfigError as error:
         findings = [Finding("settings", "fail", problem) for problem in error.problems]
     if as_json:
@@ -180,3 +182,24 @@ def check_db_command(workers: int, as_json: bool) -> None:
             if finding.remedy:
                 click.echo(f"      {finding.remedy}")
     sys.exit(status_of(findings))
+
+
+def _look(workers: int) -> list[Finding]:
+    """At the database of the app that the command line names; if there is none, at that of the environment."""
+    load_app = getattr(click.get_current_context().find_root().obj, "load_app", None)
+    findings: list[Finding] = []
+    try:
+        app = load_app() if load_app is not None else None
+        state = app.extensions.get("stability") if app is not None else None
+    except Exception as error:  # whatever an app does when it is imported
+        app = state = None
+        if type(error).__name__ != "NoAppException":
+            findings.append(Finding("app", "warn", f"cannot be loaded ({type(error).__name__}): only the environment "
+                                    "is looked at", "start the app by itself to see why"))
+    if app is not None and state is not None:
+        return check_db(state.settings, workers=workers, instance_path=app.instance_path, name=app.name)
+    settings = Settings.from_environ({"STABILITY_DB_FROM_ENV": "on", **os.environ})
+    if settings.db_url is None:
+        return [*findings, Finding("settings", "warn", "no database is named: the app would use SQLite in its instance "
+                                   "folder", "name the app (flask --app …), or set STABILITY_DB_URL")]
+    return [*findings, *check_db(settings, workers=workers)]

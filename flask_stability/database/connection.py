@@ -78,7 +78,9 @@ class Entry:
 
     def touched(self, sql: object = None) -> None:
         """A statement, or something else that is not understood, is about to be done."""
-        self.effect = max(self.effect, effect_of(sql))
+        effect = effect_of(sql)
+        if effect > self.effect:
+            self.effect = effect
         if self.unit is not None and not stays_within(sql):
             self.unit.torn = True
 

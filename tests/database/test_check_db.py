@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from click.testing import CliRunner
 from flask_stability.cli import stability
 from flask_stability.config import Settings
 from flask_stability.database.check_db import check_db, status_of
-from support import free_port
+from support import ROOT, free_port
 from support_db import MariaDB
 
 
@@ -49,6 +52,14 @@ def test_what_refuses_is_named_with_its_remedy_and_without_the_password(what: st
     assert status_of(found) == 2
 
 
+def test_a_frozen_server_is_told_within_the_connect_timeout(mariadb: MariaDB) -> None:
+    """It accepts and does not answer; nobody waits for ever."""
+    mariadb.freeze()
+    found = check_db(replace(Settings(), db_url=mariadb.url, db_connect_timeout=1.0))
+    assert [finding.status for finding in found] == ["fail"]
+    assert "frozen" in found[0].remedy
+
+
 def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a server, in JSON, with an exit status."""
     monkeypatch.chdir(tmp_path)
@@ -62,3 +73,25 @@ def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert CliRunner().invoke(stability, ["check-db"]).exit_code == 2
     monkeypatch.setenv("STABILITY_DB_URL", "oracle://x")
     assert CliRunner().invoke(stability, ["check-db"]).exit_code == 2
+
+
+def test_the_command_looks_at_the_app_s_own_database(tmp_path: Path) -> None:
+    """The one that its configuration names; a broken app is told of, and the environment's is looked at."""
+    (tmp_path / "good.py").write_text(
+        "from flask import Flask\nfrom flask_stability import StabilityExt\napp = Flask('good')\n"
+        f"app.config['STABILITY_DB_URL'] = 'sqlite:///{tmp_path}/of-the-app.db'\nStabilityExt(app)\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('not today')\n")
+
+    def run(app: str, **env: str) -> tuple[int, list[dict[str, str]]]:
+        done = subprocess.run([sys.executable, "-m", "flask", "--app", app, "stability", "check-db", "--json"],
+                              cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
+                              capture_output=True, text=True, timeout=60)
+        return done.returncode, json.loads(done.stdout)
+
+    status, findings = run("good")
+    assert status == 0
+    assert findings[0]["detail"].endswith("of-the-app.db")
+    assert run("none")[0] == 1
+    status, findings = run("broken", STABILITY_DB_URL=f"sqlite:///{tmp_path}/x.db")
+    assert status == 1
+    assert [finding["name"] for finding in findings[:2]] == ["app", "reachable"]

@@ -440,6 +440,18 @@ def test_a_crowd_keeps_the_books(make_pool: MakePool, mariadb: MariaDB) -> None:
     assert stats["requests_num"] > 100
 
 
+def test_short_waits_close_the_bulkhead_too(make_pool: MakePool, four_threads: None) -> None:
+    """Where nobody waits a whole second for a connection, half of the longest wait counts as slow."""
+    pool = make_pool(db_timeout=0.4)
+    now = time.monotonic()
+    with serving():
+        pool.inside.update({1: now - 0.3, 2: now, 3: now})
+        with pytest.raises(TooManyRequests):
+            pool.connection()
+        pool.inside.update({1: now})
+        pool.connection()
+
+
 def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: None) -> None:
     """With three of four threads inside, one for long, the next is sent away, also one that has a connection."""
     pool = make_pool()

@@ -324,7 +324,7 @@ def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> 
 
 def test_several_workers_write_to_one_sqlite_file(start: Start, tmp_path: Path, worker_class: str) -> None:
     """Under load, with workers replaced meanwhile: every write that was acknowledged is there once, none fails."""
-    server = start(f"sqlite:////{tmp_path}/notes.db", worker_class, workers=3)
+    server = start(f"sqlite:///{tmp_path}/notes.db", worker_class, workers=3)
     load = Load(server.url, ("/write", "/read"), RATE).start()
     _wait(3)
     server.retire(server.worker_pids()[0])
