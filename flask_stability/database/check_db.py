@@ -19,18 +19,6 @@ from ..exceptions import ConfigError
 from .drivers import Driver, ErrorClass, make_driver
 
 ROUND_TRIPS = 20
-_REMEDIES: dict[Any, str] = {
-    1044: "grant the user access to this database",
-    1045: "correct user and password in STABILITY_DB_URL or DB_USER and DB_PASSWORD",
-    1049: "create the database, or correct its name",
-    1040: "the server has no connection left: raise its max_connections or lower STABILITY_DB_MAX_SIZE",
-    1129: "the server blocked this host after failed connections: mariadb-admin flush-hosts",
-    1130: "allow this host for the user on the server",
-    2002: "start the server, or correct host and port",
-    2003: "start the server, or correct host and port",
-    2005: "correct the name of the host",
-    2013: "the server accepts and does not answer: is it frozen, or is something in between?",
-}
 
 
 @dataclass(frozen=True)
@@ -60,8 +48,7 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     except Exception as error:
         code = error.args[0] if error.args else None
         kind = "credentials" if driver.classify(error) is ErrorClass.REFUSED else "reachable"
-        remedy = _REMEDIES.get(code, "make the directory writable for the service's user" if driver.kind == "sqlite"
-                               else "see the error")
+        remedy = driver.remedy(error) or "see the error"
         return [Finding(kind, "fail", f"{driver.describe()}: {type(error).__name__} {code}", remedy)]
     try:
         findings = [Finding("reachable", "ok", driver.describe())]

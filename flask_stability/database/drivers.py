@@ -44,6 +44,18 @@ _CODES = {
     **dict.fromkeys((1969, 3024, 1317), ErrorClass.TIMED_OUT),
     1046: ErrorClass.STALE,
 }
+_REMEDIES = {
+    1044: "grant the user access to this database",
+    1045: "correct user and password in STABILITY_DB_URL or DB_USER and DB_PASSWORD",
+    1049: "create the database, or correct its name",
+    1040: "the server has no connection left: raise its max_connections or lower STABILITY_DB_MAX_SIZE",
+    1129: "the server blocked this host after failed connections: mariadb-admin flush-hosts",
+    1130: "allow this host for the user on the server",
+    2002: "start the server, or correct host and port",
+    2003: "start the server, or correct host and port",
+    2005: "correct the name of the host",
+    2013: "the server accepts and does not answer: is it frozen, or is something in between?",
+}
 _UNAVAILABLE = {ErrorClass.CONNECT, ErrorClass.LINK_LOST, ErrorClass.READ_ONLY}
 
 
@@ -124,6 +136,9 @@ class Driver(Protocol):
 
     def classify(self, error: BaseException) -> ErrorClass:
         """What an exception means."""
+
+    def remedy(self, error: BaseException) -> str:
+        """What an operator has to do about it; empty where that is not known."""
 
     def describe(self) -> str:
         """Where the database is, without credentials."""
@@ -254,6 +269,10 @@ class MySQLDriver:
     def classify(self, error: BaseException) -> ErrorClass:
         return mysql_class(error)
 
+    def remedy(self, error: BaseException) -> str:
+        code = error.args[0] if error.args else None
+        return _REMEDIES.get(code, "") if isinstance(code, int) else ""
+
     def describe(self) -> str:
         return f"{self._address.host}:{self._address.port}/{self._address.name}"
 
@@ -369,6 +388,16 @@ class SQLiteDriver:
 
     def classify(self, error: BaseException) -> ErrorClass:
         return sqlite_class(error)
+
+    def remedy(self, error: BaseException) -> str:
+        if isinstance(error, OSError):
+            return f"make the directory {os.path.dirname(self.path)} and let the service's user write there"
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return f"give the service's user write access to {self.path} and its directory"
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return f"restore {self.path} from a backup, or move it away"
+        return f"make room on the file system of {self.path}" if code == sqlite3.SQLITE_FULL else ""
 
     def describe(self) -> str:
         return self.path

@@ -395,13 +395,17 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.last_error = error
         kind = self.driver.classify(error)
         code = error.args[0] if error.args else "?"
+        remedy = self.driver.remedy(error)
         if kind in (ErrorClass.CONNECT, ErrorClass.LINK_LOST):
-            if code not in _FULL and self.breaker.failure(f"error {code}", started):
-                self.gone(f"error {code}")
+            reason = f"error {code}: {remedy}" if remedy else f"error {code}"
+            if code not in _FULL and self.breaker.failure(reason, started):
+                self.gone(reason)
             return not self.breaker.open
         if kind is ErrorClass.LOCK_WAIT:
             return True
         text = f"{type(error).__name__} {error if self.driver.kind == 'sqlite' else code}"
+        if remedy:
+            text = f"{text}: {remedy}"
         self.send_all_away(lambda: _caused(DatabaseUnavailable(f"cannot connect to the database: {text}"), error))
         return False
 
@@ -454,6 +458,8 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _failed(self, entry: Entry, error: BaseException) -> None:
         """Remember what an error means for the connection, and for the transaction that it is in."""
         kind = self.driver.classify(error)
+        if kind in (ErrorClass.OTHER, ErrorClass.REFUSED) and (remedy := self.driver.remedy(error)):
+            error.add_note(remedy)
         if entry.unit is not None:
             entry.unit.failed(entry.raw, error)
         if kind is ErrorClass.READ_ONLY:

@@ -36,7 +36,7 @@ from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
 from .connection import PooledConnection
 from .drivers import ErrorClass
 from .pool import Pool
-from .statements import TRANSACTION
+from .statements import CLEAN, TRANSACTION
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,7 +147,8 @@ class _Unit:
         """
         connection, self.connection = self.connection, None
         assert connection is not None
-        _current.of.pop(id(self.pool), None)
+        if _current.of.get(id(self.pool)) is self:  # else a generator's, closed in another thread
+            del _current.of[id(self.pool)]
         with connection:
             if error is None and self.doomed is None:
                 self._commit(connection)
@@ -172,7 +173,7 @@ class _Unit:
                 raise
             raise CommitUnknown("COMMIT was sent and not confirmed: the transaction may or may not be stored"
                                 ) from failure
-        entry.in_transaction = False
+        self._settled(connection)
 
     def _rollback(self, connection: PooledConnection) -> None:
         """At once, since locks are held; what fails here is done when the connection goes back, or ends it."""
@@ -180,6 +181,14 @@ class _Unit:
         entry.unit = None
         with suppress(Exception):
             self.pool.call(entry, entry.raw.rollback)
+            self._settled(connection)
+
+    def _settled(self, connection: PooledConnection) -> None:
+        """Nothing is open any more: no rollback is needed when the connection goes back."""
+        entry = connection._live
+        entry.in_transaction = False
+        if entry.effect == TRANSACTION:
+            entry.effect = CLEAN
 
 
 class _Block:

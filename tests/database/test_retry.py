@@ -15,6 +15,7 @@ import pytest
 from flask_stability.config import Settings
 from flask_stability.database import Pool, PooledConnection
 from flask_stability.database.retry import Budget, Transactions
+from flask_stability.database.statements import stays_within
 from flask_stability.exceptions import CommitUnknown, StabilityError
 from support_db import FaultProxy, MariaDB, serving
 
@@ -147,6 +148,20 @@ def test_a_link_that_is_lost_during_commit_is_never_run_again(accounts: Pool, po
     transaction(idempotent=True, attempts=5)(add)()
     assert len(runs) == 2
     assert _value(accounts, "SELECT amount FROM account WHERE id = 0") == 50
+
+
+def test_a_unit_costs_two_round_trips_beside_its_own(accounts: Pool, pools: Callable[[str], Pool], mariadb: MariaDB,
+                                                     proxy: FaultProxy) -> None:
+    """BEGIN and COMMIT, or BEGIN and ROLLBACK; giving the connection back costs none."""
+    pool = pools(proxy.url_for(mariadb))
+    pool.connection().close()
+    for error in (None, RuntimeError()):
+        before = proxy.commands
+        with suppress(RuntimeError), Transactions(lambda: pool)() as connection:
+            connection.execute("UPDATE account SET amount = amount + 1 WHERE id = 0")
+            if error is not None:
+                raise error
+        assert proxy.commands - before == 3
 
 
 def test_an_error_of_the_app_rolls_back_and_is_not_run_again(accounts: Pool) -> None:
@@ -344,6 +359,21 @@ def test_the_block_alone_commits(accounts: Pool) -> None:
                 by_hand()
         connection.commit()
     assert _value(accounts, "SELECT SUM(amount) FROM account") == 1000
+
+
+@pytest.mark.parametrize(("within", "statements"), [
+    (True, ["SELECT 1", "/* why */ update t SET a = 1", "(SELECT 1)", "WITH x AS (SELECT 1) SELECT * FROM x",
+            "SAVEPOINT s", "ROLLBACK TO s", "rollback work to savepoint s", "RELEASE SAVEPOINT s", "SET @a = 1",
+            "SET SESSION sort_buffer_size = 1", "CREATE TEMPORARY TABLE t (a INT)", "DROP TEMPORARY TABLE t"]),
+    (False, ["COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TABLE t (a INT)", "DROP TABLE t",
+             "ALTER TABLE t ADD b INT", "TRUNCATE t", "RENAME TABLE t TO u", "GRANT ALL ON a.* TO b",
+             "LOCK TABLES t READ", "CALL p()", "SET autocommit = 1", "SET @a = 1, @@autocommit = 1", "SET PASSWORD = ''",
+             "SET STATEMENT max_statement_time = 1 FOR CREATE TABLE t (a INT)", "/*!50000 COMMIT */", "",
+             b"SELECT 1"]),
+])
+def test_which_statements_cannot_end_a_transaction(within: bool, statements: list[str]) -> None:
+    """What is not understood may."""
+    assert [sql for sql in statements if stays_within(sql) != within] == []
 
 
 @pytest.mark.parametrize("statement", ["CREATE TABLE IF NOT EXISTS other (id INT)", "COMMIT", "TRUNCATE done",

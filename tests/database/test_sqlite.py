@@ -197,3 +197,13 @@ def test_a_unit_inside_that_failed_dooms_the_outer_one(make: Callable[..., Pool]
             same.execute("UPDATE account SET amount = 0 WHERE id = 1")
             raise ZeroDivisionError
     assert _one(pool, "SELECT SUM(amount) FROM account") == 400
+
+
+def test_a_file_that_may_only_be_read_names_the_remedy(make: Callable[..., Pool], tmp_path: Path) -> None:
+    """The driver's exception stays itself, and carries what to do about it."""
+    with make().connection() as connection:
+        connection.execute("PRAGMA query_only=ON")
+        with pytest.raises(sqlite3.OperationalError, match="readonly") as caught:
+            connection.execute("DELETE FROM account")
+    assert caught.value.__notes__ == [
+        f"give the service's user write access to {tmp_path}/bank.db and its directory"]
