@@ -146,7 +146,7 @@ def _name(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)[:2000]
+        return "; ".join([str(error), *getattr(error, "__notes__", ())])[:2000]
     except Exception as failure:
         return f"<str() raised {type(failure).__name__}>"
 

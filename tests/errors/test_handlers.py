@@ -201,6 +201,21 @@ def test_a_handler_that_fails_is_one_chain(serve: Serve, records: Records) -> No
     assert [item["exception"][0]["type"] for item in records()[1:]] == ["KeyError", "IndexError"]
 
 
+def test_notes_of_an_exception_are_told(serve: Serve, records: Records) -> None:
+    """``add_note`` is where a layer says what to do about an exception that is not its own."""
+    app = make()
+
+    @app.route("/noted")
+    def noted() -> str:
+        error = ValueError("it broke")
+        error.add_note("mend it")
+        raise error
+
+    assert serve(app, "/noted").status == 500
+    record, = records()
+    assert record["exception"][0]["message"] == "it broke; mend it"
+
+
 def test_after_request_that_fails_is_one_record(serve: Serve, records: Records,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
     """Flask runs it twice."""

@@ -78,6 +78,7 @@ def test_an_unreachable_database_is_told_and_heals(server: Start, mariadb: Maria
     refused = one.get("/orders")
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
+    wait_until(lambda: "start the server, or correct host and port" in str(one.records("error")), 10)
     wait_until(lambda: one.get("/health").status_code == 503, 60, message="/health says that it fails")
     assert one.get("/health/live").status_code == 200
     mariadb.start()
@@ -85,14 +86,18 @@ def test_an_unreachable_database_is_told_and_heals(server: Start, mariadb: Maria
     wait_until(lambda: one.get("/health").status_code == 200, 60, message="/health passes again")
 
 
-def test_a_sqlite_file_that_cannot_be_written_is_one_clear_error(server: Start, tmp_path: Path) -> None:
-    """503 for the client, the reason for the log, and the rest of the service serves."""
+@pytest.mark.parametrize(("path", "remedy"), [("file/orders.db", "let the service's user write there"),
+                                              ("folder", "give the service's user write access to")])
+def test_a_sqlite_file_that_cannot_be_opened_is_one_clear_error(server: Start, tmp_path: Path, path: str,
+                                                                remedy: str) -> None:
+    """503 for the client, the remedy in the log, a word in /health, and the rest of the service serves."""
     (tmp_path / "file").write_text("")
-    one = server(app="sample_app:create_app()", workers=1,
-                 env={"STABILITY_DB_URL": f"sqlite:///{tmp_path}/file/orders.db"})
-    assert one.get("/orders").status_code in (500, 503)
+    (tmp_path / "folder").mkdir()
+    one = server(app="sample_app:create_app()", workers=1, env={"STABILITY_DB_URL": f"sqlite:///{tmp_path}/{path}"})
+    assert one.get("/orders").status_code == 503
     assert one.get("/").status_code == 200
-    wait_until(lambda: "cannot connect to the database" in str(one.records("error", "database_unavailable")), 10)
+    wait_until(lambda: remedy in str(one.records("error", "database_unavailable")), 10)
+    wait_until(lambda: one.health()["detailed"]["database"]["status"] in ("warn", "fail"), message="told by /health")
 
 
 def _start_and_fail(tmp_path: Path, env: dict[str, str], *arguments: str) -> str:
