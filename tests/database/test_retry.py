@@ -367,8 +367,8 @@ def test_the_block_alone_commits(accounts: Pool) -> None:
             "SET SESSION sort_buffer_size = 1", "CREATE TEMPORARY TABLE t (a INT)", "DROP TEMPORARY TABLE t"]),
     (False, ["COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TABLE t (a INT)", "DROP TABLE t",
              "ALTER TABLE t ADD b INT", "TRUNCATE t", "RENAME TABLE t TO u", "GRANT ALL ON a.* TO b",
-             "LOCK TABLES t READ", "CALL p()", "SET autocommit = 1", "SET @a = 1, @@autocommit = 1", "SET PASSWORD = ''",
-             "SET STATEMENT max_statement_time = 1 FOR CREATE TABLE t (a INT)", "/*!50000 COMMIT */", "",
+             "LOCK TABLES t READ", "CALL p()", "SET autocommit = 1", "SET @a = 1, @@autocommit = 1",
+             "SET PASSWORD = ''", "SET STATEMENT max_statement_time = 1 FOR CREATE TABLE t (a INT)", "/*!50000 COMMIT */", "",
              b"SELECT 1"]),
 ])
 def test_which_statements_cannot_end_a_transaction(within: bool, statements: list[str]) -> None:
