@@ -368,8 +368,8 @@ def test_the_block_alone_commits(accounts: Pool) -> None:
     (False, ["COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TABLE t (a INT)", "DROP TABLE t",
              "ALTER TABLE t ADD b INT", "TRUNCATE t", "RENAME TABLE t TO u", "GRANT ALL ON a.* TO b",
              "LOCK TABLES t READ", "CALL p()", "SET autocommit = 1", "SET @a = 1, @@autocommit = 1",
-             "SET PASSWORD = ''", "SET STATEMENT max_statement_time = 1 FOR CREATE TABLE t (a INT)", "/*!50000 COMMIT */", "",
-             b"SELECT 1"]),
+             "SET PASSWORD = ''", "SET STATEMENT max_statement_time = 1 FOR CREATE TABLE t (a INT)",
+             "/*!50000 COMMIT */", "", b"SELECT 1"]),
 ])
 def test_which_statements_cannot_end_a_transaction(within: bool, statements: list[str]) -> None:
     """What is not understood may."""
