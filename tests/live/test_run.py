@@ -1,0 +1,76 @@
+"""The first commands of a new user: ``sample_app/run`` in a fresh copy of the project, ``gunicorn`` alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import requests
+
+from support import ROOT, free_port, wait_until
+
+ORDER = {"sku": "A-1", "quantity": 1, "customer": "Ada"}
+
+
+@contextmanager
+def _served(command: list[str], cwd: Path, folder: Path, output: Path, timeout: float) -> Iterator[str]:
+    """The address of the service that the command starts; Ctrl-C ends it well."""
+    port = free_port()
+    clean = {name: value for name, value in os.environ.items()
+             if not name.startswith(("STABILITY_", "DB_", "SAMPLE_", "PYTHONPATH"))}
+    env = {**clean, "SERVER_PORT": str(port), "SERVER_HOST": "127.0.0.1", "STABILITY_LOG_DIR": str(folder / "logs"),
+           "SAMPLE_INSTANCE": str(folder / "instance"), "STABILITY_DB_FROM_ENV": "off"}
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file,
+                                   stderr=file, start_new_session=True)
+
+    def answers() -> bool:
+        assert process.poll() is None, output.read_text()[-3000:]
+        with suppress(requests.ConnectionError):
+            return requests.get(f"http://127.0.0.1:{port}/health/live", timeout=10).status_code == 200
+        return False
+
+    try:
+        wait_until(answers, timeout, message="the service answers")
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def test_gunicorn_alone_serves_the_sample(tmp_path: Path) -> None:
+    """In the project's root, without an argument."""
+    with _served([sys.executable, "-m", "gunicorn"], ROOT, tmp_path, tmp_path / "output", 60) as url:
+        assert requests.post(f"{url}/orders", json=ORDER, timeout=30).status_code == 201
+        assert "memory" in requests.get(f"{url}/health", timeout=30).json()["detailed"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_run_script_sets_everything_up_once(tmp_path: Path) -> None:
+    """From any folder; the second time nothing is installed, and arguments reach gunicorn."""
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "gunicorn.conf.py", "README.rst", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    for name in ("flask_stability", "sample_app"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run = str(project / "sample_app" / "run")
+    first, second = tmp_path / "first", tmp_path / "second"
+    with _served([run, "--workers", "1"], Path("/"), project, first, 400) as url:
+        assert requests.post(f"{url}/orders", json=ORDER, timeout=30).status_code == 201
+        assert len(requests.get(f"{url}/health", timeout=30).json()["detailed"]["workers"]) == 1
+    assert "Installing the project" in first.read_text()
+    with _served([run], Path("/"), project, second, 60) as url:
+        assert len(requests.get(f"{url}/orders", timeout=30).json()["orders"]) == 1
+    assert "Installing" not in second.read_text()
