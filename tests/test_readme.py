@@ -48,6 +48,7 @@ def test_the_count_of_the_matrix_is_the_matrixs_own() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "live" / "matrix.py")], capture_output=True, text=True,
                           check=True, timeout=60)
     assert done.stdout.strip() in (ROOT / "README.rst").read_text()
+    assert f"{done.stdout.split()[0]} 行的表" in (ROOT / "README.zh.rst").read_text()
 
 
 def test_every_setting_that_it_names_exists() -> None:
@@ -55,3 +56,12 @@ def test_every_setting_that_it_names_exists() -> None:
     for path in (*ROOT.glob("*.rst"), ROOT / "gunicorn.conf.py", ROOT / ".env.example"):
         for key in re.findall(r"STABILITY_[A-Z0-9_]+[A-Z0-9]", path.read_text()):
             assert key in config.KEYS, (path.name, key)
+
+
+def test_both_languages_show_the_same_code() -> None:
+    """Comments apart."""
+    def blocks(name: str) -> list[str]:
+        found = re.findall(r"\.\. code-block:: \w+\n\n((?:    .*\n|\n)+)", (ROOT / name).read_text())
+        return [re.sub(r" +# .*", "", block).strip() for block in found]
+
+    assert blocks("README.zh.rst") == blocks("README.rst")
