@@ -17,6 +17,7 @@ def create_app(config: dict[str, object] | None = None) -> Flask:
     :param config: overrides for ``app.config``.
     """
     app = Flask(__name__, instance_path=os.path.abspath(os.environ.get("SAMPLE_INSTANCE") or "instance"))
+    app.config["MAX_CONTENT_LENGTH"] = 16 << 10  # an order is small
     app.config["STABILITY_HEALTH_DETAILS"] = os.environ.get("STABILITY_HEALTH_DETAILS") or "always"
     app.config.update(config or {})
     stability.init_app(app)

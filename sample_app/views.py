@@ -38,7 +38,7 @@ def stock() -> ResponseReturnValue:
 def list_orders() -> ResponseReturnValue:
     """The latest orders, at most ``limit`` (50, up to 500)."""
     limit = request.args.get("limit", "50")
-    if not limit.isdecimal() or not 1 <= int(limit) <= 500:
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 500:
         abort(400, description="limit: give a number between 1 and 500")
     with stability.connection() as connection:
         schema.ensure(connection)
@@ -64,7 +64,7 @@ def read_order(order_id: str) -> ResponseReturnValue:
 @blueprint.post("/orders")
 def create_order() -> ResponseReturnValue:
     """Take from the stock and write the order, both or neither."""
-    sku, quantity, customer = _checked(request.get_json(silent=True))
+    sku, quantity, customer = _checked(_body())
     with stability.connection() as connection:
         schema.ensure(connection)
     order = place_order(uuid.uuid4().hex, sku, quantity, customer)
@@ -88,6 +88,14 @@ def place_order(connection: PooledConnection, order_id: str, sku: str, quantity:
     return dict(zip(_FIELDS, values, strict=True))
 
 
+def _body() -> Any:
+    """The request's JSON, None if it is none."""
+    try:
+        return request.get_json(silent=True)
+    except RecursionError:  # nested deeper than Python's parser goes
+        return None
+
+
 def _checked(body: Any) -> tuple[str, int, str]:
     """sku, quantity and customer of a request's body; 400 with what is wrong."""
     if not isinstance(body, dict):
@@ -98,8 +106,8 @@ def _checked(body: Any) -> tuple[str, int, str]:
         problems.append("sku: give letters, digits and dashes, such as A-1")
     if not isinstance(quantity, int) or isinstance(quantity, bool) or not 1 <= quantity <= 1000:
         problems.append("quantity: give a whole number between 1 and 1000")
-    if not isinstance(customer, str) or not 1 <= len(customer.strip()) <= 100:
-        problems.append("customer: give a name of 1 to 100 characters")
+    if not isinstance(customer, str) or not 1 <= len(customer.strip()) <= 100 or not customer.isprintable():
+        problems.append("customer: give a name of 1 to 100 printable characters")
     if problems:
         abort(400, description="; ".join(problems))
     assert isinstance(sku, str)
@@ -116,6 +124,7 @@ def not_found(error: Any) -> ResponseReturnValue:
 
 @blueprint.app_errorhandler(400)
 @blueprint.app_errorhandler(409)
+@blueprint.app_errorhandler(413)
 def refused(error: Any) -> ResponseReturnValue:
     """In JSON, saying what to change."""
     return jsonify(error=error.description), error.code
