@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import requests
 
 from flask_stability.loadgen import Load, Result
 
-__all__ = ["Load", "Result", "Server", "free_port", "wait_until"]
+__all__ = ["Load", "Result", "Server", "copy_project", "free_port", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -48,6 +49,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def copy_project(target: Path) -> Path:
+    """What a user gets, without tests and without what earlier builds left; returns the folder."""
+    target.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "gunicorn.conf.py", "README.rst", "LICENSE"):
+        shutil.copy(ROOT / name, target)
+    for name in ("flask_stability", "sample_app"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
 
 
 class Server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from support import ROOT, free_port, wait_until
+from support import ROOT, copy_project, free_port, wait_until
 
 ORDER = {"sku": "A-1", "quantity": 1, "customer": "Ada"}
 
@@ -59,12 +58,7 @@ def test_gunicorn_alone_serves_the_sample(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_run_script_sets_everything_up_once(tmp_path: Path) -> None:
     """From any folder; the second time nothing is installed, and arguments reach gunicorn."""
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "gunicorn.conf.py", "README.rst", "LICENSE"):
-        shutil.copy(ROOT / name, project)
-    for name in ("flask_stability", "sample_app"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    project = copy_project(tmp_path / "project")
     run = str(project / "sample_app" / "run")
     first, second = tmp_path / "first", tmp_path / "second"
     with _served([run, "--workers", "1"], Path("/"), project, first, 400) as url:
