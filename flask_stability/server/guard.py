@@ -40,7 +40,9 @@ class Guard:
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
-        self._memory = MemoryWatch(settings, row, board=board, workers=workers)
+        # a tick of the master, and the time in which kept-alive connections are closed
+        handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
+        self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
         self._file = logs.error_file()
         self._ending_since = 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
