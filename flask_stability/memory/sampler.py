@@ -22,6 +22,7 @@ from .trend import Verdict, gated_slope
 __all__ = ["Action", "Decision", "MemoryWatch", "collect", "confirmed", "resident"]
 
 SLOW = 15.0  #: seconds between looks at what costs more
+DAY = 1440  #: minutes
 COLLECT_PAUSE = 60.0  #: seconds between collections under pressure
 
 
@@ -45,8 +46,10 @@ class MemoryWatch:
         self._trackers = Trackers(row)
         self._leak = Verdict()
         self._next_slow, self._minute, self._collected = now + 5.0, now + WARM, float("-inf")
-        self._lowest = 0
-        self._floors: deque[float] = deque(maxlen=720)
+        self._lowest, self._warm = 0, False
+        self._floors: deque[float] = deque(maxlen=DAY)
+        self._loads: deque[float] = deque(maxlen=DAY)
+        self._requests = row.requests
         self._soon = math.inf
         self._publish(self._judge.floor)
 
@@ -119,11 +122,15 @@ class MemoryWatch:
             logs.error("resource_leak_suspected", level="WARNING", **detail)
             send(leak_suspected, "flask_stability", kind=detail["kind"], detail=detail)
         low, self._lowest = self._lowest, 0
-        first = not self._floors
         self._judge.end_minute(now, low)
-        self._floors.append(low)
-        if first:
+        requests = self._row.requests
+        if self._warm:
+            self._floors.append(low)
+            self._loads.append(requests - self._requests)
+        else:  # the first minute belongs to the warm-up
+            self._warm = True
             autopsy.baseline()
+        self._requests = requests
         recent = list(self._floors)[-120:]
         slope = gated_slope(range(len(recent)), recent) if len(recent) >= 10 else 0.0
         self._row.floats[shared.F_MEMORY_TREND] = slope
@@ -133,7 +140,9 @@ class MemoryWatch:
 
     def _verdict(self, slope: float) -> None:
         """A verdict informs, it does not replace."""
-        found = self._leak.look(list(self._floors)[1:])
+        if not self._floors:
+            return
+        found = self._leak.look(list(self._floors), list(self._loads))
         if found and not self._row.words[shared.W_LEAK_VERDICT]:
             detail = {"trend_bytes_per_min": round(slope), "rss_bytes": int(self._floors[-1]),
                       "seconds_to_limit": round(self._soon) if self._soon < math.inf else None}
