@@ -111,7 +111,7 @@ def _held(thing: Any, objects_inside: bool = False) -> int:
 
     :param objects_inside: with those of other objects in it as well.
     """
-    total, todo, walked = sys.getsizeof(thing, 0), [thing], 0
+    total, todo, walked = object.__sizeof__(thing), [thing], 0
     while todo and walked < WALK:
         inside = gc.get_referents(todo.pop())
         walked += len(inside)

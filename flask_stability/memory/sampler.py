@@ -16,13 +16,12 @@ from ..signals import leak_suspected, send
 from . import autopsy, cgroup
 from .policy import NOTHING, WARM, Action, Decision, Judge, Rules, default_limit, scarce
 from .process import collect, confirmed, resident
-from .trackers import Trackers
+from .trackers import DAY, Trackers
 from .trend import Verdict, gated_slope
 
 __all__ = ["Action", "Decision", "MemoryWatch", "collect", "confirmed", "resident"]
 
 SLOW = 15.0  #: seconds between looks at what costs more
-DAY = 1440  #: minutes
 COLLECT_PAUSE = 60.0  #: seconds between collections under pressure
 
 
@@ -117,34 +116,29 @@ class MemoryWatch:
             self._reclaim("little memory is left for all")
 
     def _end_minute(self, now: float) -> None:
-        """Once a minute: the floor, the trends, the verdict."""
-        for detail in self._trackers.end_minute(now):
-            logs.error("resource_leak_suspected", level="WARNING", **detail)
-            send(leak_suspected, "flask_stability", kind=detail["kind"], detail=detail)
+        """Once a minute: the floor, the trends, the verdicts."""
         low, self._lowest = self._lowest, 0
-        self._judge.end_minute(now, low)
         requests = self._row.requests
-        if self._warm:
-            self._floors.append(low)
-            self._loads.append(requests - self._requests)
-        else:  # the first minute belongs to the warm-up
+        load, self._requests = requests - self._requests, requests
+        self._judge.end_minute(now, low)
+        if not self._warm:  # the first minute belongs to the warm-up
             self._warm = True
             autopsy.baseline()
-        self._requests = requests
+            return
+        self._floors.append(low)
+        self._loads.append(load)
+        loads = list(self._loads)
+        for detail in self._trackers.end_minute(now, loads):
+            logs.error("resource_leak_suspected", level="WARNING", **detail)
+            send(leak_suspected, "flask_stability", kind=detail["kind"], detail=detail)
         recent = list(self._floors)[-120:]
         slope = gated_slope(range(len(recent)), recent) if len(recent) >= 10 else 0.0
         self._row.floats[shared.F_MEMORY_TREND] = slope
         limit = self._judge.limit()
         self._soon = max(0.0, (limit - recent[-1]) / slope * 60) if slope > 0 and limit else math.inf
-        self._verdict(slope)
-
-    def _verdict(self, slope: float) -> None:
-        """A verdict informs, it does not replace."""
-        if not self._floors:
-            return
-        found = self._leak.look(list(self._floors), list(self._loads))
-        if found and not self._row.words[shared.W_LEAK_VERDICT]:
-            detail = {"trend_bytes_per_min": round(slope), "rss_bytes": int(self._floors[-1]),
+        found = self._leak.look(list(self._floors), loads)
+        if found and not self._row.words[shared.W_LEAK_VERDICT]:  # it informs, it does not replace
+            detail = {"trend_bytes_per_min": round(slope), "rss_bytes": int(recent[-1]),
                       "seconds_to_limit": round(self._soon) if self._soon < math.inf else None}
             logs.error("memory_leak_suspected", level="WARNING", **detail)
             send(leak_suspected, "flask_stability", kind="memory", detail=detail)

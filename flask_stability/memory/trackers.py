@@ -6,14 +6,12 @@ Elsewhere these are timers and listeners. Each is counted, has a trend, and is w
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import blinker
@@ -21,71 +19,49 @@ import psutil
 
 from .. import scoreboard as shared
 from ..scoreboard import Row
-from .trend import gated_slope
+from .trend import Verdict, gated_slope
 
-#: Minutes over which growth is looked for: fast leaks are found soon, slow ones at all.
-WINDOWS = (30, 120, 720)
-PARTS = 8
+DAY = 1440  #: minutes
 TREND = 60  #: minutes that the trend is told from
 _SIGNALS = (blinker.Signal, blinker.NamedSignal)
 
 
-def grows(lows: Sequence[int], least: int) -> int:
-    """By how much a count, given as its lowest value of each minute, grows steadily; 0 if it does not.
-
-    Steadily: cut into eight parts, the lowest value of each is above that of the part before, and the second half
-    grows on (0.6 × the first), over the latest 30, 120 or 720 minutes. A pool or a cache that fills up, a burst, a
-    sawtooth do not.
-
-    :param least: growth that is worth a word.
-    """
-    for window in WINDOWS:
-        if len(lows) < window:
-            return 0
-        recent, size = lows[-window:], window // PARTS
-        parts = [min(recent[start:start + size]) for start in range(window - PARTS * size, window, size)]
-        goes_on = parts[7] - parts[4] >= 0.6 * (parts[3] - parts[0])
-        if parts[7] - parts[0] >= least and goes_on and all(a < b for a, b in itertools.pairwise(parts)):
-            return parts[7] - parts[0]
-    return 0
-
-
-@dataclass
 class Tracker:
-    """The history of one count.
+    """One count: its history, its trend, and whether it grows steadily.
 
-    :ivar word, trend_word: where it is published.
-    :ivar least: growth that is worth a warning.
+    :param word, trend_word: where it is published.
+    :param least, share: growth that is worth a warning, see `trend.leaks`.
     """
 
-    name: str
-    word: int
-    trend_word: int
-    least: int
-    growing: bool = False
-    _told: bool = False
-    _lows: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOWS[-1]))
-    _lowest: int | None = None
+    def __init__(self, name: str, word: int, trend_word: int, least: int, share: float = 0.0) -> None:
+        self.name, self.word, self.trend_word = name, word, trend_word
+        self._verdict = Verdict(least, share)
+        self._told = False
+        self._lows: deque[int] = deque(maxlen=DAY)
+        self._lowest: int | None = None
+
+    @property
+    def growing(self) -> bool:
+        """Steadily, now."""
+        return self._verdict.leaking
 
     def add(self, row: Row, number: int) -> None:
         """One more look."""
         row.words[self.word] = number
         self._lowest = number if self._lowest is None else min(self._lowest, number)
 
-    def end_minute(self, row: Row) -> dict[str, Any] | None:
-        """Trend and warning; returns what to tell when it has begun to grow steadily, once."""
+    def end_minute(self, row: Row, loads: Sequence[float]) -> dict[str, Any] | None:
+        """Trend and verdict; returns what to tell when it is first seen to grow steadily."""
         number = int(row.words[self.word])
         self._lows.append(number if self._lowest is None else self._lowest)
         self._lowest = None
         lows = list(self._lows)
         recent = lows[-TREND:]
         row.floats[self.trend_word] = gated_slope(range(len(recent)), recent) * 60 if len(recent) >= 10 else 0.0
-        growth = grows(lows, self.least)
-        self.growing = bool(growth)
-        if not growth or self._told:
+        if not self._verdict.look(lows, loads) or self._told:
             return None
         self._told = True
-        return {"kind": self.name, "now": number, "growth": growth,
+        return {"kind": self.name, "now": number, "growth": number - lows[0], "minutes": len(lows),
                 "per_hour": round(row.floats[self.trend_word], 1)}
 
 
@@ -100,7 +76,7 @@ class Trackers:
             (Tracker("open_files", shared.W_N_FDS, shared.F_FDS_TREND, 20), descriptors),
             (Tracker("garbage", shared.W_N_GARBAGE, shared.F_GARBAGE_TREND, 10), lambda: len(gc.garbage))]
         self._receivers = Tracker("receivers", shared.W_N_RECEIVERS, shared.F_RECEIVERS_TREND, 10)
-        self._objects = Tracker("gc_objects", shared.W_N_GC_OBJECTS, shared.F_GC_OBJECTS_TREND, 50_000)
+        self._objects = Tracker("gc_objects", shared.W_N_GC_OBJECTS, shared.F_GC_OBJECTS_TREND, 50_000, 0.05)
         self._next_objects = 0.0
 
     def look(self, now: float) -> None:
@@ -118,11 +94,14 @@ class Trackers:
             self._objects.add(self._row, len(gc.get_objects()))
             self._next_objects = now + 3000 * (time.perf_counter() - started)
 
-    def end_minute(self, now: float) -> list[dict[str, Any]]:
-        """Once a minute: trends, and what has begun to grow."""
+    def end_minute(self, now: float, loads: Sequence[float] = ()) -> list[dict[str, Any]]:
+        """Once a minute: trends, and what has been seen to grow.
+
+        :param loads: requests of each minute so far.
+        """
         self._costly(now)
         every = self._every()
-        found = [tracker.end_minute(self._row) for tracker in every]
+        found = [tracker.end_minute(self._row, loads) for tracker in every]
         self._row.words[shared.W_GROWING] = sum(tracker.growing << bit for bit, tracker in enumerate(every))
         return [told for told in found if told is not None]
 

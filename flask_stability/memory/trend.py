@@ -16,6 +16,7 @@ PARTS = 8
 #: Minutes of life after warm-up before the first vote.
 SHORTEST = 40
 VOTES = 3
+LEAST = 8e6  #: bytes of growth that are worth a word
 
 
 def mann_kendall(values: Sequence[float]) -> float:
@@ -45,19 +46,21 @@ def gated_slope(times: Sequence[float], values: Sequence[float], z: float = 2.58
     return theil_sen(times, values) if abs(mann_kendall(values)) > z else 0.0
 
 
-def leaks(floors: Sequence[float], loads: Sequence[float] = ()) -> bool:
-    """One vote that a series of minima (one per minute, in bytes, warm-up left out) is a leak and no warm-up or step.
+def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float = LEAST,
+          share: float = 0.05) -> bool:
+    """One vote that a series of minima (one per minute, warm-up left out) is a leak and no warm-up or step.
 
     The series is cut into 8 parts, each represented by its minimum. A leak rises (z ≥ 2.3) in every quarter, goes on
-    rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise, by at least 8 MB and 5 %.
+    rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise.
 
-    :param loads: requests of the same minutes: memory that only follows them is none.
+    :param loads: requests of the same minutes: what only follows them is no leak.
+    :param least, share: the rise is at least that much, and that share of the beginning.
     """
     if len(floors) < SHORTEST:
         return False
     parts = [min(part) for part in _parts(floors)]
     growth = parts[-1] - parts[0]
-    if growth < max(8e6, 0.05 * parts[0]) or mann_kendall(parts) < 2.3:
+    if growth < max(least, share * parts[0]) or mann_kendall(parts) < 2.3:
         return False
     half = PARTS // 2
     first, second = parts[half - 1] - parts[0], parts[-1] - parts[half]
@@ -76,7 +79,7 @@ def _parts(values: Sequence[float]) -> list[Sequence[float]]:
 
 
 def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:
-    """The load rose as well, by a tenth at least, and memory with it, but did not double."""
+    """The load rose as well, by a tenth at least, and the floors with it, but they did not double."""
     if floors[-1] > 2 * floors[0] or max(loads) <= 1.1 * min(loads) or mann_kendall(loads) < 2.3:
         return False
     try:
@@ -86,16 +89,19 @@ def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:
 
 
 class Verdict:
-    """Three votes for a leak, each on a life twice as long as the last: what is a wave has turned by then. Where memory
-    has doubled, on lives longer by a quarter.
+    """Three votes for a leak, each on a life twice as long as the last: what is a wave has turned by then.
+
+    What has doubled is voted on after a quarter more.
 
     A load that rises steadily for hours, and is not known, cannot be told from a leak; that is why a verdict only
     informs.
 
+    :param least, share: see `leaks`.
     :ivar leaking: the verdict so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = LEAST, share: float = 0.05) -> None:
+        self._least, self._share = least, share
         self._minutes = self._votes = 0
         self._next = SHORTEST
         self.leaking = False
@@ -108,7 +114,7 @@ class Verdict:
         self._minutes = max(self._minutes + 1, len(floors))
         if self._minutes < self._next:
             return self.leaking
-        vote = leaks(floors, loads)
+        vote = leaks(floors, loads, least=self._least, share=self._share)
         self._votes = min(VOTES, self._votes + 1) if vote else 0
         self.leaking = self._votes >= VOTES
         longer = 1.25 if floors[-1] > 2 * floors[0] else 2.0

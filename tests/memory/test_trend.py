@@ -97,7 +97,8 @@ def test_votes_are_taken_on_longer_and_longer_lives() -> None:
     assert told(10.0) == 62
     verdict = Verdict()
     floors = [(100 + minute) * MB for minute in range(200)]
-    assert any([verdict.look(floors[:minute]) for minute in range(1, 201)])
+    told = [verdict.look(floors[:minute]) for minute in range(1, 201)]
+    assert told[-1]
     assert not verdict.look([*floors, *([150 * MB] * 200)])
 
 
@@ -215,7 +216,7 @@ def test_every_leak_is_found() -> None:
 @pytest.mark.long
 def test_false_alarms_are_rare_over_a_day() -> None:
     """The same on many more traces, over 24 hours."""
-    assert sum(_false_alarms(100, 1440)) <= 0.01 * 100 * len(HARMLESS)
+    assert sum(_false_alarms(50, 1440)) <= 0.01 * 50 * len(HARMLESS)
 
 
 @pytest.mark.long
