@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ HELD = 0.05  #: share by which three minutes' lows may differ for the level to c
 NEAR = 0.15  #: a limit nearer than this share is looked at more often
 EARLY = 0.75  #: share of the limit below which nothing is replaced for its speed alone
 PRESSED = 20.0  #: percent of time waiting for memory that counts as pressure
+RATE_SECONDS = 6.0  #: the least time that growth is told from
+LEAVING = 0.5  #: seconds in which a worker told to go at once still takes requests
 REPLACEMENT = 6.0  #: seconds that a replacement may take, until it is known
 
 
@@ -97,7 +100,8 @@ class Judge:
         near = soon is not None and soon < self.replacement and rss > EARLY * limit
         self._early = self._early + 1 if near else 0
         text = f"{rss} bytes, the limit is {limit}"
-        if rss > limit * self.rules.hard_factor:
+        hard = limit * self.rules.hard_factor
+        if rss > hard or (self._above > 1 and rss + LEAVING * min(self._rates()) > hard):
             return self._after_reclaim(now, Decision(Action.RETIRE_NOW, "memory_hard", text), patience=5.0)
         if self._above >= self.rules.samples:
             return self._after_reclaim(now, Decision(Action.RETIRE, "memory", text))
@@ -143,11 +147,14 @@ class Judge:
         return max(0.1, min(wanted, soon / 20)) if soon is not None else max(0.1, wanted)
 
     def _rates(self) -> tuple[float, float]:
-        """Bytes a second between the lows of the first, second and last third of the latest 21 samples.
+        """Bytes a second between the lows of the first, second and last third of the latest samples: at least 21 of
+        them, and those of six seconds.
 
         Growth that is steady shows in both, a step in one of them.
         """
-        recent = list(self._recent)[-21:]
+        recent = list(self._recent)
+        since = recent[-1][0] - RATE_SECONDS
+        recent = recent[min(bisect_left(recent, (since, 0)), max(0, len(recent) - 21)):]
         third = len(recent) // 3
         seconds = (recent[-1][0] - recent[0][0]) / 3
         if third < 2 or seconds <= 0:

@@ -191,14 +191,14 @@ class Guard:
     # -- asking for replacement ----------------------------------------------------------------------------------
 
     def retire(self, reason: str, text: str) -> None:
-        """Ask the master for this worker's replacement, once."""
+        """Ask the master for this worker's replacement, once; and once more when it has become urgent."""
         words = self._row.words
-        if words[scoreboard.W_RETIRE_REASON]:
-            if reason == "memory_hard":
-                words[scoreboard.W_RETIRE_REASON] = CODE[reason]
+        before = words[scoreboard.W_RETIRE_REASON]
+        if before and (reason != "memory_hard" or before == CODE[reason]):
             return
         self._reason = reason
-        words[scoreboard.W_RETIRE_SINCE_NS] = time.monotonic_ns()
+        if not before:
+            words[scoreboard.W_RETIRE_SINCE_NS] = time.monotonic_ns()
         words[scoreboard.W_RETIRE_REASON] = CODE[reason]
         logs.process("replacement_asked", level="WARNING", reason=reason, detail=text)
         if self._supervised:
