@@ -69,8 +69,8 @@ def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, wo
     finally:
         result = load.stop()
     reasons = _restarts(one)
-    print(f"\n{worker_class}: {result.total} requests, {result.failed} failed, worst {result.worst:.2f} s; largest worker "
-          f"{largest / LIMIT:.2f} × the limit, together {together / LIMIT:.2f} ×; replaced {reasons}")
+    print(f"\n{worker_class}: {result.total} requests, {result.failed} failed, worst {result.worst:.2f} s; largest "
+          f"worker {largest / LIMIT:.2f} × the limit, together {together / LIMIT:.2f} ×; replaced {reasons}")
     assert result.failed == 0, result.errors()
     assert {outcome.status for outcome in result.outcomes} == {200}
     assert largest <= 1.3 * LIMIT
@@ -138,7 +138,7 @@ def test_much_memory_for_a_moment_replaces_nobody(server: Start) -> None:
 @pytest.mark.long
 def test_a_limit_below_what_the_app_needs_is_told_of_once(server: Start) -> None:
     """The workers are replaced over and over, the service answers, and one line says what to do."""
-    one = server(**SAMPLE, workers=2, env={**ENV, "STABILITY_MEMORY_LIMIT": "20M", "STABILITY_MEMORY_HARD_FACTOR": "50"})
+    one = server(**SAMPLE, env={**ENV, "STABILITY_MEMORY_LIMIT": "20M", "STABILITY_MEMORY_HARD_FACTOR": "50"})
     wait_until(lambda: _restarts(one).get("memory", 0) >= 3, 90, message="three workers are replaced")
     found = one.records("process-manager", "memory_limit_too_low")
     assert len(found) == 1, found
