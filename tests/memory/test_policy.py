@@ -83,6 +83,14 @@ def test_far_above_the_limit_it_retires_now() -> None:
     assert found[0][1].reason == "memory_hard"
 
 
+def test_about_to_be_far_above_the_limit_it_retires_now() -> None:
+    """One that grows by 30 MB a second would be there before it is gone."""
+    found = _run(_judge(reclaim=False, samples=100), [100 + 3 * number for number in range(60)], step=0.1)
+    now, decision = found[0]
+    assert decision.action is Action.RETIRE_NOW
+    assert 225 < 100 + 30 * now < 250
+
+
 def test_far_above_the_limit_it_collects_before_it_retires_now() -> None:
     """What is garbage is no reason."""
     assert [decision.action for _, decision in _run(_judge(), [150, 260, 260])] == [Action.RECLAIM, Action.RETIRE_NOW]
@@ -101,13 +109,13 @@ def test_below_three_quarters_of_the_limit_nothing_is_done(sizes: list[int], sam
 
 @given(st.lists(st.integers(0, 400), max_size=200), st.integers(1, 10))
 def test_only_what_was_above_is_retired(sizes: list[int], samples: int) -> None:
-    """At the limit with that many samples in a row above it, at once beyond the factor."""
+    """At the limit with that many samples in a row above it, at once beyond the factor or when about to be."""
     judge = _judge(samples=samples, reclaim=False)
     judge.replacement = 0.0
     for now, decision in _run(judge, sizes):
         latest = sizes[:int(now) + 1]
         if decision.action is Action.RETIRE_NOW:
-            assert latest[-1] > 250
+            assert latest[-1] > 250 or min(latest[-2:]) > 200
         else:
             assert min(latest[-samples:]) > 200
             assert len(latest) >= samples
