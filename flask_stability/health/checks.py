@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import scoreboard as board
 from ..config import Settings
+from ..memory.policy import limit_too_low
+from ..memory.trackers import growing
 from ..scoreboard import Row, Scoreboard, Totals, percentile
 
 if TYPE_CHECKING:
@@ -75,8 +77,10 @@ def _memory(row: Row) -> Details:
         raise Worry("memory leak suspected", **details)
     if limit and rss > 0.9 * limit:
         raise Worry("close to the limit", **details)
-    floor = int(words[board.W_WARM_FLOOR])
-    if limit and floor and limit < 1.2 * floor:
+    growth = growing(words[board.W_GROWING])
+    if growth:
+        raise Worry(f"steadily growing: {', '.join(growth)}", **details)
+    if limit_too_low(limit, int(words[board.W_WARM_FLOOR])):
         raise Worry("the limit is below 1.2 × what a warm worker needs", **details)
     return details
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import scoreboard as board
 from ..config import Settings
+from ..memory.trackers import growing
 from ..scoreboard import REASONS, STATE_NAMES, Blob, Row, Scoreboard, percentile
 from .history import History
 from .state import FAIL, ORDER, PASS, WARN, worst
@@ -142,6 +143,11 @@ def _part(result: dict[str, Any] | None) -> dict[str, Any]:
             "note": result["note"]}
 
 
+_TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND), ("open_files", board.F_FDS_TREND),
+           ("receivers", board.F_RECEIVERS_TREND), ("gc_objects", board.F_GC_OBJECTS_TREND),
+           ("garbage", board.F_GARBAGE_TREND))
+
+
 def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[str, Any]:
     workers: list[dict[str, Any]] = [
         {"slot": row.slot, "pid": row.pid, "status": own[row.slot].get("memory", {}).get("status", PASS),
@@ -151,7 +157,9 @@ def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[st
          "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
          "leak_suspected": bool(row.words[board.W_LEAK_VERDICT]), "threads": int(row.words[board.W_N_THREADS]),
          "timers": int(row.words[board.W_N_TIMERS]), "open_files": int(row.words[board.W_N_FDS]),
-         "receivers": int(row.words[board.W_N_RECEIVERS]), "garbage": int(row.words[board.W_N_GARBAGE])}
+         "receivers": int(row.words[board.W_N_RECEIVERS]), "garbage": int(row.words[board.W_N_GARBAGE]),
+         "gc_objects": int(row.words[board.W_N_GC_OBJECTS]), "growing": growing(row.words[board.W_GROWING]),
+         "trends_per_hour": {name: round(_finite(row.floats[word]) or 0.0, 2) for name, word in _TRENDS}}
         for row in rows]
     times = [worker["seconds_to_limit"] for worker in workers if worker["seconds_to_limit"] is not None]
     return {**_part(found.get("memory")), "rss_bytes": sum(worker["rss_bytes"] for worker in workers),

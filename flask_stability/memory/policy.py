@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,14 @@ from .trend import seconds_to
 MB = 1 << 20
 GROWTH_AT_LEAST = 150 * MB
 WARM = 60.0  #: seconds after which a worker's floor counts as warm
+SETTLED = 600.0  #: seconds of warm-up: what is reached by then and held is the floor, not growth
+HELD = 0.05  #: share by which three minutes' lows may differ for the level to count as held
 NEAR = 0.15  #: a limit nearer than this share is looked at more often
+EARLY = 0.75  #: share of the limit below which nothing is replaced for its speed alone
 PRESSED = 20.0  #: percent of time waiting for memory that counts as pressure
-REPLACEMENT = 12.0  #: seconds that a replacement may take, used until one was seen
+RATE_SECONDS = 6.0  #: the least time that growth is told from
+LEAVING = 0.5  #: seconds in which a worker told to go at once still takes requests
+REPLACEMENT = 6.0  #: seconds that a replacement may take, until it is known
 
 
 class Action(enum.Enum):
@@ -43,9 +49,11 @@ class Rules:
     """The settings that matter, in bytes and seconds.
 
     :ivar limit: of this worker, its jitter taken off; 0 = none.
+    :ivar derived: not given by hand: then it is never below 1.5 × the warm floor.
     """
 
     limit: int = 0
+    derived: bool = False
     samples: int = 3
     reclaim: bool = True
     hard_factor: float = 1.25
@@ -57,102 +65,134 @@ class Rules:
 class Judge:
     """Judges one worker's samples in turn.
 
-    :ivar floor: the warm floor: the lowest resident memory of the latest minutes once warm, or what the master
-        learned from others; 0 = not known yet.
+    :ivar started: seconds, as all times here by one monotonic clock.
+    :ivar floor: bytes at the start, then what the worker holds once warm; 0 = not known yet.
+    :ivar learned: the floor that other workers reached and held.
+    :ivar replacement: seconds that a replacement takes.
+    :ivar growth_after: no replacement for growth before.
+    :ivar patient: the last worker replaced for growth was still warming up: this one is given the time to show that
+        it holds what it reaches.
     """
 
     rules: Rules
     started: float
     floor: int = 0
     learned: int = 0
+    replacement: float = REPLACEMENT
+    growth_after: float = float("-inf")
+    patient: bool = False
+    _warm: bool = False
     _above: int = 0
-    _reclaimed_at: float = float("-inf")
+    _early: int = 0
     _grown: int = 0
+    _reclaimed_at: float = float("-inf")
+    _lows: deque[int] = field(default_factory=lambda: deque(maxlen=3))
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=60))
 
     def judge(self, now: float, rss: int) -> Decision:
-        """The decision on one more sample."""
+        """The decision on one more sample, `rss` bytes at `now`."""
         self._recent.append((now, rss))
         limit = self.limit()
-        if limit:
-            if rss > limit * self.rules.hard_factor:
-                return self._over(now, rss, limit, hard=True)
-            if rss > limit:
-                self._above += 1
-                if self._above >= self.rules.samples:
-                    return self._over(now, rss, limit, hard=False)
-                return NOTHING
-            self._above = 0
-            soon = self.seconds_to_limit(now)
-            if soon is not None and soon < REPLACEMENT and rss > 0.9 * limit:
-                return self._after_reclaim(now, Decision(
-                    Action.RETIRE, "memory", f"{rss} of {limit} bytes, the limit would be reached in {soon:.0f} s"))
-        return self._growth(now, rss)
+        if not limit:
+            return self._growth(now, rss)
+        self._above = self._above + 1 if rss > limit else 0
+        soon = self.seconds_to_limit()
+        near = soon is not None and soon < self.replacement and rss > EARLY * limit
+        self._early = self._early + 1 if near else 0
+        text = f"{rss} bytes, the limit is {limit}"
+        hard = limit * self.rules.hard_factor
+        if rss > hard or (self._above > 1 and rss + LEAVING * min(self._rates()) > hard):
+            return self._after_reclaim(now, Decision(Action.RETIRE_NOW, "memory_hard", text), patience=5.0)
+        if self._above >= self.rules.samples:
+            return self._after_reclaim(now, Decision(Action.RETIRE, "memory", text))
+        if self._early >= self.rules.samples:
+            return self._after_reclaim(now, Decision(
+                Action.RETIRE, "memory", f"{text}, which would be reached in {soon or 0:.1f} s"))
+        return NOTHING if self._above else self._growth(now, rss)
+
+    def end_minute(self, now: float, low: int) -> None:
+        """Once a minute, with the lowest sample of it: the floor of a warm worker.
+
+        What is reached in the warm-up and held for three minutes raises it; what comes later is growth.
+        """
+        age = now - self.started
+        if age < WARM:
+            return
+        if not self._warm:  # the first minute's lowest was before anything was loaded
+            self._warm = True
+            self.floor = min(rss for _, rss in list(self._recent)[-20:]) if self._recent else low
+            return
+        self._lows.append(low)
+        if age <= SETTLED + WARM and len(self._lows) == 3 and max(self._lows) <= min(self._lows) * (1 + HELD):
+            self.floor = max(self.floor, min(self._lows))
 
     def limit(self) -> int:
-        """The limit in force: never below 1.5 × the warm floor when it was derived, as given otherwise."""
-        return self.rules.limit
+        """The limit in force, in bytes; 0 = none."""
+        if not self.rules.limit or not self.rules.derived:
+            return self.rules.limit
+        return max(self.rules.limit, int(1.5 * max(self.floor, self.learned)))
 
-    def _over(self, now: float, rss: int, limit: int, *, hard: bool) -> Decision:
-        text = f"{rss} bytes above the limit of {limit}"
-        if hard:
-            return self._after_reclaim(now, Decision(Action.RETIRE_NOW, "memory_hard", text), patience=5.0)
-        return self._after_reclaim(now, Decision(Action.RETIRE, "memory", text))
+    def seconds_to_limit(self) -> float | None:
+        """How soon the limit would be reached by steady growth over the latest samples; None if not at all."""
+        return seconds_to(self.limit(), self._recent[-1][1], min(self._rates())) if self._recent else None
+
+    def interval(self, normal: float) -> float:
+        """Seconds to the next sample: the sooner the limit might be reached, the sooner."""
+        limit = self.limit()
+        if not limit or not self._recent:
+            return normal
+        rss = self._recent[-1][1]
+        soon = seconds_to(limit, rss, max(self._rates()))
+        wanted = normal / 4 if rss > limit * (1 - NEAR) else normal
+        return max(0.1, min(wanted, soon / 20)) if soon is not None else max(0.1, wanted)
+
+    def _rates(self) -> tuple[float, float]:
+        """Bytes a second between the lows of the first, second and last third of the latest samples: at least 21 of
+        them, and those of six seconds.
+
+        Growth that is steady shows in both, a step in one of them.
+        """
+        recent = list(self._recent)
+        since = recent[-1][0] - RATE_SECONDS
+        recent = recent[min(bisect_left(recent, (since, 0)), max(0, len(recent) - 21)):]
+        third = len(recent) // 3
+        seconds = (recent[-1][0] - recent[0][0]) / 3
+        if third < 2 or seconds <= 0:
+            return 0.0, 0.0
+        low1, low2, low3 = (min(rss for _, rss in part)
+                            for part in (recent[:third], recent[third:2 * third], recent[2 * third:]))
+        return (low2 - low1) / seconds, (low3 - low2) / seconds
 
     def _after_reclaim(self, now: float, decision: Decision, patience: float = 60.0) -> Decision:
         """First try to free what can be freed, then decide on the next sample."""
-        if self.rules.reclaim and now - self._reclaimed_at > patience:
-            self._reclaimed_at = now
-            self._above = max(0, self.rules.samples - 1)
-            return Decision(Action.RECLAIM, decision.reason, decision.text)
-        return decision
+        if not self.rules.reclaim or now - self._reclaimed_at <= patience:
+            return decision
+        self._reclaimed_at = now
+        self._above, self._early, self._grown = (
+            min(count, self.rules.samples - 1) for count in (self._above, self._early, self._grown))
+        return Decision(Action.RECLAIM, decision.reason, decision.text)
 
     def _growth(self, now: float, rss: int) -> Decision:
         """Far above the warm floor and still growing, where no limit says anything."""
         floor = max(self.floor, self.learned)
-        if not floor or now - self.started < max(self.rules.min_uptime, WARM):
+        youngest = max(self.rules.min_uptime, SETTLED if self.patient else WARM)
+        if not floor or now - self.started < youngest or now < self.growth_after:
             return NOTHING
-        if rss < floor * self.rules.growth or rss - floor < GROWTH_AT_LEAST or not self._still_growing(now):
-            self._grown = 0
-            return NOTHING
-        self._grown += 1
-        if self._grown < max(self.rules.samples, 5):
+        low = min(size for _, size in self._recent)
+        far = low >= floor * self.rules.growth and low - floor >= GROWTH_AT_LEAST
+        self._grown = self._grown + 1 if far and self._still_growing() else 0
+        if self._grown < self.rules.samples:
             return NOTHING
         return self._after_reclaim(now, Decision(
             Action.RETIRE, "memory_growth", f"{rss} bytes, {rss / floor:.1f} × the warm floor, and still growing"))
 
-    def _still_growing(self, now: float) -> bool:
-        recent = list(self._recent)
+    def _still_growing(self) -> bool:
+        recent = [rss for _, rss in self._recent]
         if len(recent) < 20:
             return False
         third = len(recent) // 3
-        lowest = [min(rss for _, rss in part) for part in (recent[:third], recent[third:2 * third], recent[2 * third:])]
-        return lowest[0] < lowest[1] < lowest[2] and lowest[2] - lowest[0] > 0.01 * lowest[0]
-
-    def slope(self) -> float:
-        """Bytes a second over the latest samples, by the lows of their halves: quick, for "how soon" only."""
-        recent = list(self._recent)[-20:]
-        if len(recent) < 4:
-            return 0.0
-        half = len(recent) // 2
-        (t1, low1), (t2, low2) = (min(part, key=lambda item: item[1]) for part in (recent[:half], recent[half:]))
-        return (low2 - low1) / (t2 - t1) if t2 > t1 else 0.0
-
-    def seconds_to_limit(self, now: float) -> float | None:
-        """How soon the limit would be reached; None if not at all."""
-        if not self._recent:
-            return None
-        return seconds_to(self.limit(), self._recent[-1][1], self.slope())
-
-    def interval(self, normal: float) -> float:
-        """Seconds to the next sample: the sooner the limit, the sooner."""
-        limit = self.limit()
-        if not limit or not self._recent:
-            return normal
-        soon = self.seconds_to_limit(0.0)
-        if soon is not None and soon < 20:
-            return max(0.1, min(normal, soon / 20))
-        return max(0.1, normal / 4) if self._recent[-1][1] > limit * (1 - NEAR) else normal
+        first, second, last = (min(part) for part in (recent[:third], recent[third:2 * third], recent[2 * third:]))
+        return first < second < last and last - first > 0.01 * first
 
 
 def default_limit(container: int | None, workers: int) -> int:
@@ -161,7 +201,11 @@ def default_limit(container: int | None, workers: int) -> int:
 
 
 def learned_floor(known: int, floors: Sequence[int]) -> int:
-    """What the workers reach in their warm-up and hold: the median of the warm floors once at least two agree."""
+    """What the workers reach in their warm-up and hold: the median of the floors once at least two agree.
+
+    :param known: what was learned so far.
+    :param floors: of the workers, and of those before them; 0 = not known.
+    """
     warm = sorted(floor for floor in floors if floor)
     if len(warm) < 2:
         return known
@@ -169,21 +213,29 @@ def learned_floor(known: int, floors: Sequence[int]) -> int:
     return middle if warm[-1] <= 1.5 * warm[0] else max(known, warm[0])
 
 
-def group_decision(rows: Mapping[int, int], *, available: int | None, total: int,
-                   pressure: float = 0.0) -> int | None:
-    """The slot of the worker to replace under pressure on all: the largest, if it is large enough to help.
+def limit_too_low(limit: int, floor: int) -> bool:
+    """A worker with nothing to do is close to its limit: it would be replaced over and over."""
+    return 0 < limit < 1.2 * floor
+
+
+def scarce(available: int | None, total: int, pressure: float = 0.0) -> bool:
+    """Memory is short for all.
 
     :param available: bytes that may still be used.
     :param total: bytes there are.
     :param pressure: percent of time that tasks waited for memory: under much of it, less has to be missing.
     """
-    scarce = 0.2 if pressure > PRESSED else 0.1
-    if available is None or not rows or available >= scarce * total:
+    return available is not None and available < (0.2 if pressure > PRESSED else 0.1) * total
+
+
+def group_decision(rows: Mapping[int, int], *, available: int | None, total: int,
+                   pressure: float = 0.0) -> int | None:
+    """The slot of the worker to replace where memory is scarce: the largest, if it is large enough to help."""
+    if not rows or not scarce(available, total, pressure):
         return None
     slot = max(rows, key=lambda name: rows[name])
-    others = [size for name, size in rows.items() if name != slot]
-    smallest = min(others, default=0)
-    return slot if rows[slot] > max(64 * MB, 1.5 * smallest) and rows[slot] > 0.05 * total else None
+    smallest = min((size for name, size in rows.items() if name != slot), default=0)
+    return slot if rows[slot] > max(64 * MB, 1.5 * smallest, 0.05 * total) else None
 
 
 def growth_pause(base: float, early: int) -> float:

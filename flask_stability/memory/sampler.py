@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
 import math
-import os
 import random
-import sys
-import threading
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Any
-
-import psutil
 
 from .. import logs
 from .. import scoreboard as shared
@@ -22,205 +14,132 @@ from ..config import Settings
 from ..scoreboard import Row, Scoreboard
 from ..signals import leak_suspected, send
 from . import autopsy, cgroup
-from .policy import NOTHING, WARM, Action, Decision, Judge, Rules, default_limit
+from .policy import NOTHING, WARM, Action, Decision, Judge, Rules, default_limit, scarce
+from .process import collect, confirmed, resident
+from .trackers import DAY, Trackers
 from .trend import Verdict, gated_slope
 
-__all__ = ["Action", "Decision", "MemoryWatch", "resident"]
+__all__ = ["Action", "Decision", "MemoryWatch", "collect", "confirmed", "resident"]
 
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_statm = -1
-
-
-def resident() -> int:
-    """Bytes of this process in memory now; 2 µs by an open descriptor of /proc, psutil where there is none."""
-    global _statm
-    if _statm < 0:
-        try:
-            _statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return int(psutil.Process().memory_info().rss)
-    try:
-        return int(os.pread(_statm, 128, 0).split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return int(psutil.Process().memory_info().rss)
-
-
-def confirmed() -> tuple[int, int]:
-    """Proportional and private bytes by smaps_rollup: 0.3 to 17 ms, so only asked before a replacement."""
-    found = {"Pss": 0, "Private": 0}
-    try:
-        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
-            for line in file:
-                name = line.partition(":")[0].partition("_")[0]
-                if line.startswith(("Pss:", "Private_")):
-                    found[name] += int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return resident(), resident()
-    return found["Pss"], found["Private"]
-
-
-def _after_fork() -> None:
-    """The descriptor leads to the parent's figures."""
-    global _statm
-    if _statm >= 0:
-        os.close(_statm)
-    _statm = -1
-
-
-os.register_at_fork(after_in_child=_after_fork)
+SLOW = 15.0  #: seconds between looks at what costs more
+COLLECT_PAUSE = 60.0  #: seconds between collections under pressure
 
 
 class MemoryWatch:
     """One worker's memory, looked at from its guard thread.
 
     :param workers: how many workers share the container.
+    :param handover: seconds from when a newcomer is ready to when this worker takes no more requests.
     """
 
-    def __init__(self, settings: Settings, row: Row, *, board: Scoreboard | None = None, workers: int = 1) -> None:
-        self._settings, self._row, self._board = settings, row, board
-        self._started = time.monotonic()
+    def __init__(self, settings: Settings, row: Row, *, board: Scoreboard | None = None, workers: int = 1,
+                 handover: float = 4.0) -> None:
+        self._settings, self._row, self._board, self._handover = settings, row, board, handover
+        now = time.monotonic()
         given = settings.memory_limit or default_limit(cgroup.limit(), workers)
-        self._derived = settings.memory_limit is None
-        limit = int(given * (1 - random.uniform(0, settings.memory_limit_jitter))) if given else 0
-        self._judge = Judge(Rules(limit=limit, samples=settings.memory_samples, reclaim=settings.memory_reclaim,
-                                  hard_factor=settings.memory_hard_factor, growth=settings.memory_growth,
-                                  min_uptime=settings.min_worker_uptime), self._started)
-        self._next_slow = self._started + 5.0
-        self._minute = self._started + 60.0
-        self._lowest = 0
-        self._floors: deque[tuple[float, int]] = deque(maxlen=720)
+        limit = int(given * (1 - random.uniform(0, settings.memory_limit_jitter)))
+        rules = Rules(limit=limit, derived=settings.memory_limit is None, samples=settings.memory_samples,
+                      reclaim=settings.memory_reclaim, hard_factor=settings.memory_hard_factor,
+                      growth=settings.memory_growth, min_uptime=settings.min_worker_uptime)
+        self._judge = Judge(rules, now, floor=resident())
+        self._trackers = Trackers(row)
         self._leak = Verdict()
-        self._warned_low = False
-        self._baseline = False
-        self._last = 0.0
-        self._trackers: dict[str, deque[int]] = {}
-        self._told: set[str] = set()
-        row.words[shared.W_MEMORY_LIMIT] = limit
-        row.words[shared.W_RSS] = resident()
-        row.floats[shared.F_SECONDS_TO_LIMIT] = math.nan
+        self._next_slow, self._minute, self._collected = now + 5.0, now + WARM, float("-inf")
+        self._lowest, self._warm = 0, False
+        self._floors: deque[float] = deque(maxlen=DAY)
+        self._loads: deque[float] = deque(maxlen=DAY)
+        self._requests = row.requests
+        self._soon = math.inf
+        self._publish(self._judge.floor)
 
     def next_interval(self) -> float:
         """Seconds to the next look: the nearer the limit, the sooner."""
         return self._judge.interval(self._settings.guard_interval)
 
     def tick(self, now: float) -> Decision:
-        """Measure, publish, judge; reclaims where that comes first."""
+        """Measure, publish, judge; reclaims and measures again where that comes first."""
         rss = resident()
-        row = self._row
-        row.words[shared.W_RSS] = rss
         self._lowest = min(self._lowest or rss, rss)
-        if now >= self._minute:
-            self._end_minute(now)
+        self._ask_master()
         if now >= self._next_slow:
-            self._next_slow = now + 15.0
+            self._next_slow = now + SLOW
             self._slow(now)
+        if now >= self._minute:
+            self._minute = now + 60.0
+            self._end_minute(now)
         decision = self._judge.judge(now, rss)
         if decision.action is Action.RECLAIM:
-            self._reclaim(decision)
+            self._reclaim(decision.text)
+            rss = resident()
+            decision = self._judge.judge(now, rss)
+        self._publish(rss)
+        if decision.action in (Action.NONE, Action.RECLAIM):
             return NOTHING
-        if decision.action is not Action.NONE and not row.words[shared.W_RETIRE_REASON]:
-            # what is shared with the master would not be freed: told once, with the reason
-            proportional, private = confirmed()
-            row.words[shared.W_PSS] = proportional
-            return replace(decision, text=f"{decision.text} (of it {private} bytes private)")
-        return decision
+        if self._row.words[shared.W_RETIRE_REASON]:
+            return decision
+        # what is shared with the master would not be freed: told once, with the reason
+        self._row.words[shared.W_PSS], private = confirmed()
+        return replace(decision, text=f"{decision.text} (of it {private} bytes private)")
 
-    def _reclaim(self, decision: Decision) -> None:
-        from . import collect
+    def _publish(self, rss: int) -> None:
+        words, judge = self._row.words, self._judge
+        words[shared.W_RSS] = rss
+        words[shared.W_MEMORY_LIMIT] = judge.limit()
+        words[shared.W_WARM_FLOOR] = judge.floor
+        soon = judge.seconds_to_limit()
+        soonest = min(self._soon, math.inf if soon is None else soon)
+        self._row.floats[shared.F_SECONDS_TO_LIMIT] = soonest if soonest < math.inf else math.nan
 
+    def _ask_master(self) -> None:
+        """What is known from other workers."""
+        judge, words = self._judge, self._row.words
+        if self._board is not None:
+            master = self._board.master.words
+            judge.learned = int(master[shared.M_WARM_FLOOR])
+            judge.growth_after = master[shared.M_GROWTH_AFTER_NS] / 1e9
+            judge.patient = bool(master[shared.M_GROWTH_PATIENCE])
+        if words[shared.W_READY_NS] > words[shared.W_STARTED_NS] > 0:
+            judge.replacement = (words[shared.W_READY_NS] - words[shared.W_STARTED_NS]) / 1e9 + self._handover
+
+    def _reclaim(self, because: str) -> None:
         freed = collect()
         self._row.add(shared.W_GC_RUNS)
         self._row.add(shared.W_GC_FREED, max(0, freed))
-        logs.process("memory_reclaimed", freed_bytes=freed, because=decision.text)
+        logs.process("memory_reclaimed", freed_bytes=freed, because=because)
+
+    def _slow(self, now: float) -> None:
+        """Four times a minute: count what leaks besides memory; collect where memory is scarce for all."""
+        self._trackers.look(now)
+        if self._settings.memory_reclaim and now - self._collected >= COLLECT_PAUSE and scarce(
+                cgroup.available(), cgroup.total(), cgroup.pressure()):
+            self._collected = now
+            self._reclaim("little memory is left for all")
 
     def _end_minute(self, now: float) -> None:
-        """Once a minute: the floor, the trend, the verdict."""
-        self._minute = now + 60.0
-        floor, self._lowest = self._lowest, 0
-        age = now - self._started
-        if age < WARM:
-            return
-        self._floors.append((now, floor))
-        judge, row = self._judge, self._row
-        if not judge.floor:
-            judge.floor = floor
-            row.words[shared.W_WARM_FLOOR] = floor
-            self._raise_derived_limit(floor)
-        if self._board is not None:
-            judge.learned = int(self._board.master.words[shared.M_WARM_FLOOR])
-        if not self._baseline:
-            self._baseline = True
+        """Once a minute: the floor, the trends, the verdicts."""
+        low, self._lowest = self._lowest, 0
+        requests = self._row.requests
+        load, self._requests = requests - self._requests, requests
+        self._judge.end_minute(now, low)
+        if not self._warm:  # the first minute belongs to the warm-up
+            self._warm = True
             autopsy.baseline()
-        recent = list(self._floors)[-120:]
-        times, lows = [at for at, _ in recent], [float(low) for _, low in recent]
-        slope = gated_slope(times, lows) if len(recent) >= 10 else 0.0
-        row.floats[shared.F_MEMORY_TREND] = slope * 60
-        limit = judge.limit()
-        row.floats[shared.F_SECONDS_TO_LIMIT] = ((limit - recent[-1][1]) / slope if slope > 0 and limit else math.nan)
-        self._verdict([float(low) for _, low in self._floors])
-
-    def _raise_derived_limit(self, floor: int) -> None:
-        """A limit below what a fresh worker needs would replace for ever: ours is raised, a given one is told of."""
-        judge = self._judge
-        limit = judge.limit()
-        if not limit:
             return
-        if self._derived and limit < 1.5 * floor:
-            judge.rules = Rules(**{**judge.rules.__dict__, "limit": int(1.5 * floor)})
-            self._row.words[shared.W_MEMORY_LIMIT] = judge.limit()
-        elif limit < 1.2 * floor and not self._warned_low:
-            self._warned_low = True
-            logs.process("memory_limit_too_low", level="WARNING", limit=limit, warm_floor=floor,
-                         remedy=f"a warm worker needs {floor} bytes: set STABILITY_MEMORY_LIMIT to at least "
-                                f"{int(1.5 * floor)}")
-
-    def _verdict(self, floors: list[float]) -> None:
-        """A verdict informs, it does not replace."""
-        found = self._leak.look(floors)
-        if found and not self._row.words[shared.W_LEAK_VERDICT]:
-            detail = {"trend_bytes_per_min": round(self._row.floats[shared.F_MEMORY_TREND]), "rss": int(floors[-1])}
+        self._floors.append(low)
+        self._loads.append(load)
+        loads = list(self._loads)
+        for detail in self._trackers.end_minute(now, loads):
+            logs.error("resource_leak_suspected", level="WARNING", **detail)
+            send(leak_suspected, "flask_stability", kind=detail["kind"], detail=detail)
+        recent = list(self._floors)[-120:]
+        slope = gated_slope(range(len(recent)), recent) if len(recent) >= 10 else 0.0
+        self._row.floats[shared.F_MEMORY_TREND] = slope
+        limit = self._judge.limit()
+        self._soon = max(0.0, (limit - recent[-1]) / slope * 60) if slope > 0 and limit else math.inf
+        found = self._leak.look(list(self._floors), loads)
+        if found and not self._row.words[shared.W_LEAK_VERDICT]:  # it informs, it does not replace
+            detail = {"trend_bytes_per_min": round(slope), "rss_bytes": int(recent[-1]),
+                      "seconds_to_limit": round(self._soon) if self._soon < math.inf else None}
             logs.error("memory_leak_suspected", level="WARNING", **detail)
             send(leak_suspected, "flask_stability", kind="memory", detail=detail)
         self._row.words[shared.W_LEAK_VERDICT] = int(found)
-
-    def _slow(self, now: float) -> None:
-        """What leaks in Python as timers and listeners do elsewhere, four times a minute."""
-        words = self._row.words
-        threads = threading.enumerate()
-        found: dict[str, tuple[int, int]] = {
-            "threads": (shared.W_N_THREADS, len(threads)),
-            "timers": (shared.W_N_TIMERS, sum(isinstance(thread, threading.Timer) for thread in threads)),
-            "descriptors": (shared.W_N_FDS, _descriptors()),
-            "receivers": (shared.W_N_RECEIVERS, _receivers()),
-            "gc_garbage": (shared.W_N_GARBAGE, len(gc.garbage)),
-        }
-        words[shared.W_N_GC_OBJECTS] = sum(gc.get_count())
-        for name, (word, number) in found.items():
-            words[word] = number
-            self._track(name, number)
-
-    def _track(self, name: str, number: int) -> None:
-        """Warn, once, of a count that has grown steadily for half an hour."""
-        series = self._trackers.setdefault(name, deque(maxlen=120))
-        series.append(number)
-        if name in self._told or len(series) < 120 or number < series[0] + 30:
-            return
-        lows = [min(list(series)[i:i + 15]) for i in range(0, 120, 15)]
-        if all(a < b for a, b in itertools.pairwise(lows)):
-            self._told.add(name)
-            logs.error("resource_leak_suspected", level="WARNING", kind=name, now=number, half_an_hour_ago=series[0])
-            send(leak_suspected, "flask_stability", kind=name, detail={"now": number, "before": series[0]})
-
-
-def _descriptors() -> int:
-    try:
-        return len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 0
-
-
-def _receivers() -> int:
-    """Receivers connected to Flask's signals."""
-    module = sys.modules.get("flask.signals")
-    signals: list[Any] = [value for value in vars(module or object).values() if hasattr(value, "receivers")]
-    return sum(len(signal.receivers) for signal in signals)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import StatisticsError, correlation, median
 
 #: A part of the verdict: parts into which the life after warm-up is cut.
 PARTS = 8
 #: Minutes of life after warm-up before the first vote.
 SHORTEST = 40
 VOTES = 3
+LEAST = 8e6  #: bytes of growth that are worth a word
 
 
 def mann_kendall(values: Sequence[float]) -> float:
@@ -45,18 +46,21 @@ def gated_slope(times: Sequence[float], values: Sequence[float], z: float = 2.58
     return theil_sen(times, values) if abs(mann_kendall(values)) > z else 0.0
 
 
-def leaks(floors: Sequence[float]) -> bool:
-    """One vote that a series of minima (one per minute, in bytes, warm-up left out) is a leak and no warm-up or step.
+def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float = LEAST,
+          share: float = 0.05) -> bool:
+    """One vote that a series of minima (one per minute, warm-up left out) is a leak and no warm-up or step.
 
     The series is cut into 8 parts, each represented by its minimum. A leak rises (z ≥ 2.3) in every quarter, goes on
-    rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise, by at least 8 MB and 5 %.
+    rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise.
+
+    :param loads: requests of the same minutes: what only follows them is no leak.
+    :param least, share: the rise is at least that much, and that share of the beginning.
     """
     if len(floors) < SHORTEST:
         return False
-    size = len(floors) / PARTS
-    parts = [min(floors[int(i * size):int((i + 1) * size)]) for i in range(PARTS)]
+    parts = [min(part) for part in _parts(floors)]
     growth = parts[-1] - parts[0]
-    if growth < max(8e6, 0.05 * parts[0]) or mann_kendall(parts) < 2.3:
+    if growth < max(least, share * parts[0]) or mann_kendall(parts) < 2.3:
         return False
     half = PARTS // 2
     first, second = parts[half - 1] - parts[0], parts[-1] - parts[half]
@@ -64,33 +68,57 @@ def leaks(floors: Sequence[float]) -> bool:
         return False
     if min(parts[i + 1] - parts[i - 1] for i in (2, 4, 6)) < 0.15 * growth:
         return False  # the top or the bottom of a wave
-    jump = max(b - a for a, b in itertools.pairwise(parts))
-    return jump <= 0.4 * growth
+    if max(b - a for a, b in itertools.pairwise(parts)) > 0.4 * growth:
+        return False
+    return len(loads) != len(floors) or not _follows(parts, [sum(part) / len(part) for part in _parts(loads)])
+
+
+def _parts(values: Sequence[float]) -> list[Sequence[float]]:
+    size = len(values) / PARTS
+    return [values[int(i * size):int((i + 1) * size)] for i in range(PARTS)]
+
+
+def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:
+    """The load rose as well, by a tenth at least, and the floors with it, but they did not double."""
+    if floors[-1] > 2 * floors[0] or max(loads) <= 1.1 * min(loads) or mann_kendall(loads) < 2.3:
+        return False
+    try:
+        return correlation(floors, loads) >= 0.8
+    except StatisticsError:
+        return False
 
 
 class Verdict:
-    """Three votes for a leak, each on a life longer by a quarter than the last: what is a wave has turned by then.
+    """Three votes for a leak, each on a life twice as long as the last: what is a wave has turned by then.
 
-    A load that rises steadily for two hours cannot be told from a leak; that is why a verdict only informs.
+    What has doubled is voted on after a quarter more.
 
+    A load that rises steadily for hours, and is not known, cannot be told from a leak; that is why a verdict only
+    informs.
+
+    :param least, share: see `leaks`.
     :ivar leaking: the verdict so far.
     """
 
-    def __init__(self, longest: int = 720) -> None:
-        self._longest = longest
-        self._votes = 0
+    def __init__(self, least: float = LEAST, share: float = 0.05) -> None:
+        self._least, self._share = least, share
+        self._minutes = self._votes = 0
         self._next = SHORTEST
         self.leaking = False
 
-    def look(self, floors: Sequence[float]) -> bool:
-        """The verdict after one more minute."""
-        length = len(floors)
-        if length < min(self._next, self._longest):
+    def look(self, floors: Sequence[float], loads: Sequence[float] = ()) -> bool:
+        """The verdict after one more minute.
+
+        :param floors, loads: of the whole life or of its latest day, see `leaks`.
+        """
+        self._minutes = max(self._minutes + 1, len(floors))
+        if self._minutes < self._next:
             return self.leaking
-        vote = leaks(floors)
+        vote = leaks(floors, loads, least=self._least, share=self._share)
         self._votes = min(VOTES, self._votes + 1) if vote else 0
-        self._next = max(length + 1, length * 5 // 4) if vote and self._votes < VOTES else length + 1
         self.leaking = self._votes >= VOTES
+        longer = 1.25 if floors[-1] > 2 * floors[0] else 2.0
+        self._next = int(self._minutes * longer) if vote and not self.leaking else self._minutes + 1
         return self.leaking
 
 

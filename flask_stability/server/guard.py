@@ -40,7 +40,9 @@ class Guard:
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
-        self._memory = MemoryWatch(settings, row, board=board, workers=workers)
+        # a tick of the master, and the time in which kept-alive connections are closed
+        handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
+        self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
         self._file = logs.error_file()
         self._ending_since = 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
@@ -189,14 +191,14 @@ class Guard:
     # -- asking for replacement ----------------------------------------------------------------------------------
 
     def retire(self, reason: str, text: str) -> None:
-        """Ask the master for this worker's replacement, once."""
+        """Ask the master for this worker's replacement, once; and once more when it has become urgent."""
         words = self._row.words
-        if words[scoreboard.W_RETIRE_REASON]:
-            if reason == "memory_hard":
-                words[scoreboard.W_RETIRE_REASON] = CODE[reason]
+        before = words[scoreboard.W_RETIRE_REASON]
+        if before and (reason != "memory_hard" or before == CODE[reason]):
             return
         self._reason = reason
-        words[scoreboard.W_RETIRE_SINCE_NS] = time.monotonic_ns()
+        if not before:
+            words[scoreboard.W_RETIRE_SINCE_NS] = time.monotonic_ns()
         words[scoreboard.W_RETIRE_REASON] = CODE[reason]
         logs.process("replacement_asked", level="WARNING", reason=reason, detail=text)
         if self._supervised:

@@ -71,20 +71,21 @@ class Restarts:
 class Pace:
     """Spaces replacements for growth: a service whose workers all grow must not be replaced round and round.
 
+    :ivar until: none is allowed before.
     :param pause: gives the seconds to the next one, from how many in a row came as soon as they were allowed.
     """
 
     def __init__(self, pause: Callable[[int], float]) -> None:
         self._pause = pause
         self._early = 0
-        self._until = float("-inf")
+        self.until = float("-inf")
 
     def allowed(self, now: float) -> bool:
         """Whether one more may be replaced."""
-        return now >= self._until
+        return now >= self.until
 
     def replaced(self, now: float) -> None:
         """One was replaced."""
-        soon = now < self._until + self._pause(self._early)
+        soon = now < self.until + self._pause(self._early)
         self._early = self._early + 1 if soon else 0
-        self._until = now + self._pause(self._early)
+        self.until = now + self._pause(self._early)

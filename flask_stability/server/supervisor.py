@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import deque
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -21,7 +22,7 @@ from gunicorn.errors import HaltServer
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import group_decision, growth_pause, learned_floor
+from ..memory.policy import SETTLED, group_decision, growth_pause, learned_floor, limit_too_low
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped
@@ -61,6 +62,8 @@ class Supervisor:
         self._oom_kills = cgroup.oom_kills()
         self._last_rotation = self._last_group = 0.0
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
+        self._past_floors: deque[int] = deque(maxlen=2)
+        self._limit_told = False
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -211,6 +214,8 @@ class Supervisor:
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         if child.row is not None:
+            if uptime >= SETTLED:
+                self._past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
         if crash and self.restarts.crashed(now, uptime):
@@ -312,6 +317,8 @@ class Supervisor:
             child.row.orders[scoreboard.O_RETIRE_SINCE_NS] = time.monotonic_ns()
         if child.asked == "memory_growth":
             self._growth.replaced(now)
+            self.words[scoreboard.M_GROWTH_AFTER_NS] = int(self._growth.until * 1e9)
+            self.words[scoreboard.M_GROWTH_PATIENCE] = int(now - child.started < SETTLED)
         child.send(signal.SIGTERM)
 
     def _again(self, now: float, children: list[Child]) -> None:
@@ -363,9 +370,20 @@ class Supervisor:
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
 
     def _floor(self, now: float, children: list[Child]) -> None:
-        """What fresh workers reach again and hold is learned as the floor."""
-        floors = [int(child.row.words[scoreboard.W_WARM_FLOOR]) for child in children if child.row is not None]
-        self.words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self.words[scoreboard.M_WARM_FLOOR]), floors)
+        """What fresh workers reach again and hold is learned as the floor; a limit too near to it is told of once."""
+        rows = [child.row.words for child in children if child.row is not None]
+        floors = [int(words[scoreboard.W_WARM_FLOOR]) for words in rows]
+        self.words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self.words[scoreboard.M_WARM_FLOOR]),
+                                                            [*floors, *self._past_floors])
+        if self._limit_told:
+            return
+        for words, floor in zip(rows, floors, strict=True):
+            if limit_too_low(int(words[scoreboard.W_MEMORY_LIMIT]), floor):
+                self._limit_told = True
+                logs.process("memory_limit_too_low", level="WARNING", limit_bytes=int(words[scoreboard.W_MEMORY_LIMIT]),
+                             warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
+                             f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
+                return
 
     # -- exits and reloads ---------------------------------------------------------------------------------------
 

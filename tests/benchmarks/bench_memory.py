@@ -1,4 +1,5 @@
-"""What watching a worker's memory costs: time of one look, share of a core, memory, and what gc.freeze saves.
+"""What watching a worker's memory costs: time of one look, an idle worker's share of a core and private memory with and
+without the extension, and what gc.freeze saves.
 
 ``python tests/benchmarks/bench_memory.py``; medians.
 """
@@ -10,15 +11,21 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 from flask_stability.config import Settings  # noqa: E402
 from flask_stability.memory import sampler  # noqa: E402
 from flask_stability.scoreboard import Scoreboard  # noqa: E402
+from support import Server  # noqa: E402
+
+BARE = "from flask import Flask\napp = Flask(__name__)\n"
+WATCHED = BARE + "from flask_stability import StabilityExt\nStabilityExt(app)\n"
+IDLE = 30.0  #: seconds
 
 
 def _looks(number: int = 3000) -> tuple[float, float]:
@@ -83,8 +90,29 @@ def _private_after_collect(freeze: bool) -> float:
     return found
 
 
+def _idle_worker(folder: Path, *, extension: bool) -> tuple[float, float]:
+    """Share of a core and MB of private memory of an idle worker, its first seconds left out."""
+    source = WATCHED if extension else BARE
+    with Server(folder, source=source, workers=2, use_hooks=extension, env={"STABILITY_HEALTH_INTERVAL": "30"}) as one:
+        time.sleep(8)
+        workers = one.workers()
+        before = [sum(worker.cpu_times()[:2]) for worker in workers]
+        started = time.monotonic()
+        time.sleep(IDLE)
+        spent = [sum(worker.cpu_times()[:2]) - at for worker, at in zip(workers, before, strict=True)]
+        shares = [seconds / (time.monotonic() - started) for seconds in spent]
+        return statistics.mean(shares), statistics.mean(worker.memory_full_info().uss for worker in workers) / 1e6
+
+
 def main() -> None:
     """Print the figures."""
+    with tempfile.TemporaryDirectory() as name:
+        bare = _idle_worker(Path(name, "bare"), extension=False)
+        watched = _idle_worker(Path(name, "watched"), extension=True)
+    print(f"an idle worker     {watched[0] - bare[0]:.3%} of a core more than a bare one, all threads of the extension "
+          f"(to stay below 0.5 %)")
+    print(f"                   {watched[1] - bare[1]:.2f} MB of private memory more ({bare[1]:.1f} → "
+          f"{watched[1]:.1f}), all rooms and what they import included")
     looks = [_looks() for _ in range(5)]
     cost = statistics.median(cost for cost, _ in looks)
     print(f"one look           {cost:8.1f} µs   {cost / 1e6:.4%} of a core at one a second (to stay below 0.5 %)")

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 import time
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.memory import autopsy, cgroup, collect
+from flask_stability.memory import cgroup, collect, sampler
 from flask_stability.memory.policy import Action
 from flask_stability.memory.sampler import MemoryWatch, confirmed, resident
-from flask_stability.scoreboard import Scoreboard
-
-
-class Leaked:
-    """What the autopsy has to name."""
-
-    def __init__(self) -> None:
-        self.data = os.urandom(100) * 500
+from flask_stability.scoreboard import Row, Scoreboard
+from flask_stability.signals import leak_suspected
 
 
 def test_resident_memory_is_what_psutil_says() -> None:
@@ -53,21 +49,108 @@ def test_a_forked_child_measures_itself() -> None:
     assert child > 60 << 20
 
 
-def test_it_publishes_and_decides() -> None:
-    """Above a limit that this process has long passed it reclaims, and then asks for replacement."""
-    board = Scoreboard.anonymous(1)
+@pytest.fixture
+def board() -> Scoreboard:
+    """Of one worker."""
+    return Scoreboard.anonymous(1)
+
+
+@pytest.fixture
+def row(board: Scoreboard) -> Row:
+    """The worker's."""
     row = board.allocate(1)
     assert row is not None
+    return row
+
+
+def test_it_publishes_and_decides(board: Scoreboard, row: Row) -> None:
+    """Above a limit that this process has long passed it reclaims, measures again, and asks for replacement."""
     watch = MemoryWatch(replace(Settings(), memory_limit=1 << 20, memory_hard_factor=1000.0), row, board=board)
     now = time.monotonic()
-    actions = [watch.tick(now + second).action for second in range(6)]
-    assert Action.RETIRE in actions
-    assert actions[0] is Action.NONE
+    decisions = [watch.tick(now + second) for second in range(4)]
+    assert [decision.action for decision in decisions] == [Action.NONE, Action.NONE, Action.RETIRE, Action.RETIRE]
+    assert "private" in decisions[2].text
     assert row.words[sb.W_RSS] > 10 << 20
+    assert 0 < row.words[sb.W_PSS] <= row.words[sb.W_RSS] + (8 << 20)
     assert row.words[sb.W_GC_RUNS] == 1
+    assert row.words[sb.W_MEMORY_LIMIT] <= 1 << 20
+    assert math.isnan(row.floats[sb.F_SECONDS_TO_LIMIT]) or row.floats[sb.F_SECONDS_TO_LIMIT] == 0
     watch.tick(now + 30)
     assert row.words[sb.W_N_THREADS] == threading.active_count()
     assert row.words[sb.W_N_FDS] > 2
+    assert row.words[sb.W_N_GC_OBJECTS] > 10_000
+
+
+def test_each_worker_has_a_limit_of_its_own(row: Row) -> None:
+    """Lowered by up to the jitter, so that they do not cross together."""
+    settings = replace(Settings(), memory_limit=1000 << 20, memory_limit_jitter=0.1)
+    limits = {int(MemoryWatch(settings, row)._judge.limit()) for _ in range(20)}
+    assert len(limits) > 15
+    assert 900 << 20 <= min(limits) <= max(limits) <= 1000 << 20
+
+
+def test_a_limit_out_of_the_container_leaves_room_for_what_is_there(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container too small for its workers must not have fresh ones replaced for ever."""
+    monkeypatch.setattr(cgroup, "limit", lambda: 10 << 20)
+    watch = MemoryWatch(Settings(), row, workers=4)
+    assert row.words[sb.W_MEMORY_LIMIT] >= 1.4 * resident()
+    now = time.monotonic()
+    assert all(watch.tick(now + second).action is Action.NONE for second in range(30))
+
+
+def test_what_other_workers_know_counts(board: Scoreboard, row: Row) -> None:
+    """The learned floor, and when growth may be replaced again, from the master's words."""
+    watch = MemoryWatch(Settings(), row, board=board)
+    board.master.words[sb.M_WARM_FLOOR] = 123 << 20
+    board.master.words[sb.M_GROWTH_AFTER_NS] = 5_000_000_000
+    board.master.words[sb.M_GROWTH_PATIENCE] = 1
+    row.words[sb.W_STARTED_NS], row.words[sb.W_READY_NS] = 10**9, 4 * 10**9
+    watch.tick(time.monotonic())
+    judge = watch._judge
+    assert (judge.learned, judge.growth_after, judge.patient) == (123 << 20, 5.0, True)
+    assert judge.replacement == 3.0 + 4.0
+
+
+def test_under_pressure_it_collects_once_a_minute(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at all when there is none, or when reclaiming is off."""
+    monkeypatch.setattr(cgroup, "available", lambda: 0)
+    off = MemoryWatch(replace(Settings(), memory_reclaim=False), row)
+    watch = MemoryWatch(Settings(), row)
+    now = time.monotonic()
+    for second in range(0, 110, 5):
+        off.tick(now + second)
+    assert row.words[sb.W_GC_RUNS] == 0
+    for second in range(0, 110, 5):
+        watch.tick(now + second)
+    assert row.words[sb.W_GC_RUNS] == 2
+    monkeypatch.setattr(cgroup, "available", lambda: 1 << 60)
+    monkeypatch.setattr(cgroup, "pressure", lambda: 0.0)
+    for second in range(110, 400, 5):
+        watch.tick(now + second)
+    assert row.words[sb.W_GC_RUNS] == 2
+
+
+def test_a_leak_is_told_once_with_its_trend(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the log, by the signal, on the board; a limit says how soon."""
+    size = [100 << 20]
+    monkeypatch.setattr(sampler, "resident", lambda: size[0])
+    told: list[dict[str, object]] = []
+
+    def receiver(sender: object, **told_of: object) -> None:
+        told.append(told_of)
+
+    settings = replace(Settings(), memory_limit=1 << 30, memory_limit_jitter=0.0, memory_growth=1000.0)
+    with leak_suspected.connected_to(receiver):
+        watch = MemoryWatch(settings, row)
+        now = time.monotonic()
+        for minute in range(1, 200):
+            size[0] += 1_000_000
+            watch.tick(now + 60.1 * minute)
+    assert [one["kind"] for one in told if one["kind"] == "memory"] == ["memory"]
+    assert row.words[sb.W_LEAK_VERDICT] == 1
+    assert row.floats[sb.F_MEMORY_TREND] == pytest.approx(1_000_000)
+    assert row.floats[sb.F_SECONDS_TO_LIMIT] == pytest.approx(((1 << 30) - size[0]) / 1e6 * 60, rel=0.05)
+    assert row.words[sb.W_WARM_FLOOR] < 120 << 20
 
 
 def test_collect_frees_cycles_and_tells_how_much() -> None:
@@ -82,17 +165,6 @@ def test_collect_frees_cycles_and_tells_how_much() -> None:
     finally:
         gc.enable()
     assert freed > 10 << 20
-
-
-def test_the_autopsy_names_the_type_that_grew_first() -> None:
-    """A record that a developer can act on."""
-    autopsy.baseline()
-    kept = [Leaked() for _ in range(400)]
-    report = autopsy.report("memory")
-    assert report["grown_types"][0]["type"].endswith("Leaked"), report["grown_types"][:3]
-    assert report["grown_types"][0]["objects"] >= 400
-    assert report["threads"] >= 1
-    assert len(kept) == 400
 
 
 def test_the_machines_memory_is_known() -> None:

@@ -1,0 +1,162 @@
+"""What a worker that grew was holding."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import tracemalloc
+from collections.abc import Iterator
+
+import blinker
+import pytest
+
+from flask_stability.memory import autopsy
+
+kept: list[object] = []
+grown_signal = blinker.Namespace().signal("grown-signal")
+
+
+class Leaked:
+    """What the autopsy has to name."""
+
+    def __init__(self) -> None:
+        self.data = os.urandom(100) * 500
+
+
+class Rows:
+    """Holds much in containers of its own."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self) -> None:
+        self.rows = [{"text": "x" * 1000 + str(number)} for number in range(20)]
+
+
+class Hostile:
+    """Objects that must not be asked anything."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise AssertionError(f"asked for {name}")
+
+    def __sizeof__(self) -> int:
+        raise AssertionError("asked for its size")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    yield
+    kept.clear()
+
+
+def test_the_type_that_grew_is_named_first() -> None:
+    """With the bytes that its objects hold, and the container in a module that keeps them."""
+    autopsy.baseline()
+    kept.extend(Leaked() for _ in range(400))
+    report = autopsy.report("memory")
+    first = report["grown_types"][0]
+    assert first["type"] == f"{__name__}.Leaked"
+    assert first["objects"] == 400
+    assert first["bytes"] == pytest.approx(400 * 50_000, rel=0.1)
+    assert report["grown_globals"][0]["name"] == f"{__name__}.kept"
+    assert report["grown_globals"][0]["more_items"] == 400
+    assert report["grown_globals"][0]["bytes"] == pytest.approx(400 * 50_000, rel=0.1)
+    assert report["since_warm"]
+    assert report["reason"] == "memory"
+    assert report["private_bytes"] > 0
+
+
+def test_what_an_object_holds_in_containers_counts_for_it() -> None:
+    """And not only for the lists and dicts that everyone has."""
+    autopsy.baseline()
+    kept.extend(Rows() for _ in range(300))
+    assert autopsy.report("memory")["grown_types"][0]["type"] == f"{__name__}.Rows"
+
+
+def test_plain_values_in_one_container_are_found_by_its_name() -> None:
+    """No new object that the collector knows, and yet 20 MB."""
+    kept.extend([b""] * 30)
+    autopsy.baseline()
+    kept.extend(os.urandom(100) * 2000 for _ in range(100))
+    found = autopsy.report("memory")["grown_globals"][0]
+    assert (found["name"], found["more_items"]) == (f"{__name__}.kept", 100)
+    assert found["bytes"] == pytest.approx(100 * 200_000, rel=0.1)
+
+
+def test_no_code_of_what_it_looks_at_is_run() -> None:
+    """Properties, proxies and __getattr__ of an application may do anything."""
+    autopsy.baseline()
+    kept.extend(object.__new__(Hostile) for _ in range(1000))
+    report = autopsy.report("memory")
+    assert isinstance(report["grown_types"], list), report["grown_types"]
+    assert isinstance(report["grown_globals"], list), report["grown_globals"]
+    assert f"{__name__}.Hostile" in {entry["type"] for entry in report["grown_types"]}
+
+
+def test_a_look_makes_nothing_in_what_it_looks_at() -> None:
+    """A dict for each object would be paid for ever after."""
+    autopsy.baseline()
+    kept.extend(Leaked() for _ in range(1000))
+    gc.collect()
+    before = len(gc.get_objects())
+    autopsy.report("memory")
+    gc.collect()
+    assert len(gc.get_objects()) < before + 500
+
+
+def test_threads_timers_files_receivers_and_garbage_are_told() -> None:
+    """With names."""
+    def receiver(sender: object) -> None: ...
+    grown_signal.connect(receiver)
+    timer = threading.Timer(3600, receiver, [None])
+    timer.daemon = True
+    timer.start()
+    try:
+        with open(__file__):
+            report = autopsy.report("memory_growth")
+    finally:
+        timer.cancel()
+    assert report["threads"]["number"] >= 2
+    assert report["threads"]["timers"] == 1
+    assert any("receiver" in name for name in report["threads"]["timers_call"])
+    assert report["open_files"]["most"][__file__] == 1
+    assert report["open_files"]["kinds"]["file"] >= 1
+    assert report["receivers"][f"{__name__}.grown_signal"] == 1
+    assert report["garbage"] == [f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.garbage[:10]]
+    assert report["allocated_at"] == []
+    json.dumps(report)
+
+
+def test_with_tracemalloc_the_sites_are_told() -> None:
+    """The line that allocated most."""
+    tracemalloc.start()
+    try:
+        kept.append([bytes(1000) for _ in range(20_000)])
+        sites = autopsy.report("memory")["allocated_at"]
+    finally:
+        tracemalloc.stop()
+    assert os.path.basename(__file__) in sites[0]
+
+
+def test_one_look_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record with a gap is better than none."""
+    def broken() -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(autopsy, "_LOOKS", (("first", broken), ("threads", autopsy._threads)))
+    report = autopsy.report("memory")
+    assert report["first"] == "RuntimeError: no"
+    assert report["threads"]["number"] >= 1
+
+
+def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In objects and in time, and says what it found by then."""
+    kept.extend([number] for number in range(200_000))
+    monkeypatch.setattr(autopsy, "MOST_OBJECTS", 50_000)
+    autopsy.baseline()
+    assert sum(autopsy._types.values()) == 50_000
+    monkeypatch.setattr(autopsy, "SECONDS", 0.0)
+    autopsy.baseline()
+    assert 0 < sum(autopsy._types.values()) <= 50_000
+    assert isinstance(autopsy.report("memory")["grown_types"], list)
