@@ -21,7 +21,6 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
 from .database import Pool, PooledConnection
-from .database.drivers import means_unavailable
 from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
@@ -180,9 +179,8 @@ class StabilityExt:
         self._states.add(state)
         _process.states.add(state)
         handlers.init_app(app, settings)
-        for test in (means_unavailable, engine_unavailable):
-            if test not in handlers.unavailable:
-                handlers.unavailable.append(test)
+        if engine_unavailable not in handlers.unavailable:
+            handlers.unavailable.append(engine_unavailable)
         middleware = StabilityMiddleware(
             app.wsgi_app, settings=settings, health_app=make_health_app(settings), propagate=_propagation(state))
         middleware.on_first_request = _first_request(state, middleware)

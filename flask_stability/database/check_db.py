@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from ..config import Settings, load_dotenv
+from ..dberrors import ErrorClass
 from ..exceptions import ConfigError
-from .drivers import Driver, ErrorClass, make_driver
+from .drivers import Driver, make_driver
 
 ROUND_TRIPS = 20
 

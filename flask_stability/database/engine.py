@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
-from .drivers import means_unavailable
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine

@@ -21,6 +21,7 @@ from dbutils.pooled_db import PooledDB
 
 from .. import logs, request, scoreboard
 from ..config import Settings
+from ..dberrors import ErrorClass
 from ..exceptions import (
     CircuitOpen,
     DatabaseUnavailable,
@@ -31,7 +32,7 @@ from ..exceptions import (
 )
 from .breaker import Breaker
 from .connection import IDLE, IN_USE, REMOVED, RESERVED, Entry, PooledConnection
-from .drivers import ErrorClass, make_driver
+from .drivers import make_driver
 from .keeper import Keeper
 from .statements import SESSION
 from .stats import Counters

@@ -32,9 +32,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from .. import request
+from ..dberrors import ErrorClass
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
 from .connection import PooledConnection
-from .drivers import ErrorClass
 from .pool import Pool
 from .statements import CLEAN, TRANSACTION
 

@@ -17,6 +17,7 @@ from flask.logging import default_handler
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..config import Settings
+from ..dberrors import means_unavailable
 from ..exceptions import DatabaseUnavailable
 from ..request import current
 from .problem import HTML, PROBLEM, page, problem_body, retry_after, wants_problem
@@ -25,21 +26,12 @@ from .report import record, recorded
 #: Further tests for "the database cannot be had now", such as those of a registered engine.
 unavailable: list[Callable[[BaseException], bool]] = []
 
-#: Errors of MySQL's client and server that mean: not reachable, no connection to be had, or no such schema now.
-_MYSQL_UNREACHABLE = frozenset({1040, 1044, 1045, 1046, 1049, 1053, 1129, 1130, 1203, 1698,
-                                2002, 2003, 2005, 2006, 2013, 2055})
-
 
 def is_unavailable(error: BaseException | None) -> bool:
     """Whether an exception means that the database cannot be had now. Never raises."""
-    if isinstance(error, DatabaseUnavailable):
-        return True
-    kind = type(error)
-    if kind.__name__ == "OperationalError" and kind.__module__.partition(".")[0] in ("MySQLdb", "pymysql"):
-        code = error.args[0] if error is not None and error.args else None
-        return isinstance(code, int) and code in _MYSQL_UNREACHABLE
     try:
-        return any(test(error) for test in unavailable if error is not None)
+        return isinstance(error, DatabaseUnavailable) or means_unavailable(error) or any(
+            test(error) for test in unavailable if error is not None)
     except Exception:
         return False
 

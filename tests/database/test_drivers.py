@@ -16,16 +16,18 @@ import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database.drivers import ErrorClass, make_driver, means_unavailable, mysql_class, translate
+from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
+from flask_stability.database.sqlite import translate
 from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, effect_of
+from flask_stability.dberrors import ErrorClass, means_unavailable, mysql_class
 from flask_stability.exceptions import ConfigError, DatabaseUnavailable
 from support import wait_until
 from support_db import MariaDB
 
 
 @pytest.mark.parametrize(("codes", "expected"), [
-    ((2002, 2003, 1040, 1203, 1053), ErrorClass.CONNECT),
+    ((2002, 2003, 2005, 1040, 1203, 1053), ErrorClass.CONNECT),
     ((1044, 1045, 1049, 1129, 1130), ErrorClass.REFUSED),
     ((1213, 3101), ErrorClass.ROLLED_BACK),
     ((1205,), ErrorClass.LOCK_WAIT),
@@ -110,6 +112,24 @@ def test_a_connection_is_prepared(mariadb: MariaDB) -> None:
         assert link is not None
         assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         raw.close()
+
+
+def test_a_server_that_knows_no_limit_is_used_all_the_same() -> None:
+    """One that says it is MySQL and knows no max_execution_time, as a compatible product may: the client's limit is
+    left; a cleared session is good too."""
+    server = MariaDB("--version=8.0.36")
+    try:
+        driver = make_driver(Settings(db_url=server.url), "", "app")
+        for _ in range(2):
+            raw = driver.connect()
+            assert raw.get_server_info() == "8.0.36"
+            driver.reset(raw)
+            cursor = raw.cursor()
+            cursor.execute("SELECT @@character_set_client")
+            assert cursor.fetchall() == (("utf8mb4",),)
+            raw.close()
+    finally:
+        server.destroy()
 
 
 def test_an_interrupted_call_ends_at_once(mariadb: MariaDB) -> None:

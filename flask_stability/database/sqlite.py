@@ -1,0 +1,138 @@
+"""SQLite, the embedded default, by Python's sqlite3; its cursors take mysqlclient's parameter style."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sqlite3
+import time
+from typing import Any
+
+from ..config import Settings
+from ..dberrors import ErrorClass, sqlite_class
+
+_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?\*/
+                         | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
+_translated: dict[str, str] = {}
+
+
+def translate(sql: str) -> str:
+    """``%s`` to ``?`` and ``%(name)s`` to ``:name`` outside of literals, quoted names and comments; ``%%`` to ``%``."""
+    found = _translated.get(sql)
+    if found is None:
+        if len(_translated) >= 1000:
+            _translated.clear()
+        found = _translated[sql] = _TOKENS.sub(_translate_token, sql)
+    return found
+
+
+def _translate_token(match: re.Match[str]) -> str:
+    if match[1]:
+        return ":" + match[1]
+    return "?" if match[0] == "%s" else match[0].replace("%%", "%")
+
+
+class _SQLiteCursor(sqlite3.Cursor):
+    """Takes the parameter style of mysqlclient, so that one statement runs on both."""
+
+    def execute(self, sql: str, parameters: Any = None) -> _SQLiteCursor:
+        return super().execute(sql) if parameters is None else super().execute(translate(sql), parameters)
+
+    def executemany(self, sql: str, parameters: Any) -> _SQLiteCursor:
+        return super().executemany(translate(sql), parameters)
+
+
+class _SQLiteConnection(sqlite3.Connection):
+    """Gives cursors that take ``%s``."""
+
+    def cursor(self, factory: Any = _SQLiteCursor) -> Any:
+        return super().cursor(factory)
+
+
+class SQLiteDriver:
+    """The embedded default, by Python's sqlite3."""
+
+    kind = "sqlite"
+    dbapi: Any = sqlite3
+    threadsafety = 1
+    unbuffered: tuple[type, ...] = (sqlite3.Cursor,)  # each fetch steps the statement
+
+    def __init__(self, settings: Settings, path: str) -> None:
+        self._settings, self.path = settings, path
+
+    def connect(self, timeout: float | None = None) -> Any:
+        limit = timeout or self._settings.db_connect_timeout
+        folder = os.path.dirname(self.path)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        raw = sqlite3.connect(self.path, timeout=limit, isolation_level=None, check_same_thread=False,
+                              factory=_SQLiteConnection)
+        try:
+            self._wal(raw, time.monotonic() + limit)
+            raw.execute("PRAGMA synchronous=NORMAL")
+            raw.execute("PRAGMA foreign_keys=ON")
+            raw.execute(f"PRAGMA busy_timeout={int(self._settings.db_timeout * 1000)}")
+            self.set_autocommit(raw, self._settings.db_autocommit)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _wal(self, raw: Any, deadline: float) -> None:
+        """Write-ahead log. Several processes that switch a new file at once get BUSY despite the busy timeout."""
+        while True:
+            try:
+                raw.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                    return  # it can be read; a write will say what is wrong
+                if sqlite_class(error) is not ErrorClass.LOCK_WAIT or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def begin(self, raw: Any) -> None:
+        raw.execute("BEGIN IMMEDIATE")
+
+    def set_autocommit(self, raw: Any, on: bool) -> None:
+        raw.isolation_level = None if on else "IMMEDIATE"
+
+    def link(self, raw: Any) -> socket.socket | None:
+        return None
+
+    def ping(self, raw: Any) -> None:
+        raw.execute("SELECT 1").fetchone()
+
+    def interrupt(self, raw: Any, link: socket.socket | None) -> None:
+        try:
+            raw.interrupt()
+        except sqlite3.Error:
+            pass
+
+    def rollback(self, raw: Any) -> None:
+        raw.rollback()
+
+    def reset(self, raw: Any) -> None:
+        """A session's state cannot be cleared in place: tell the pool to close it."""
+        raw.rollback()
+        raise sqlite3.OperationalError("a changed session is not used again")
+
+    def ended(self, raw: Any, error: BaseException) -> bool:
+        return not raw.in_transaction
+
+    def classify(self, error: BaseException) -> ErrorClass:
+        return sqlite_class(error)
+
+    def remedy(self, error: BaseException) -> str:
+        if isinstance(error, OSError):
+            return f"make the directory {os.path.dirname(self.path)} and let the service's user write there"
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return f"give the service's user write access to {self.path} and its directory"
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return f"restore {self.path} from a backup, or move it away"
+        return f"make room on the file system of {self.path}" if code == sqlite3.SQLITE_FULL else ""
+
+    def describe(self) -> str:
+        return self.path
