@@ -23,6 +23,8 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._succeeded = 0.0
+        #: When it opened last, `time.monotonic` seconds.
+        self.opened = 0.0
         self.open = False
         self.reason = ""
 
@@ -39,7 +41,7 @@ class Breaker:
             self._failures += 1
             if self.open or self._failures < self._threshold:
                 return False
-            self.open, self.reason = True, reason
+            self.open, self.opened, self.reason = True, time.monotonic(), reason
             return True
 
     def trip(self, reason: str, started: float) -> bool:
@@ -47,7 +49,7 @@ class Breaker:
         with self._lock:
             if self.open or started < self._succeeded:
                 return False
-            self.open, self.reason = True, reason
+            self.open, self.opened, self.reason = True, time.monotonic(), reason
             return True
 
     def success(self) -> bool:

@@ -17,12 +17,17 @@ from .sqlite import SQLiteDriver
 
 
 class Driver(Protocol):
-    """What the pool needs of a database."""
+    """What the pool needs of a database.
+
+    :ivar unbuffered: cursors whose rows stay with the database until they are fetched.
+    :ivar reads_on: such a cursor reads all that is left when it is let go.
+    """
 
     kind: str
     dbapi: Any
     threadsafety: int
     unbuffered: tuple[type, ...]
+    reads_on: bool
 
     def connect(self, timeout: float | None = None) -> Any:
         """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say."""

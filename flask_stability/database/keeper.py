@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from .. import scoreboard
 from ..exceptions import TooManyRequests
 from ..signals import leak_suspected, send
-from .connection import IDLE, IN_USE, RESERVED, Entry
+from .calls import cut
+from .entry import IDLE, IN_USE, RESERVED, Entry
+from .opening import open_ahead
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -111,30 +113,17 @@ class Keeper:
             return
         deadline = entry.deadline()
         if deadline and now > deadline:
-            self._cut(pool, entry, inside, "its time was over")
+            cut(pool, entry, inside, "its time was over")
         elif pool.driver.kind == "sqlite" and 0 < pool.settings.db_query_timeout < now - inside:
             pool.driver.interrupt(entry.raw, None)  # MySQL's server does that itself
 
-    def _cut(self, pool: Pool, entry: Entry, inside: float, why: str) -> bool:
-        """End the call that began at `inside`, and no later one: who ends a call looks at `cut` under the lock."""
-        with pool._lock:
-            if entry.cut or entry.inside != inside or entry.state not in (IN_USE, RESERVED):
-                return False
-            entry.cut = why
-            pool.driver.interrupt(entry.raw, entry.link)
-            return True
-
     def _keep_one_free(self, pool: Pool, now: float) -> None:
         """If every thread of the worker is inside and one has been for long, the latest to wait is sent away."""
-        threads = pool.threads
-        if threads < 2 or pool.settings.db_bulkhead is False or len(pool.inside) < threads:
-            return
-        oldest = max(min(list(pool.inside.values()), default=now), pool.forgiven)
-        if now - oldest <= pool.slow:
+        if not pool.bulkhead.full(now):
             return
         with pool._lock:
             if pool.waiters:
-                pool.send_away(pool.waiters[-1], TooManyRequests(pool.crowded()))
+                pool.waiters.send_away(pool.waiters[-1], TooManyRequests(pool.bulkhead.why()))
 
     # -- a database that does not answer -------------------------------------------------------------------------
 
@@ -191,7 +180,7 @@ class Keeper:
             misses = self._misses
         if misses >= MISSES and pool.breaker.trip(f"error {code}", started):
             pool.gone(f"error {code}")
-        threads = pool.threads
+        threads = pool.bulkhead.threads
         if threads and len(pool.inside) >= threads:
             self._release_youngest(pool)
 
@@ -199,7 +188,7 @@ class Keeper:
         """Every thread of the worker waits for a database that does not answer: one has to be free for the rest."""
         stuck = [(entry.inside, entry) for entry in list(pool.entries) if entry.inside and entry.request is not None]
         for inside, entry in sorted(stuck, key=lambda pair: pair[0], reverse=True):
-            if self._cut(pool, entry, inside, "the database does not answer"):
+            if cut(pool, entry, inside, "the database does not answer"):
                 return
 
     # -- connections that nobody uses, or nobody gives back ------------------------------------------------------
@@ -245,7 +234,7 @@ class Keeper:
                     pool.publish(entry, cold=True)
                 else:
                     pool.discard(entry)
-            pool.open_ahead()
+            open_ahead(pool)
         except Exception as error:
             pool.tell("keeper_failed", level="ERROR", error=type(error).__name__)
         finally:

@@ -37,6 +37,7 @@ class MySQLDriver:
     """MySQL and MariaDB by mysqlclient."""
 
     kind = "mysql"
+    reads_on = True
     threadsafety = 1
 
     def __init__(self, settings: Settings, url: str) -> None:

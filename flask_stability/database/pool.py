@@ -10,66 +10,45 @@ from __future__ import annotations
 
 import collections
 import os
-import random
+import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from threading import get_ident
+from time import monotonic
+from typing import Any
 
 from dbutils.pooled_db import PooledDB
 
-from .. import logs, request, scoreboard
+from .. import logs, request
 from ..config import Settings
-from ..dberrors import ErrorClass
-from ..exceptions import (
-    CircuitOpen,
-    DatabaseUnavailable,
-    DeadlineExceeded,
-    PoolClosed,
-    PoolTimeout,
-    TooManyRequests,
-)
+from ..exceptions import CircuitOpen, PoolClosed, PoolTimeout, TooManyRequests
 from .breaker import Breaker
-from .connection import IDLE, IN_USE, REMOVED, RESERVED, Entry, PooledConnection
+from .bulkhead import Bulkhead
+from .calls import PATIENCE, within
+from .connection import PooledConnection
 from .drivers import make_driver
-from .keeper import Keeper
+from .entry import IDLE, IN_USE, REMOVED, RESERVED, Entry
+from .keeper import PROBE_INTERVAL, Keeper
+from .opening import fill, reserve_slots
 from .statements import SESSION
 from .stats import Counters
+from .waiting import Queue, Waiter
 
-T = TypeVar("T")
-
-#: A thread that is longer than this inside the database closes the bulkhead, seconds.
-SLOW = 1.0
-#: What checking or clearing a connection may take, seconds.
-PATIENCE = 2.0
-#: Between attempts to connect at the most, seconds.
-LONGEST_PAUSE = 0.25
-
-_FULL = (1040, 1203)  # the server is there, but has no connection to give
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _inherited: list[Entry] = []
-
-
-class Waiter:
-    """A thread that waits for a connection. `entry` or `error` is handed over under the pool's lock."""
-
-    __slots__ = ("entry", "error", "gate", "since")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.entry: Entry | None = None
-        self.error: BaseException | None = None
-        self.gate = threading.Lock()
-        self.gate.acquire()
 
 
 class Pool(PooledDB):  # type: ignore[misc]
     """A bounded pool of connections of one app in one process. Opens nothing before it is asked for a connection.
 
+    A process that serves gives it a keeper (`start`). Without one, as in a script, connections are not looked after
+    while nobody asks: no leak is told of, none is closed for being idle, SQLite's statements have no time limit.
+
     :param name, instance_path: of the app, for the embedded default.
     :ivar entries: all open connections.
     :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
+    :ivar connecting: slots of connections that are being opened.
     :ivar generation: rises with each failure; what was checked in an older one is pinged before it is used.
     :ivar lost: what finalizers found; `adopt` takes it back.
     """
@@ -83,17 +62,19 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.breaker = Breaker()
         self.counters = Counters()
         self.entries: set[Entry] = set()
-        self.waiters: collections.deque[Waiter] = collections.deque()
-        self.inside: dict[int, float] = {}
+        self.waiters = Queue()
+        self.bulkhead = Bulkhead(settings)
+        self.inside = self.bulkhead.inside
         self.lost: collections.deque[Entry] = collections.deque()
         self.generation = 0
-        #: Where nobody waits as long as SLOW, waiting for a connection would never count as slow.
-        self.slow = min(SLOW, settings.db_timeout / 2)
-        self.forgiven = self._renewed = 0.0
+        self._renewed = self._asked = 0.0
+        #: Counted here, under the lock that is held anyway; seconds.
+        self._requests, self._usage = 0, 0.0
         self.closed = False
         self.last_error: BaseException | None = None
-        self._connecting = 0
+        self.connecting = 0
         self._keeper: Keeper | None = None
+        self._window = settings.db_alive_bypass_window
         #: A connection that ran plain statements only need not be cleared.
         self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
         super().__init__(self.driver, mincached=0, maxcached=0, maxshared=0, maxconnections=settings.db_max_size,
@@ -115,64 +96,74 @@ class Pool(PooledDB):  # type: ignore[misc]
         :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
         :raises PoolClosed: after `close`.
         """
-        now = time.monotonic()
-        deadline = now + (self.settings.db_timeout if timeout is None else timeout)
-        record = request.current()
-        if record is not None:
-            left = request.remaining()
-            if left is not None:
-                deadline = min(deadline, now + left - 1.0)
-        with self._lock:
-            self.counters["requests_num"] += 1
+        now, ident = monotonic(), get_ident()
+        record = request.inflight.get(ident)
         if self.lost:
             self.adopt()
+        entry: Entry | None = None
         try:
-            if record is None:
-                entry = self._take(now, deadline)
-            else:
-                self.bulkhead(now)
-                ident = threading.get_ident()
-                self.inside[ident] = now
-                try:
-                    entry = self._take(now, deadline)
-                finally:
-                    self.inside.pop(ident, None)
+            if record is not None and self.inside:
+                self._admit(now)
+            entry = self._warm(now)
+            if entry is None:
+                entry = self._patiently(now, self.settings.db_timeout if timeout is None else timeout, record)
+            entry.taken(ident, record, sys._getframe(1))
+            connection = PooledConnection(self, entry)
+            if record is not None:
+                record.hold(connection)
+            return connection
         except BaseException:
             self.counters.add("requests_errors")
+            if entry is not None:
+                self.discard(entry)
             raise
-        entry.taken(record)
-        connection = PooledConnection(self, entry)
-        if record is not None:
-            record.hold(connection)
-        return connection
 
     def dedicated_connection(self) -> PooledConnection:
         """The same: connections are never shared."""
         return self.connection()
 
-    def bulkhead(self, now: float) -> None:
-        """Keep one thread of the worker out of a slow database.
+    def _admit(self, now: float) -> None:
+        try:
+            self.bulkhead.admit(now)
+        except TooManyRequests:
+            with self._lock:
+                self._requests += 1
+            raise
 
-        :raises TooManyRequests: if this thread would be the last one.
-        """
-        inside = self.inside
-        if not inside or self.settings.db_bulkhead is False:
-            return
-        threads = self.threads
-        if threads < 2 or len(inside) < threads - 1:
-            return
-        if now - max(min(list(inside.values()), default=now), self.forgiven) > self.slow:
-            raise TooManyRequests(self.crowded())
+    def _warm(self, now: float) -> Entry | None:
+        """The warmest idle connection, if it may be used without a question: one lock, one look at its socket."""
+        with self._lock:
+            self._requests += 1
+            if not self._idle_cache or self.closed or self.breaker.open:
+                return None
+            entry = self._idle_cache[-1]
+            if (entry.generation != self.generation or now >= entry.expires
+                    or now - entry.checked > self._window):
+                return None
+            self._idle_cache.pop()
+            self._connections += 1
+            entry.since = now
+            entry.state = IN_USE
+        if entry.readable is None or not entry.readable(0):
+            return entry
+        self._lost_one()
+        self.discard(entry)
+        return None
 
-    def crowded(self) -> str:
-        """For people: why a request is sent away."""
-        return (f"{len(self.inside)} of {self.threads} threads wait for a slow database; "
-                "the last one stays free for other requests")
-
-    @property
-    def threads(self) -> int:
-        """Threads of this worker that serve requests; 0 = not known."""
-        return int(scoreboard.my_row().words[scoreboard.W_THREADS])
+    def _patiently(self, now: float, timeout: float, record: request.RequestRecord | None) -> Entry:
+        """Whatever it takes, within the time that there is."""
+        deadline = now + timeout
+        if record is None:
+            return self._take(now, deadline)
+        left = request.remaining()
+        if left is not None:
+            deadline = min(deadline, now + left - 1.0)
+        ident = get_ident()
+        self.inside[ident] = now
+        try:
+            return self._take(now, deadline)
+        finally:
+            self.inside.pop(ident, None)
 
     def _take(self, now: float, deadline: float) -> Entry:
         """An idle connection that is alive, else whatever comes first: one given back or a new one."""
@@ -200,28 +191,32 @@ class Pool(PooledDB):  # type: ignore[misc]
                 entry = self._idle_cache.pop()  # last in, first out: the warmest
                 entry.state = RESERVED
                 return entry, waiter
-            if waiter is None:
-                waiter = Waiter(now)
-                self.waiters.append(waiter)
-            else:
-                waiter = Waiter(waiter.since)
-                self.waiters.appendleft(waiter)
-            wanted = self._slots()
-        self._open(wanted)
+            waiter = self.waiters.join(waiter.since if waiter else now, first=waiter is not None)
+            wanted = reserve_slots(self)
+        fill(self, wanted)
         return None, waiter
 
     def _refuse_if_hopeless(self) -> None:
         if self.closed:
             raise PoolClosed("the pool is closed: the process is ending")
-        if self.breaker.open:
-            raise CircuitOpen(f"the database does not answer ({self.breaker.reason}); asked again every 0.5 s")
+        if self.breaker.open and not self._may_ask():
+            raise CircuitOpen(f"the database does not answer ({self.breaker.reason}); asked again every "
+                              f"{PROBE_INTERVAL} s")
+
+    def _may_ask(self) -> bool:
+        """Where no keeper does, one checkout asks whether the database is back."""
+        now = monotonic()
+        if self.kept or now - max(self._asked, self.breaker.opened) < PROBE_INTERVAL:
+            return False
+        self._asked = now
+        return True
 
     def _wait(self, waiter: Waiter, deadline: float) -> Entry:
         try:
-            while not waiter.gate.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            while not waiter.gate.acquire(timeout=max(0.0, deadline - monotonic())):
                 with self._lock:
-                    if waiter.entry is None and waiter.error is None and time.monotonic() >= deadline:
-                        raise PoolTimeout(f"no connection within {time.monotonic() - waiter.since:.1f} s: "
+                    if waiter.entry is None and waiter.error is None and monotonic() >= deadline:
+                        raise PoolTimeout(f"no connection within {monotonic() - waiter.since:.1f} s: "
                                           + self._why()) from self.last_error
             if waiter.error is not None:
                 raise waiter.error
@@ -232,57 +227,41 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
         finally:
             self.counters.add("requests_queued")
-            self.counters.add("requests_wait_ms", (time.monotonic() - waiter.since) * 1000)
+            self.counters.add("requests_wait_ms", (monotonic() - waiter.since) * 1000)
 
     def _withdraw(self, waiter: Waiter) -> None:
         """Out of the queue; what was handed over meanwhile goes to the next."""
         with self._lock:
-            try:
-                self.waiters.remove(waiter)
-            except ValueError:
-                pass
-            entry, waiter.entry = waiter.entry, None
+            entry = self.waiters.leave(waiter)
         if entry is not None:
             self.publish(entry)
-
-    def send_away(self, waiter: Waiter, error: BaseException) -> bool:
-        """Let a waiter fail; False if it has got something meanwhile. The lock is held."""
-        try:
-            self.waiters.remove(waiter)
-        except ValueError:
-            return False
-        waiter.error = error
-        waiter.gate.release()
-        return True
 
     def send_all_away(self, make_error: Callable[[], BaseException]) -> None:
         """Let all waiters fail, each with an error of its own."""
         with self._lock:
             for waiter in list(self.waiters):
-                self.send_away(waiter, make_error())
+                self.waiters.send_away(waiter, make_error())
 
     def _why(self) -> str:
         idle = len(self._idle_cache)
         return f"size {self._connections + idle}, in use {self._in_use()}, idle {idle}, waiting {len(self.waiters)}"
 
     def _in_use(self) -> int:
-        return max(0, self._connections - self._connecting)
+        return max(0, self._connections - self.connecting)
 
     def _usable(self, entry: Entry, deadline: float) -> bool:
         """Whether a connection may be used: not expired, nobody hung up, and if in doubt, it answers."""
-        now = time.monotonic()
+        now = monotonic()
         if now >= entry.expires:
             return False
         if entry.hung_up():
             self._lost_one()
             return False
-        fresh = entry.generation == self.generation and now - entry.checked <= self.settings.db_alive_bypass_window
-        if fresh:
-            entry.state = IN_USE
-            return True
-        if not self.ping(entry, min(deadline, now + PATIENCE)):
+        fresh = entry.generation == self.generation and now - entry.checked <= self._window
+        if not fresh and not self.ping(entry, min(deadline, now + PATIENCE)):
             return False
-        with self._lock:  # the keeper cuts under the lock: it either did already, or finds nobody inside
+        with self._lock:  # whoever cuts does so under the lock: it either did already, or finds nobody inside
+            entry.since = monotonic()
             entry.state = IN_USE
             return not entry.cut
 
@@ -290,98 +269,23 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Whether a reserved connection answers by then."""
         generation = self.generation
         try:
-            self._within(entry, deadline, self.driver.ping, entry.raw)
+            within(self, entry, deadline, self.driver.ping, entry.raw)
         except self.driver.dbapi.Error:
             self._lost_one()
             return False
-        entry.generation, entry.checked = generation, time.monotonic()
+        entry.generation, entry.checked = generation, monotonic()
         return not entry.cut
-
-    def _within(self, entry: Entry, deadline: float, function: Callable[..., object], *args: Any) -> None:
-        """A call of the pool's own, which the keeper cuts off at the deadline."""
-        entry.limit, entry.inside = deadline, time.monotonic()
-        try:
-            function(*args)
-        finally:
-            entry.inside = entry.limit = 0.0
 
     def _lost_one(self) -> None:
         self.counters.add("connections_lost")
         self.generation += 1
 
-    # -- opening -------------------------------------------------------------------------------------------------
-
-    def _slots(self, ahead: int = 0) -> int:
-        """Reserve slots for the connections that waiters need, or `ahead` of need; how many. The lock is held."""
-        room = self._maxconnections - self._connections - len(self._idle_cache)
-        count: int = max(0, min(room, max(len(self.waiters), ahead) - self._connecting))
-        self._connections += count
-        self._connecting += count
-        return count
-
-    def open_ahead(self) -> None:
-        """Open what is missing of STABILITY_DB_MIN_IDLE."""
-        with self._lock:
-            if self.closed or self.breaker.open:
-                return
-            count = self._slots(self.settings.db_min_idle - len(self._idle_cache))
-        self._open(count)
-
-    def _open(self, count: int) -> None:
-        """Fill reserved slots in the background."""
-        for number in range(count):
-            try:
-                threading.Thread(target=self._connect, name="stability-connect", daemon=True).start()
-            except RuntimeError:  # whoever waits must not wait for this one
-                with self._lock:
-                    self._connecting -= count - number
-                    self._connections -= count - number
-                self.send_all_away(lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
-                return
-
-    def _connect(self) -> None:
-        """Open a connection in a reserved slot; again while somebody waits and it may help. Never raises."""
-        attempt = 0
-        while True:
-            started = time.monotonic()
-            try:
-                entry = self._new_entry(started)
-                break
-            except BaseException as error:
-                attempt += 1
-                error.__traceback__ = None
-                again = self._connect_failed(error, started)
-            with self._lock:
-                if not again or self.closed or not self.waiters:
-                    self._connecting -= 1
-                    self._connections -= 1
-                    return
-            time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
-        with self._lock:
-            self._connecting -= 1
-        self.publish(entry)
-
-    def _new_entry(self, started: float) -> Entry:
-        generation = self.generation
-        try:
-            steady = self.steady_connection()
-        except BaseException:
-            self.counters.add("connections_errors")
-            raise
-        finally:
-            self.counters.add("connections_num")
-            self.counters.add("connections_ms", (time.monotonic() - started) * 1000)
-        self.answered()
-        self.last_error = None
-        entry = Entry(steady, self.driver.link(steady.dbapi_connection), self.settings.db_max_lifetime, generation)
-        with self._lock:
-            self.entries.add(entry)
-        return entry
+    # -- the database is gone, and back ---------------------------------------------------------------------------
 
     def answered(self) -> None:
         """The database answered: whatever was suspended goes on."""
         if self.breaker.success():
-            self.forgiven = time.monotonic()
+            self.bulkhead.forgiven = monotonic()
             self.tell("database_back", level="INFO")
 
     def gone(self, reason: str) -> None:
@@ -391,92 +295,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.tell("database_gone", reason=reason)
         self._wake()
 
-    def _connect_failed(self, error: BaseException, started: float) -> bool:
-        """Whether to try again; if not, the waiters have been told."""
-        self.last_error = error
-        kind = self.driver.classify(error)
-        code = error.args[0] if error.args else "?"
-        remedy = self.driver.remedy(error)
-        if kind in (ErrorClass.CONNECT, ErrorClass.LINK_LOST):
-            reason = f"error {code}: {remedy}" if remedy else f"error {code}"
-            if code not in _FULL and self.breaker.failure(reason, started):
-                self.gone(reason)
-            return not self.breaker.open
-        if kind is ErrorClass.LOCK_WAIT:
-            return True
-        text = f"{type(error).__name__} {error if self.driver.kind == 'sqlite' else code}"
-        if remedy:
-            text = f"{text}: {remedy}"
-        self.send_all_away(lambda: _caused(DatabaseUnavailable(f"cannot connect to the database: {text}"), error))
-        return False
-
-    # -- using ---------------------------------------------------------------------------------------------------
-
-    def admit(self, entry: Entry) -> None:
-        """Before a new statement of a request.
-
-        :raises TooManyRequests: as `bulkhead`.
-        """
-        if self.inside and entry.request is not None:
-            self.bulkhead(time.monotonic())
-
-    def call(self, entry: Entry, function: Callable[..., T], *args: Any) -> T:
-        """Call into the driver, visible to the keeper, which cuts it off at its deadline.
-
-        :raises DeadlineExceeded: if that happened.
-        :raises Exception: what ended the transaction, if it is over and the app goes on.
-        """
-        if entry.cut:
-            if entry.state is REMOVED:
-                raise self.driver.dbapi.InterfaceError(f"this connection cannot be used: {entry.cut}")
-            raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
-        if entry.unit is not None and entry.unit.doomed is not None:
-            raise entry.unit.doomed  # the server ended the transaction: a statement now would be stored alone
-        serving = entry.request is not None
-        now = time.monotonic()
-        if serving:
-            self.inside[threading.get_ident()] = now
-        entry.inside = now
-        try:
-            return function(*args)
-        except self.driver.dbapi.Error as error:
-            self._failed(entry, error)
-            if entry.cut:
-                raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}") from error
-            raise
-        except Exception:
-            raise  # a wrong argument, say: nothing was sent
-        except BaseException as error:
-            entry.broken = True  # interrupted midway: an answer may be left unread
-            if entry.unit is not None:
-                entry.unit.doom(error)
-            raise
-        finally:
-            entry.inside = 0.0
-            if serving:
-                self.inside.pop(threading.get_ident(), None)
-
-    def _failed(self, entry: Entry, error: BaseException) -> None:
-        """Remember what an error means for the connection, and for the transaction that it is in."""
-        kind = self.driver.classify(error)
-        if kind in (ErrorClass.OTHER, ErrorClass.REFUSED) and (remedy := self.driver.remedy(error)):
-            error.add_note(remedy)
-        if entry.unit is not None:
-            entry.unit.failed(entry.raw, error)
-        if kind is ErrorClass.READ_ONLY:
-            self._renew()
-        if kind in (ErrorClass.LINK_LOST, ErrorClass.READ_ONLY, ErrorClass.STALE, ErrorClass.CONNECT):
-            entry.broken = True
-            self.generation += 1
-            if kind is ErrorClass.LINK_LOST and not entry.cut:
-                self.counters.add("connections_lost")
-
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """After a failover connections may lead to what was the primary: none of them is used again.
 
         At most once a second: a server that stays read-only must not cost a connect for each error.
         """
-        now = time.monotonic()
+        now = monotonic()
         with self._lock:
             if now - self._renewed >= 1.0:
                 self._renewed = now
@@ -489,31 +313,36 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Take a connection back: cleared, stamped, and only then for the next one to use. Never raises."""
         if entry.state is not IN_USE:
             return  # a forked child has no part in it
-        now = time.monotonic()
-        self.counters.add("usage_ms", (now - entry.since) * 1000)
+        now = monotonic()
+        used = now - entry.since
         if entry.reported:
-            self.tell("connection_returned_after_all", level="INFO", seconds=round(now - entry.since, 1),
+            self.tell("connection_returned_after_all", level="INFO", seconds=round(used, 1),
                       thread=entry.thread_name())
+        if entry.streams and any(stream.unread for stream in entry.streams):
+            entry.broken = True
+            self.driver.interrupt(entry.raw, entry.link)  # else all that is left would be read now
         bad = entry.broken or entry.cut or entry.inside
         if not bad and (entry.effect or entry.in_transaction or not self._trusting):
             bad = not self._cleared(entry)
-            now = time.monotonic()
-        entry.given_back(now)
+            now = monotonic()
+        entry.given_back(now, self._window)
+        with self._lock:
+            self._usage += used
+            if not bad and self._handed_on(entry, now):
+                return
         if bad:
             self.counters.add("returns_bad")
-            self.discard(entry)
-        else:
-            self.publish(entry)
+        self.discard(entry)
 
     def _cleared(self, entry: Entry) -> bool:
         """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
         session = entry.effect == SESSION or self.settings.db_reset_on_return == "session"
-        ident, serving = threading.get_ident(), entry.request is not None
+        ident, serving = get_ident(), entry.request is not None
         if serving:
-            self.inside[ident] = time.monotonic()
+            self.inside[ident] = monotonic()
         try:
-            self._within(entry, time.monotonic() + PATIENCE,
-                         self.driver.reset if session else self.driver.rollback, entry.raw)
+            within(self, entry, monotonic() + PATIENCE,
+                   self.driver.reset if session else self.driver.rollback, entry.raw)
             return not entry.cut
         except Exception:
             return False
@@ -522,21 +351,25 @@ class Pool(PooledDB):  # type: ignore[misc]
                 self.inside.pop(ident, None)
 
     def publish(self, entry: Entry, *, cold: bool = False) -> None:
-        """Give a checked or new connection to the first waiter, else to the idle ones. Never raises."""
+        """Give a new connection, or one that was checked, to whoever is to have it. Never raises."""
         with self._lock:
-            if not (entry.cut or self.closed or entry.checked >= entry.expires):
-                entry.state = RESERVED
-                if self.waiters:
-                    waiter = self.waiters.popleft()
-                    waiter.entry = entry
-                    waiter.gate.release()
-                    return
-                if len(self._idle_cache) < self.settings.db_max_idle:
-                    entry.state = IDLE
-                    self._idle_cache.insert(0 if cold else len(self._idle_cache), entry)
-                    self._connections -= 1
-                    return
+            if self._handed_on(entry, monotonic(), cold=cold):
+                return
         self.discard(entry)
+
+    def _handed_on(self, entry: Entry, now: float, *, cold: bool = False) -> bool:
+        """To the first waiter, else to the idle ones; False if it is not to be used again. The lock is held."""
+        if entry.cut or self.closed or now >= entry.expires:
+            return False
+        if self.waiters:
+            self.waiters.serve(entry)
+            return True
+        if len(self._idle_cache) >= self.settings.db_max_idle:
+            return False
+        entry.state = IDLE
+        self._idle_cache.insert(0 if cold else len(self._idle_cache), entry)
+        self._connections -= 1
+        return True
 
     def discard(self, entry: Entry) -> None:
         """Close a connection and free its slot. Never raises."""
@@ -548,8 +381,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._shut(entry)
         with self._lock:
             self._connections -= 1
-            wanted = self._slots()
-        self._open(wanted)
+            wanted = reserve_slots(self)
+        fill(self, wanted)
 
     def _shut(self, entry: Entry) -> None:
         """Close without waiting for an answer."""
@@ -572,6 +405,11 @@ class Pool(PooledDB):  # type: ignore[misc]
             self.cache(entry)
 
     # -- the life of the pool ------------------------------------------------------------------------------------
+
+    @property
+    def kept(self) -> bool:
+        """It has a keeper."""
+        return self._keeper is not None
 
     def start(self) -> None:
         """Start the keeper. Idempotent."""
@@ -610,8 +448,9 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def stats(self) -> dict[str, int | float | str]:
         """Figures under psycopg_pool's names; times in milliseconds."""
+        requests = self._requests
         counters = {name: int(number) for name, number in self.counters.items()}
-        requests = counters["requests_num"]
+        counters.update(requests_num=requests, usage_ms=int(self._usage * 1000))
         idle = len(self._idle_cache)
         return {"pool_max": self._maxconnections, "pool_size": self._connections + idle, "pool_available": idle,
                 "pool_in_use": self._in_use(), "requests_waiting": len(self.waiters), **counters,
@@ -623,32 +462,14 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._lock = threading.Lock()
         for entry in list(self.entries):
             entry.state, entry.cut, entry.broken = REMOVED, "it belongs to the parent process", True
-            _silence(entry)
+            entry.silence()
             _inherited.append(entry)
-        self.entries, self.waiters, self.lost = set(), collections.deque(), collections.deque()
-        self.inside, self._idle_cache = {}, []
-        self._connections = self._connecting = 0
+        self.entries, self.waiters, self.lost = set(), Queue(), collections.deque()
+        self.inside.clear()
+        self._idle_cache = []
+        self._connections = self.connecting = 0
         self.breaker, self.counters, self._keeper = Breaker(), Counters(), None
-
-
-def _caused(error: DatabaseUnavailable, cause: BaseException) -> DatabaseUnavailable:
-    error.__cause__ = cause
-    return error
-
-
-def _silence(entry: Entry) -> None:
-    """Put /dev/null in the place of an inherited socket, whoever was using it."""
-    if entry.link is None:
-        return
-    try:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.dup2(null, entry.fd, inheritable=False)
-            os.dup2(null, entry.link.fileno(), inheritable=False)
-        finally:
-            os.close(null)
-    except OSError:
-        pass
+        self._requests, self._usage = 0, 0.0
 
 
 def _after_fork() -> None:

@@ -34,6 +34,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from .. import request
 from ..dberrors import ErrorClass
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
+from .calls import call
 from .connection import PooledConnection
 from .pool import Pool
 from .statements import CLEAN, TRANSACTION
@@ -116,7 +117,7 @@ class _Unit:
         entry.unit = self
         entry.effect = max(entry.effect, TRANSACTION)
         try:
-            self.pool.call(entry, self.pool.driver.begin, entry.raw)
+            call(self.pool, entry, self.pool.driver.begin, entry.raw)
         except BaseException:
             connection.close()
             raise
@@ -166,7 +167,7 @@ class _Unit:
         if entry.cut:
             raise DeadlineExceeded("the transaction was cut off before COMMIT was sent: nothing of it is stored")
         try:
-            self.pool.call(entry, entry.raw.commit)
+            call(self.pool, entry, entry.raw.commit)
         except (driver.dbapi.Error, DeadlineExceeded) as failure:
             if driver.kind == "sqlite" or driver.classify(failure) in _NOT_STORED:
                 self._rollback(connection)
@@ -180,7 +181,7 @@ class _Unit:
         entry = connection._live
         entry.unit = None
         with suppress(Exception):
-            self.pool.call(entry, entry.raw.rollback)
+            call(self.pool, entry, entry.raw.rollback)
             self._settled(connection)
 
     def _settled(self, connection: PooledConnection) -> None:

@@ -54,6 +54,7 @@ class SQLiteDriver:
     """The embedded default, by Python's sqlite3."""
 
     kind = "sqlite"
+    reads_on = False
     dbapi: Any = sqlite3
     threadsafety = 1
     unbuffered: tuple[type, ...] = (sqlite3.Cursor,)  # each fetch steps the statement

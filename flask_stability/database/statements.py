@@ -24,20 +24,22 @@ _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?
                              r"|pragma|load\s+data|(?:create|drop)\s+temporary)\b"
                              r"|set\s+(?!(?:statement|password|default)\b)(?!.*\bautocommit\b))",
                      re.IGNORECASE | re.DOTALL)
-_known: dict[str, int] = {}
+_known: dict[object, int] = {}
 
 
 def effect_of(sql: object) -> int:
     """CLEAN, TRANSACTION or SESSION; what is not understood counts as SESSION."""
+    try:
+        return _known[sql]
+    except (KeyError, TypeError):
+        pass
     if not isinstance(sql, str):
         return SESSION
-    effect = _known.get(sql)
-    if effect is None:
-        if len(_known) >= 2000:
-            _known.clear()
-        effect = _effect(sql)
-        if len(sql) < 2000:
-            _known[sql] = effect
+    if len(_known) >= 2000:
+        _known.clear()
+    effect = _effect(sql)
+    if len(sql) < 2000:
+        _known[sql] = effect
     return effect
 
 

@@ -15,6 +15,7 @@ import pytest
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
 from flask_stability.database import keeper
+from flask_stability.database.calls import cut
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import (
     CircuitOpen,
@@ -110,18 +111,17 @@ def test_a_response_that_has_begun_has_no_deadline(make_pool: MakePool) -> None:
 def test_a_call_that_has_ended_is_not_cut(make_pool: MakePool) -> None:
     """The keeper decided to cut, the call ended meanwhile: neither it nor the next borrower is hit."""
     pool = make_pool()
-    watch = keeper.Keeper(pool)
     connection = pool.connection()
     entry = connection._live
     entry.inside = 1.0
     seen = entry.inside
     entry.inside = 0.0
-    assert not watch._cut(pool, entry, seen, "late")
+    assert not cut(pool, entry, seen, "late")
     connection.execute("SELECT 1")
     connection.close()
-    assert not watch._cut(pool, entry, seen, "late")
+    assert not cut(pool, entry, seen, "late")
     entry.inside = 2.0  # the next call
-    assert not watch._cut(pool, entry, seen, "late")
+    assert not cut(pool, entry, seen, "late")
     entry.inside = 0.0
     with pool.connection() as again:
         assert again._live is entry
@@ -130,7 +130,7 @@ def test_a_call_that_has_ended_is_not_cut(make_pool: MakePool) -> None:
 def test_a_dead_check_in_is_bounded(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollback of a check-in goes into a black hole: it is cut off, and the connection is not kept."""
-    from flask_stability.database import pool as module
+    from flask_stability.database import pool as module  # PATIENCE is imported there
 
     monkeypatch.setattr(module, "PATIENCE", 0.3)
     pool = make_pool(db_url=proxy.url_for(mariadb))

@@ -19,6 +19,7 @@ from dbutils.pooled_db import PooledDB
 from dbutils.steady_db import SteadyDBConnection
 
 from flask_stability import scoreboard
+from flask_stability.database.calls import call
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
 from support import wait_until
@@ -364,6 +365,7 @@ def test_a_server_that_is_full_is_waited_for(make_pool: MakePool, mariadb: Maria
 def test_a_server_that_is_down_is_not_waited_for(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
     """Five refused connects open the breaker: everyone who waits is told, and the next at once."""
     pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=60)
+    pool.start()
     proxy.refuse()
     with pytest.raises(CircuitOpen):
         pool.connection()
@@ -521,7 +523,7 @@ def test_an_interruption_in_mid_call_costs_the_connection(make_pool: MakePool) -
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        pool.call(connection._live, interrupted)
+        call(pool, connection._live, interrupted)
     connection.close()
     assert pool.stats()["pool_size"] == 0
     with pool.connection() as connection:
