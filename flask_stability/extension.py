@@ -108,11 +108,15 @@ class _Process:
             monitor.stop()
 
     def watch_pool(self, state: AppState, pool: Pool) -> None:
-        """Start the pool's keeper and its check, if this process runs in earnest."""
+        """Start the pool's keeper and its check, if this process runs in earnest.
+
+        A database that was named is asked by the leader for all. The embedded one is used by whoever was asked for a
+        connection, which may not be the leader: each such worker looks at the file itself.
+        """
         with self.lock:
             if self.monitor is not None:
                 pool.start()
-                self.monitor.add(database_check(pool, state.settings))
+                self.monitor.add(database_check(pool, state.settings, shared=state.wants_database))
 
     def add(self, check: Check) -> None:
         with self.lock:

@@ -234,12 +234,11 @@ class PooledCursor:
     def close(self) -> None:
         """Close the cursor; more than once without harm."""
         raw, self._raw = self._raw, None
-        if raw is not None and self._connection._held and not (self._entry.cut or self._entry.broken):
-            self._close(raw)
-
-    def _close(self, raw: Any) -> None:
-        if self._entry.effect == SESSION and not self._entry.doomed:  # a procedure may have more results to give
-            call(self._pool, self._entry, raw.close)
+        entry = self._entry
+        if raw is None or not self._connection._held or entry.cut or entry.broken:
+            return
+        if entry.effect == SESSION and not entry.doomed:  # a procedure may have more results to give
+            call(self._pool, entry, raw.close)
         else:
             raw.close()
 
@@ -339,10 +338,14 @@ class StreamingCursor(PooledCursor):
         self._stream.unread = bool(found)
         return found
 
-    def _close(self, raw: Any) -> None:
-        if not self._entry.doomed:  # else it is let go with its connection
-            call(self._pool, self._entry, raw.close)
-            self._stream.unread = False
+    def close(self) -> None:
+        """Close the cursor; more than once without harm."""
+        raw, self._raw = self._raw, None
+        entry = self._entry
+        if raw is None or not self._connection._held or entry.cut or entry.broken or entry.doomed:
+            return  # it is let go with its connection
+        call(self._pool, entry, raw.close)
+        self._stream.unread = False
 
     def _abandon(self) -> None:
         raw, self._raw = self._raw, None

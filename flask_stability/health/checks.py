@@ -46,8 +46,11 @@ class Check:
     shared: bool = True
 
 
-def database_check(pool: Pool, settings: Settings) -> Check:
-    """A round trip through the pool, asked by the leader. Critical."""
+def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
+    """A round trip through the pool. Critical.
+
+    :param shared: the leader asks for all; else each worker that has the check asks for itself.
+    """
     patience = 0.8 * settings.health_timeout  # so that the pool's own reason is told, and not "timeout"
 
     def ask() -> Details:
@@ -59,7 +62,7 @@ def database_check(pool: Pool, settings: Settings) -> Check:
             cursor.close()
         return {"latency_ms": round((time.monotonic() - started) * 1000, 2), "kind": pool.driver.kind}
 
-    return Check("database", ask, critical=True, shared=True)
+    return Check("database", ask, critical=True, shared=shared)
 
 
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:

@@ -52,6 +52,79 @@ def test_what_refuses_is_named_with_its_remedy_and_without_the_password(what: st
     assert status_of(found) == 2
 
 
+def _command(monkeypatch: pytest.MonkeyPatch, url: str, **env: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit status and findings by name of ``flask stability check-db --json``."""
+    for name, value in {"STABILITY_DB_URL": url, "STABILITY_DB_CONNECT_TIMEOUT": "2", **env}.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(stability, ["check-db", "--json", "--workers", "2"])
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert all(finding["remedy"] for finding in found.values() if finding["status"] != "ok")
+    assert "secret" not in done.output
+    return done.exit_code, found
+
+
+def test_exit_status_0_when_all_is_well(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Against a server that is set up for it."""
+    monkeypatch.chdir(tmp_path)
+    mariadb.admin("ALTER DATABASE app CHARACTER SET utf8mb4")
+    status, found = _command(monkeypatch, mariadb.url)
+    assert status == 0, found
+    assert "20 round trips" in found["latency"]["detail"]
+    assert "MariaDB" in found["version"]["detail"]
+
+
+@pytest.mark.parametrize(("change", "undo", "finding", "remedy"), [
+    ("SET GLOBAL wait_timeout = 60", "SET GLOBAL wait_timeout = 28800", "wait_timeout", "STABILITY_DB_IDLE_TIMEOUT"),
+    ("SET GLOBAL max_connections = 20", "SET GLOBAL max_connections = 300", "max_connections",
+     "STABILITY_DB_MAX_SIZE to 4"),
+    ("ALTER DATABASE app CHARACTER SET latin1", "ALTER DATABASE app CHARACTER SET utf8mb4", "character set",
+     "CHARACTER SET utf8mb4")])
+def test_exit_status_1_for_what_will_hurt_later(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                change: str, undo: str, finding: str, remedy: str) -> None:
+    """One setting of the server that does not fit the pool's: that finding alone, with what to do."""
+    monkeypatch.chdir(tmp_path)
+    mariadb.admin("ALTER DATABASE app CHARACTER SET utf8mb4")
+    mariadb.admin(change)
+    try:
+        status, found = _command(monkeypatch, mariadb.url)
+    finally:
+        mariadb.admin(undo)
+    assert status == 1
+    assert [name for name, one in found.items() if one["status"] != "ok"] == [finding]
+    assert remedy in found[finding]["remedy"]
+
+
+@pytest.mark.parametrize("what", ["wrong password", "missing schema", "foreign schema", "stopped server"])
+def test_exit_status_2_for_what_does_not_work(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                              what: str) -> None:
+    """A server that refuses, or is not there."""
+    monkeypatch.chdir(tmp_path)
+    url = mariadb.url
+    if what == "wrong password":
+        url = url.replace("secret", "wrong")
+    elif what == "missing schema":
+        mariadb.admin("GRANT ALL ON missing.* TO app@'%'")
+        url = url.replace("/app", "/missing").replace("//missing", "//app")
+    elif what == "foreign schema":
+        url = url.replace("/app", "/mysql").replace("//mysql", "//app")
+    else:
+        mariadb.stop()
+    status, found = _command(monkeypatch, url)
+    assert status == 2
+    assert list(found) == ["reachable" if what == "stopped server" else "credentials"]
+
+
+def test_whom_the_user_may_kill(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a privilege his own connections, which is enough; with one everybody's."""
+    monkeypatch.chdir(tmp_path)
+    assert "its own" in _command(monkeypatch, mariadb.url)[1]["privileges"]["detail"]
+    mariadb.admin("GRANT CONNECTION ADMIN ON *.* TO app@'%'")
+    try:
+        assert "all users" in _command(monkeypatch, mariadb.url)[1]["privileges"]["detail"]
+    finally:
+        mariadb.admin("REVOKE CONNECTION ADMIN ON *.* FROM app@'%'")
+
+
 def test_a_frozen_server_is_told_within_the_connect_timeout(mariadb: MariaDB) -> None:
     """It accepts and does not answer; nobody waits for ever."""
     mariadb.freeze()

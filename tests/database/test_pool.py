@@ -279,6 +279,188 @@ def test_an_unread_result_does_not_reach_the_next(make_pool: MakePool, mariadb: 
         mariadb.admin("DROP PROCEDURE app.p")
 
 
+@pytest.mark.parametrize("how", ["the connection goes back", "cursor and connection are dropped"])
+def test_rows_that_nobody_reads_stop_nobody(make_pool: MakePool, mariadb: MariaDB, how: str) -> None:
+    """The driver reads an unread result to its end when it is let go and stops all threads: the pool hangs up first."""
+    pool = make_pool()
+    pool.start()
+    started = time.monotonic()
+    connection = pool.connection()
+    number = connection_id(connection)
+    cursor = connection.cursor(MySQLdb.cursors.SSCursor)
+    cursor.execute("SELECT SLEEP(0.05), REPEAT('x', 20000) FROM seq_1_to_1000000")  # for the 30 s of its time limit
+    assert cursor.fetchone() is not None
+    if how == "the connection goes back":
+        connection.close()
+    else:
+        del cursor, connection
+        pool.adopt()
+    assert pool.stats()["pool_size"] == 0
+    assert pool.stats()["returns_bad"] == 1
+    wait_until(lambda: number not in mariadb.sessions(), message="the server has noticed")
+    assert time.monotonic() - started < 25
+
+
+def test_a_stream_that_was_read_costs_no_connection(make_pool: MakePool) -> None:
+    """Read to its end, or dropped and read on by the next statement: an unbuffered result costs no connection."""
+    pool = make_pool()
+    with pool.connection() as connection:
+        first = connection_id(connection)
+        assert connection.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2") is not None
+        assert connection.execute("SELECT 3").fetchall() == ((3,),)
+        connection.begin()
+        connection.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2")
+        connection.commit()
+        cursor = connection.cursor(MySQLdb.cursors.SSCursor)
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        assert list(cursor) == [(1,), (2,)]
+    with pool.connection() as connection:
+        assert connection_id(connection) == first
+    assert pool.stats()["returns_bad"] == 0
+
+
+def test_results_that_a_procedure_still_owes_are_waited_for_no_longer_than_they_may(
+        make_pool: MakePool, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor left open on a procedure whose second result takes for ever: the check-in is cut off."""
+    from flask_stability.database import connection as module
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    mariadb.admin("CREATE PROCEDURE app.owes() BEGIN SELECT 1; SELECT SLEEP(1000); END")
+    try:
+        for kept in (True, False):
+            pool = make_pool()
+            if kept:
+                pool.start()
+            connection = pool.connection()
+            cursor = connection.cursor()
+            cursor.callproc("owes")
+            connection.close()
+            assert pool.stats()["pool_size"] == 0
+            assert cursor is not None
+    finally:
+        mariadb.kill_sessions()
+        mariadb.admin("DROP PROCEDURE app.owes")
+
+
+def test_cursors_that_were_dropped_are_forgotten(make_pool: MakePool) -> None:
+    """A connection that is held for long does not collect them; those that live are dead with its turn."""
+    pool = make_pool()
+    with pool.connection() as connection:
+        cursors = [connection.cursor() for _ in range(500)]
+        assert len(connection._cursors) == 500
+        del cursors[:490]
+        for _ in range(64):
+            connection.cursor()
+        assert len(connection._cursors) < 200
+    for cursor in cursors:
+        with pytest.raises(MySQLdb.ProgrammingError, match="given back"):
+            cursor.fetchall()
+
+
+def test_who_was_silent_for_long_has_not_shown_that_the_link_is_good(make_pool: MakePool, mariadb: MariaDB,
+                                                                    proxy: FaultProxy) -> None:
+    """Held idle for longer than the bypass window: the next borrower's checkout asks first; else it costs nothing."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=0.3)
+    for silence, pings in ((0.0, 0), (0.5, 1)):
+        pool.connection().close()
+        connection = pool.connection()
+        connection.execute("SELECT 1")
+        time.sleep(silence)
+        connection.close()
+        before = proxy.commands
+        pool.connection().close()
+        assert proxy.commands - before == pings
+
+
+def test_only_what_was_idle_longer_than_the_window_is_pinged(make_pool: MakePool, mariadb: MariaDB,
+                                                             proxy: FaultProxy) -> None:
+    """One round trip more after STABILITY_DB_ALIVE_BYPASS_WINDOW, none before."""
+    for window, pings in ((60.0, 0), (0.0, 1)):
+        pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=window)
+        pool.connection().close()
+        before = proxy.commands
+        pool.connection().close()
+        assert proxy.commands - before == pings
+
+
+def test_a_whole_session_can_be_cleared_each_time(make_pool: MakePool) -> None:
+    """STABILITY_DB_RESET_ON_RETURN=session: what a stored function left behind too, and the limits hold after it."""
+    pool = make_pool(db_reset_on_return="session", db_query_timeout=7.0)
+    with pool.connection() as connection:
+        first = connection_id(connection)
+        connection._live.raw.query("SET @behind_its_back = 1")  # the pool has seen plain statements only
+    with pool.connection() as connection:
+        assert connection_id(connection) == first
+        assert connection.execute("SELECT @behind_its_back, @@max_statement_time, @@character_set_client, @@autocommit"
+                                  ).fetchall() == ((None, 7.0, "utf8mb4", 1),)
+
+
+def test_lifetimes_are_spread(make_pool: MakePool) -> None:
+    """Connections opened together do not all end together: up to 2.5 % sooner, each by its own part."""
+    pool = make_pool(db_max_lifetime=1000)
+    held = [pool.connection() for _ in range(12)]
+    opened = time.monotonic()
+    ends = [entry.expires - opened for entry in pool.entries]
+    assert len({round(end, 3) for end in ends}) > 6
+    assert all(975 - 30 < end <= 1000 for end in ends)
+    assert max(ends) - min(ends) > 2
+    for connection in held:
+        connection.close()
+
+
+def test_a_refused_connect_is_tried_again_in_time(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
+    """Connects fail, one in mid-handshake, and then one works: the checkout gets it."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=60)
+    proxy.cut_after_reply_bytes(10)
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+    assert pool.stats()["connections_errors"] == 1
+    assert pool.breaker.state == "closed"
+
+
+def test_without_a_keeper_a_checkout_asks_after_an_outage(make_pool: MakePool, mariadb: MariaDB,
+                                                          proxy: FaultProxy) -> None:
+    """A script's pool finds a database that is back, and asks one that is not twice a second at the most."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=60)
+    proxy.refuse()
+    with pytest.raises(CircuitOpen):
+        pool.connection()
+    opened, asked = time.monotonic(), pool.stats()["connections_num"]
+    for _ in range(200):
+        with pytest.raises(CircuitOpen):
+            pool.connection()
+    assert pool.stats()["connections_num"] - asked <= 1 + (time.monotonic() - opened) / 0.5
+    proxy.heal()
+
+    def back() -> bool:
+        try:
+            pool.connection().close()
+        except CircuitOpen:
+            return False
+        return True
+
+    wait_until(back)
+    assert pool.breaker.state == "closed"
+
+
+def test_without_a_keeper_the_pool_s_own_calls_are_bounded(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ping into a black hole is given up at the checkout's deadline, a rollback at the check-in's."""
+    from flask_stability.database import pool as module
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=0.0, db_query_timeout=1000.0)
+    held = pool.connection()
+    held.begin()
+    pool.connection().close()
+    proxy.blackhole()
+    with pytest.raises(PoolTimeout):
+        pool.connection(timeout=0.6)
+    held.close()
+    assert pool.stats()["pool_in_use"] == 0
+    assert pool.stats()["returns_bad"] == 1
+
+
 def test_a_forgotten_connection_comes_back_with_its_request(make_pool: MakePool) -> None:
     """What a request took and did not give back is given back at its end, rolled back."""
     pool = make_pool()

@@ -322,6 +322,63 @@ def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> 
     assert _slow(plain) <= plain.total // 20
 
 
+EMBEDDED = SOURCE + '''
+@app.get("/use/<int:other>")
+def use(other):
+    if os.getpid() != other:
+        with stability.connection() as connection:
+            connection.execute("SELECT 1")
+    return {"pid": os.getpid()}
+'''
+
+
+def test_the_embedded_database_is_checked_as_soon_as_any_worker_uses_it(tmp_path: Path) -> None:
+    """Nobody asked for a connection: no check. A worker that does not lead did: /health shows the database."""
+    with starting(tmp_path) as begin:
+        server = begin(source=EMBEDDED, workers=2, env={"STABILITY_DB_URL": ""})
+        server.full(2)
+        leader = wait_until(server.board().leader, message="somebody leads")
+        wait_until(lambda: "memory" in server.health()["detailed"]["checks"], message="the checks have run")
+        assert "database" not in server.health()["detailed"]["checks"]
+        wait_until(lambda: server.get(f"/use/{leader.pid}").json()["pid"] != leader.pid)
+        found = wait_until(lambda: server.health()["detailed"]["checks"].get("database"), message="it is checked")
+        assert (found["status"], found["critical"]) == ("pass", True)
+        assert server.board().leader().pid == leader.pid
+        assert leader.words[W_DB_SIZE] == 0, "the leader has no connection of its own"
+
+
+PRELOADED = SOURCE + '''
+kept.append(stability.pool.connection())
+masters = [kept[0].execute("SELECT CONNECTION_ID()").fetchone()[0]]
+with stability.connection() as connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS note (id VARCHAR(32) NOT NULL)")
+    masters.append(connection.execute("SELECT CONNECTION_ID()").fetchone()[0])
+
+@app.get("/mine")
+def mine():
+    with stability.connection() as connection:
+        return {"masters": masters, "id": connection.execute("SELECT CONNECTION_ID()").fetchone()[0]}
+'''
+
+
+def test_a_pool_that_the_master_used_before_it_forked(tmp_path: Path, mariadb: MariaDB, worker_class: str) -> None:
+    """preload_app: each worker has connections of its own, also one that comes later; the master's live on."""
+    with starting(tmp_path) as begin:
+        server = begin(source=PRELOADED, worker_class=worker_class, workers=3, config="preload_app = True",
+                       env={"STABILITY_DB_URL": mariadb.url})
+        server.full(3)
+        masters = server.get("/mine").json()["masters"]
+        load = Load(server.url, ("/mine", "/write", "/read"), 60).start()
+        _wait(2)
+        server.retire(server.worker_pids()[0])
+        _wait(3)
+        result = load.stop()
+        assert result.failed == 0, result.errors()
+        _stored(server, result)
+        assert all(server.get("/mine").json()["id"] not in masters for _ in range(20))
+        assert set(masters) <= set(mariadb.sessions())
+
+
 def test_several_workers_write_to_one_sqlite_file(start: Start, tmp_path: Path, worker_class: str) -> None:
     """Under load, with workers replaced meanwhile: every write that was acknowledged is there once, none fails."""
     server = start(f"sqlite:///{tmp_path}/notes.db", worker_class, workers=3)
