@@ -184,6 +184,21 @@ def test_an_error_of_the_pool_leaves_no_trace(make_pool: MakePool) -> None:
     assert pool.stats()["requests_errors"] == 20
 
 
+def test_what_is_handed_over_too_late_goes_to_the_next(make_pool: MakePool) -> None:
+    """A connection that reaches a waiter in the moment in which he gives up is not lost."""
+    pool = make_pool(db_max_size=1, db_max_idle=1)
+    held = pool.connection()
+    with pool._lock:
+        waiter = pool.waiters.join(time.monotonic(), first=False)
+    held.close()
+    assert waiter.entry is not None
+    thread, results = in_thread(lambda: connection_id(pool.connection()))
+    wait_until(lambda: pool.waiters)
+    pool._withdraw(waiter)
+    thread.join(20)
+    assert isinstance(results[0], int)
+
+
 def test_a_killed_connection_is_noticed_without_a_round_trip(make_pool: MakePool, mariadb: MariaDB) -> None:
     """The server ended 20 idle connections: none is handed out, although all were used a moment ago."""
     pool = make_pool(db_max_idle=20)
