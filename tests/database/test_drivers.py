@@ -235,8 +235,9 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     with pool.connection() as connection:
         connection.execute("CREATE TABLE t (a BLOB)")
         connection.execute("PRAGMA max_page_count = 10").fetchall()  # SQLite's own way to a full disk
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with pytest.raises(sqlite3.OperationalError, match="full") as caught:
             connection.execute("INSERT INTO t VALUES (zeroblob(1000000))")
+        assert caught.value.__notes__ == [f"make room on the file system of {tmp_path}/a.db"]
         assert connection.execute("SELECT COUNT(*) FROM t").fetchall() == [(0,)]
     pool.close()
 

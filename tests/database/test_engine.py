@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -14,6 +15,8 @@ from sqlalchemy.pool import QueuePool
 from flask_stability import StabilityError, StabilityExt
 from flask_stability.database.engine import engine_probe, engine_unavailable
 from flask_stability.errors.handlers import is_unavailable
+from flask_stability.extension import stop_process
+from support import wait_until
 from support_db import MariaDB
 
 
@@ -52,3 +55,34 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
     with pytest.raises(Exception, match=r"200[23]") as gone:
         engine.connect()
     assert is_unavailable(gone.value)
+
+
+def test_an_engine_in_health_and_in_answers(engine: Engine, mariadb: MariaDB, tmp_path: Path) -> None:
+    """Its pool's figures are among the checks; when its server is gone, views answer 503 and the check fails."""
+    app = Flask("app", instance_path=str(tmp_path))
+    app.config.update(STABILITY_HEALTH_DETAILS="always", STABILITY_HEALTH_INTERVAL=0.2)
+    StabilityExt(app).register_engine(engine)
+
+    @app.get("/use")
+    def use() -> str:
+        with engine.connect() as connection:
+            return str(connection.execute(text("SELECT 5")).scalar())
+
+    client = app.test_client()
+
+    def check() -> dict[str, Any]:
+        document: dict[str, Any] = client.get("/health").get_json()
+        found: dict[str, Any] = document["detailed"]["checks"].get("sqlalchemy", {})
+        return found
+
+    try:
+        assert client.get("/use").data == b"5"
+        assert wait_until(check)["pool"]["size"] == 1
+        assert check()["critical"]
+        mariadb.stop()
+        engine.dispose()
+        answer = client.get("/use")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        wait_until(lambda: check()["status"] == "fail", message="the check fails")
+    finally:
+        stop_process()

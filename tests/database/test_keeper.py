@@ -177,6 +177,57 @@ def test_a_frozen_server(make_pool: MakePool, mariadb: MariaDB, serving_threads:
     wait_until(lambda: len(mariadb.sessions()) == pool.stats()["pool_size"])
 
 
+def test_the_youngest_is_released(make_pool: MakePool, mariadb: MariaDB,
+                                  serving_threads: Callable[[int], None]) -> None:
+    """Of the threads that wait for a frozen server the one that waits shortest is let go."""
+    serving_threads(3)
+    pool = make_pool()
+    pool.start()
+    requests = []
+    for _ in range(3):
+        requests.append(Request(pool, "SELECT SLEEP(1000)"))
+        wait_until(lambda: inside(pool) == len(requests))
+    mariadb.freeze()
+    wait_until(lambda: not all(request.is_alive() for request in requests))
+    assert [request.is_alive() for request in requests] == [True, True, False]
+    mariadb.thaw()
+    mariadb.kill_sessions()
+    for request in requests:
+        request.join(20)
+
+
+def test_connections_are_asked_at_different_times(make_pool: MakePool) -> None:
+    """Those that were used together are kept alive up to 10 % sooner, each by its own part."""
+    pool = make_pool(db_max_size=12, db_max_idle=12, db_keepalive_interval=100.0, db_idle_timeout=1000.0)
+    held = [pool.connection() for _ in range(12)]
+    for connection in held:
+        connection.close()
+    watch = keeper.Keeper(pool)
+    entries = list(pool.entries)
+    now = max(entry.checked for entry in entries)
+    for entry in entries:
+        entry.checked = now
+
+    def due(seconds: float) -> int:
+        return sum(watch._due(pool, entry, now + seconds) for entry in entries)
+
+    assert due(89.9) == 0
+    assert due(100.1) == 12
+    assert len({due(90 + tenths / 10) for tenths in range(100)}) > 6
+
+
+@pytest.mark.long
+def test_without_a_keeper_the_driver_s_own_limit_ends_a_call(make_pool: MakePool, mariadb: MariaDB) -> None:
+    """The query timeout and five seconds: a frozen server holds a script's call no longer than that."""
+    pool = make_pool(db_query_timeout=0.5)
+    connection = pool.connection()
+    mariadb.freeze()
+    started = time.monotonic()
+    with pytest.raises(MySQLdb.OperationalError, match="2013"):
+        connection.execute("SELECT 1")
+    assert time.monotonic() - started >= 5
+
+
 def test_links_lost_without_a_reset_do_not_outlive_the_outage(make_pool: MakePool, mariadb: MariaDB,
                                                               proxy: FaultProxy,
                                                               serving_threads: Callable[[int], None]) -> None:

@@ -13,7 +13,7 @@ import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database import Pool, PooledConnection
+from flask_stability.database import Pool, PooledConnection, retry
 from flask_stability.database.retry import Budget, Transactions
 from flask_stability.database.statements import stays_within
 from flask_stability.exceptions import CommitUnknown, StabilityError
@@ -235,6 +235,27 @@ def test_the_budget_runs_out_and_fills_again() -> None:
     assert [budget.take() for _ in range(3)] == [True, True, False]
 
 
+def test_a_transaction_is_its_thread_s_own(accounts: Pool) -> None:
+    """A thread that begins one inside another thread's does not join it: what that rolls back is not its."""
+    transaction = Transactions(lambda: accounts)
+    seen: list[Any] = []
+
+    def beside() -> None:
+        with transaction() as own:
+            own.execute("UPDATE account SET amount = amount + 7 WHERE id = 5")
+            seen.append(own)
+
+    with suppress(RuntimeError), transaction() as connection:
+        connection.execute("UPDATE account SET amount = amount + 1 WHERE id = 0")
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join(30)
+        assert seen
+        assert seen[0] is not connection
+        raise RuntimeError
+    assert _value(accounts, "SELECT SUM(amount) FROM account") == 1007
+
+
 def test_attempts_below_one_are_refused() -> None:
     """With what to give."""
     with pytest.raises(StabilityError, match="at least 1"):
@@ -277,6 +298,47 @@ def test_the_table_of_retries(failing: Pool, codes: tuple[int, ...], runs: int) 
         assert caught.value.args[0] == code
         assert seen == [code] * runs
     assert _value(failing, "SELECT SUM(amount) FROM account") == 1000
+
+
+def test_an_empty_budget_means_no_second_run(failing: Pool) -> None:
+    """Whatever a unit may be run again for, an outage is not multiplied; ten a second come back."""
+    transaction = Transactions(lambda: failing)
+    runs: list[int] = []
+
+    @transaction
+    def unit(connection: PooledConnection) -> None:
+        runs.append(1)
+        connection.execute("SELECT fail(1213)")
+
+    transaction._budget = Budget(share=0.0, rate=1e-9, most=1)
+    for _ in range(5):
+        with pytest.raises(MySQLdb.OperationalError):
+            unit()
+    assert len(runs) == 5
+    assert failing.stats()["retries_num"] == 0
+    transaction._budget = Budget()
+    with pytest.raises(MySQLdb.OperationalError):
+        unit()
+    assert len(runs) == 8
+
+
+def test_pauses_between_runs_are_random_and_grow(failing: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uniform(0, min(2, 0.05 · 2ⁿ)) seconds, so that two that collided do not collide again."""
+    asked: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr(retry.random, "uniform", uniform)
+
+    @Transactions(lambda: failing)(attempts=8)
+    def unit(connection: PooledConnection) -> None:
+        connection.execute("SELECT fail(1213)")
+
+    with pytest.raises(MySQLdb.OperationalError):
+        unit()
+    assert asked[:7] == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6), (0, 2.0), (0, 2.0)]
 
 
 def test_a_failover_is_answered_by_new_connections(accounts: Pool, mariadb: MariaDB) -> None:
@@ -435,19 +497,18 @@ def test_an_error_of_another_connection_is_not_a_reason(accounts: Pool) -> None:
     assert len(runs) == 1
 
 
-def test_a_request_s_deadline_ends_the_retries(accounts: Pool) -> None:
+def test_a_request_s_deadline_ends_the_retries(failing: Pool) -> None:
     """The last second belongs to the answer."""
     runs: list[int] = []
 
-    @Transactions(lambda: accounts)(attempts=1000)
+    @Transactions(lambda: failing)(attempts=1000)
     def unit(connection: PooledConnection) -> None:
         runs.append(1)
-        connection.execute("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1213")
+        connection.execute("SELECT fail(1213)")
 
-    with serving(1.5) as record, pytest.raises(MySQLdb.OperationalError):
+    with serving(4.0), pytest.raises(MySQLdb.OperationalError):
         unit()
-    assert record.over
-    assert len(runs) < 1000
+    assert 1 < len(runs) < 1000
 
 
 def test_what_would_commit_before_it_runs_is_refused() -> None:

@@ -14,7 +14,15 @@ from werkzeug.exceptions import HTTPException, Unauthorized
 
 from flask_stability.config import Settings
 from flask_stability.errors import handlers
-from flask_stability.exceptions import DatabaseUnavailable, PoolTimeout
+from flask_stability.exceptions import (
+    CircuitOpen,
+    CommitUnknown,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    PoolClosed,
+    PoolTimeout,
+    TooManyRequests,
+)
 from flask_stability.middleware import StabilityMiddleware
 
 JSON = {"HTTP_ACCEPT": "application/json"}
@@ -123,6 +131,27 @@ def test_which_errors_of_a_driver_mean_unavailable(driver: str) -> None:
     no = (1020, 1054, 1062, 1064, 1146, 1205, 1213, 1290, 1317, 1969, 3024, 3101)
     assert [code for code in (*yes, *no) if handlers.is_unavailable(kind(code, "…"))] == list(yes)
     assert handlers.is_unavailable(kind(1290, "running with the --read-only option"))
+
+
+@pytest.mark.parametrize("error", [PoolTimeout, PoolClosed, TooManyRequests, CircuitOpen, DeadlineExceeded])
+def test_every_error_of_the_pool_that_means_not_now_is_503(serve: Serve, error: type[DatabaseUnavailable]) -> None:
+    """With a time after which asking again makes sense; what may have been stored is no such error."""
+    app = make()
+    app.add_url_rule("/pool", view_func=_raises(error()))
+    app.add_url_rule("/unknown", view_func=_raises(CommitUnknown()))
+    answer = serve(app, "/pool", **JSON)
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    answer = serve(app, "/unknown", **JSON)
+    assert answer.status == 500
+    assert "Retry-After" not in answer.headers
+
+
+def _raises(error: Exception) -> Any:
+    def view() -> str:
+        raise error
+
+    view.__name__ = type(error).__name__
+    return view
 
 
 def test_a_drivers_unreachable_error_is_503_too(serve: Serve) -> None:
