@@ -23,7 +23,7 @@ from dataclasses import dataclass
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
-URGENT = frozenset({"memory_hard", "frozen"})
+URGENT = frozenset({"memory_hard"})
 #: No good any more: goes even if no newcomer becomes ready.
 BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure"})
 #: Cannot answer its kept-alive connections, or must not stay that long.

@@ -30,7 +30,7 @@ from .plan import Action, Phase
 from .restarts import Pace, Restarts
 from .status import status_block
 
-FROZEN = 4.0  #: seconds of silence after which a worker that was stopped (SIGSTOP) is replaced
+FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -64,6 +64,7 @@ class Supervisor:
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
+        self._look_at = 0.0
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -76,9 +77,16 @@ class Supervisor:
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
+        if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
+            self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
 
     # -- the wrapped methods -------------------------------------------------------------------------------------
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        """gunicorn's rest between two ticks, shorter where something is due sooner."""
+        due = self._look_at - time.monotonic()
+        return self._wait(timeout=max(0.01, min(timeout, due)) if self._look_at else timeout)
 
     def manage_workers(self) -> None:
         """One tick, then gunicorn's own management with our target."""
@@ -95,6 +103,7 @@ class Supervisor:
         except Exception as error:
             self._internal("tick", error)
         if self.stopping or self.restarts.held(now):
+            self._look_again(self.restarts.hold_until)
             return
         base, server._num_workers = server._num_workers, wanted
         try:
@@ -187,6 +196,8 @@ class Supervisor:
                 child.look(now)
                 if not child.ready_at:
                     child.kill("shutdown")  # it would lose the SIGTERM, and be waited for
+                elif stopped(child.pid):
+                    child.send(signal.SIGCONT)
         self._stop(graceful)
 
     # -- called by the hooks -------------------------------------------------------------------------------------
@@ -218,7 +229,8 @@ class Supervisor:
                 self._past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
-        if crash and self.restarts.crashed(now, uptime):
+        if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
+                                           others=any(other.serves() for other in self.children.values())):
             self.canary = self.server.worker_age
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
@@ -235,6 +247,7 @@ class Supervisor:
     def _tick(self, now: float) -> int:
         """Look, judge, act; returns how many workers gunicorn is to hold."""
         words, server = self.words, self.server
+        self._look_at = 0.0
         words[scoreboard.M_TICK_NS] = time.monotonic_ns()
         words[scoreboard.M_BASE_WORKERS] = server._num_workers
         if self._drain_until and now >= self._drain_until:
@@ -244,7 +257,7 @@ class Supervisor:
         for child in children:
             child.look(now)
         self._judge_crashes(now)
-        for step in (self._kill_frozen, self._group, self._floor, self._again):
+        for step in (self._thaw, self._group, self._floor, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -348,13 +361,31 @@ class Supervisor:
                                  f"{self.settings.restart_window:g} s", 1)
         self._degraded = degraded
 
-    def _kill_frozen(self, now: float, children: list[Child]) -> None:
-        """A stopped process neither answers nor leaves: it is replaced at once, not after gunicorn's timeout."""
+    def _look_again(self, at: float) -> None:
+        """The next tick is due then at the latest."""
+        self._look_at = min(self._look_at or at, at)
+
+    def _thaw(self, now: float, children: list[Child]) -> None:
+        """A stopped process neither answers nor leaves. It is made to go on, so that what it had accepted is answered,
+        and is replaced in good order; one that is stopped again is killed. The kernel tells at once who is stopped.
+        """
         for child in children:
-            beat = child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 if child.row is not None else now
-            if now - (beat or child.started) > FROZEN and not child.killed and stopped(child.pid):
-                logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, silent_s=round(now - beat, 1))
+            if child.killed or not stopped(child.pid):
+                child.stopped_at = 0.0
+                continue
+            child.stopped_at = child.stopped_at or now
+            if now - child.stopped_at < FROZEN:
+                self._look_again(child.stopped_at + FROZEN)
+                continue
+            logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, again=child.thawed,
+                         stopped_s=round(now - child.stopped_at, 1))
+            if child.thawed:
                 child.kill("frozen")
+                continue
+            child.thawed = True
+            if not child.asked:
+                child.ask("frozen")
+            child.send(signal.SIGCONT)
 
     def _group(self, now: float, children: list[Child]) -> None:
         """Under pressure on the group's memory the largest worker is replaced."""

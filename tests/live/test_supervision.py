@@ -18,7 +18,15 @@ import psutil
 import pytest
 from supervised import Supervised, fewest_serving, starting
 
-from flask_stability.scoreboard import M_DEGRADED, STATE_READY, W_STATE, Scoreboard, board_files
+from flask_stability.scoreboard import (
+    M_DEGRADED,
+    M_HOLD_UNTIL_NS,
+    STATE_READY,
+    W_READY_NS,
+    W_STATE,
+    Scoreboard,
+    board_files,
+)
 from support import Load, wait_until
 
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
@@ -196,6 +204,47 @@ def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: st
     assert server.alive()
     assert "Segmentation fault" in (server.logs_dir / "error.log").read_text()
     assert sum(server.board().totals().restarts.values()) == 6
+
+
+@pytest.mark.long
+def test_workers_killed_again_and_again_are_back_at_once(supervised: Start, worker_class: str) -> None:
+    """All workers killed six times, each time as soon as they have served a while: no restart is held back."""
+    server = supervised(worker_class=worker_class, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    board, held = server.board(), []
+    for _ in range(6):
+        server.full(2)
+        wait_until(lambda: all(time.monotonic_ns() - row.words[W_READY_NS] > 1.2e9 for row in board.live()))
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: held.append(board.master.words[M_HOLD_UNTIL_NS]) or server.exits()[-1:])
+        assert server.get("/").ok
+    server.full(2)
+    assert not any(held)
+
+
+@pytest.mark.long
+def test_what_a_frozen_worker_had_accepted_is_answered(supervised: Start, worker_class: str) -> None:
+    """Stopped in the middle of a request, it goes on, answers, and is replaced; stopped again, it is killed."""
+    server = supervised(worker_class=worker_class, workers=1, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    server.full(1)
+    frozen = server.worker_pids()[0]
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/3.0", timeout=60).json()["pid"]))
+    thread.start()
+    server.busy()
+    os.kill(frozen, signal.SIGSTOP)
+    thread.join(60)
+    assert answers == [frozen]
+    server.retired(frozen)
+    server.full(1)
+    stubborn = server.worker_pids()[0]
+    while psutil.pid_exists(stubborn):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stubborn, signal.SIGSTOP)
+        time.sleep(0.05)
+    server.full(1)
+    assert server.exits() == ["frozen", "frozen"]
+    assert [record["again"] for record in server.records("process-manager", "worker_frozen")] == [False, False, True]
 
 
 @pytest.mark.long

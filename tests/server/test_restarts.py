@@ -68,6 +68,35 @@ def test_worker_that_lived_long_enough_is_no_crash_loop() -> None:
     assert policy.recent(110.0) == 10
 
 
+def test_worker_that_has_served_is_never_waited_for_long() -> None:
+    """A second of service and it is started again at once; ready for less, and the longest wait is half a second."""
+    policy, now = restarts(), 100.0
+    for _ in range(6):
+        assert policy.crashed(now, 1.5, served=1.2) is False
+        assert not policy.held(now)
+        now += 1.5
+    waits = []
+    for _ in range(6):
+        policy.crashed(now, 0.8, served=0.5)
+        waits.append(policy.hold_until - now)
+        now = max(policy.hold_until, now) + 1.0
+    assert max(waits) == pytest.approx(0.5)
+
+
+def test_while_nobody_serves_the_waits_are_short() -> None:
+    """Newcomers that do not start are tried again after two seconds at the most, also if others served till now."""
+    policy, now = restarts(), 100.0
+    for _ in range(4):
+        policy.crashed(now, 0.2, others=True)
+        now = max(policy.hold_until, now) + 1.0
+    policy.crashed(now, 0.2, others=True)
+    assert policy.hold_until == now + 4.0
+    policy.crashed(now + 0.2, 3600.0, served=3600.0, others=False)  # the last one that served
+    assert policy.hold_until == pytest.approx(now + 0.7)
+    policy.crashed(now + 1.5, 0.2, others=False)
+    assert policy.hold_until == pytest.approx(now + 3.5)
+
+
 def test_limit_is_a_sliding_window() -> None:
     """Sixteen crashes in a minute are allowed, the seventeenth is too many, and old ones are forgotten."""
     policy = restarts()
