@@ -31,6 +31,8 @@ from .restarts import Pace, Restarts
 from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
+SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
+STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -64,7 +66,7 @@ class Supervisor:
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
-        self._look_at = 0.0
+        self._look_at = self._ticked = 0.0
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -257,7 +259,7 @@ class Supervisor:
         for child in children:
             child.look(now)
         self._judge_crashes(now)
-        for step in (self._thaw, self._group, self._floor, self._again):
+        for step in (self._thaw, self._silent, self._group, self._floor, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -386,6 +388,20 @@ class Supervisor:
             if not child.asked:
                 child.ask("frozen")
             child.send(signal.SIGCONT)
+
+    def _silent(self, now: float, children: list[Child]) -> None:
+        """A worker in which no thread of Python's runs any more is replaced in good order: if it comes to itself again
+        it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile.
+        """
+        starved, self._ticked = now - self._ticked > STARVED, now
+        for child in children:
+            row = child.row
+            if starved or row is None or not child.serves() or child.asked or not row.words[scoreboard.W_THREADS]:
+                continue
+            silent = now - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
+            if silent > SILENT + self.settings.guard_interval and not child.stopped_at:
+                logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(silent, 1))
+                child.ask("stuck")
 
     def _group(self, now: float, children: list[Child]) -> None:
         """Under pressure on the group's memory the largest worker is replaced."""
