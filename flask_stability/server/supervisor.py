@@ -55,7 +55,7 @@ class Supervisor:
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
-        self.in_reload = self.stopping = self.ever_ready = False
+        self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
         self._reload_age = 0
@@ -96,6 +96,8 @@ class Supervisor:
         if self.in_reload:
             self._hide_old()
             return
+        if self._reload_due and not self._handing_over():
+            self.reload()
         now = time.monotonic()
         wanted = max(server._num_workers, len(server.WORKERS))
         try:
@@ -141,8 +143,13 @@ class Supervisor:
 
     def reload(self) -> None:
         """SIGHUP: gunicorn's own, except that the old workers go when the new ones are ready, and a configuration
-        that cannot be read changes nothing.
+        that cannot be read changes nothing. While the old workers of the last one say goodbye it waits for that: else
+        each of ten in a row would add a generation of workers.
         """
+        self._reload_due = self._handing_over()
+        if self._reload_due:
+            logs.process("reload_waits")
+            return
         server, now = self.server, time.monotonic()
         before = {name: getattr(server, name) for name in _RELOADED if hasattr(server, name)}
         self._reload_age = server.worker_age
@@ -168,6 +175,9 @@ class Supervisor:
             self.in_reload = False
             server.WORKERS.update(self._hidden)
             self._hidden = {}
+
+    def _handing_over(self) -> bool:
+        return self.state.phase is Phase.CLOSING and self.state.reason == "reload" and not self.stopping
 
     def handle_term(self) -> None:
         """SIGTERM: keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; a second one at once."""

@@ -165,6 +165,27 @@ def test_reload_with_a_broken_configuration_changes_nothing(supervised: Start) -
 
 
 @pytest.mark.long
+def test_reloads_in_a_row_do_not_add_up(supervised: Start) -> None:
+    """Eight in three seconds: never a third generation of workers that serve, and the last one holds."""
+    server = supervised(config="keepalive = 3")
+    server.full(2)
+    load = Load(server.url, ["/"], 20).start()
+    most = 0
+    for _ in range(8):
+        server.signal(signal.SIGHUP)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.4:
+            most = max(most, len(server.worker_pids()))
+            time.sleep(0.02)
+    before = server.worker_pids()
+    wait_until(lambda: set(before).isdisjoint(server.worker_pids()), 60, message="the last reload was carried out")
+    server.full(2)
+    assert most <= 6  # two that go, two that come, and two that are ending
+    assert server.records("process-manager", "reload_waits")
+    assert load.stop().failed == 0
+
+
+@pytest.mark.long
 def test_reload_to_an_app_that_does_not_boot_keeps_the_old_workers(supervised: Start) -> None:
     """The old workers serve until the app is repaired; then the new ones take over by themselves."""
     server = supervised(worker_class="sync")
