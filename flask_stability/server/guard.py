@@ -21,9 +21,10 @@ from ..memory.sampler import Action, MemoryWatch
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
-from .threads import Stuck, add_threads, queued
+from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
+LONG = 2.0  #: seconds in one request after which a sync worker keeps others waiting
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 
@@ -90,7 +91,11 @@ class Guard:
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_BUSY] = len(inflight)
-        words[scoreboard.W_QUEUE] = queued(self._worker)
+        if self._threads > 1:
+            words[scoreboard.W_QUEUE] = queued(self._worker)
+        else:  # its one thread has been in the same request for long, and others wait: the master may help
+            words[scoreboard.W_STUCK] = stuck = sum(one.seconds() > LONG for one in list(inflight.values()))
+            words[scoreboard.W_QUEUE] = int(bool(stuck) and knocking(self._worker.sockets))
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""

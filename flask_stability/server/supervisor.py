@@ -67,6 +67,7 @@ class Supervisor:
         self._past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
         self._look_at = self._ticked = 0.0
+        self.spares = 0
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -274,6 +275,8 @@ class Supervisor:
                 step(now, children)
             except Exception as error:
                 self._internal(step.__name__.strip("_"), error)
+        self._spare_workers(children)
+        base = server._num_workers + self.spares
         seen = [self._seen(child, now) for child in children]
         if not self.ever_ready and self._worked():
             self.ever_ready = True
@@ -281,9 +284,9 @@ class Supervisor:
         if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
             self.canary = None
         if not self.stopping:
-            self._advance(seen, now)
+            self._advance(seen, now, base)
             seen = [self._seen(child, now) for child in children]
-        wanted = plan.target(server._num_workers, seen, self.state, canary=self.canary)
+        wanted = plan.target(base, seen, self.state, canary=self.canary)
         words[scoreboard.M_TARGET] = wanted
         words[scoreboard.M_SURGE] = int(self.state.phase is not Phase.IDLE)
         words[scoreboard.M_HOLD_UNTIL_NS] = int(self.restarts.hold_until * 1e9) if self.restarts.held(now) else 0
@@ -306,12 +309,25 @@ class Supervisor:
         """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
         return bool(self.server.reexec_pid or self.server.master_pid)
 
-    def _advance(self, seen: list[plan.Seen], now: float) -> None:
+    def _spare_workers(self, children: list[Child]) -> None:
+        """Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
+        rows = [child.row.words for child in children if child.row is not None and child.serves()]
+        stuck = [words[scoreboard.W_THREADS] == 1 and words[scoreboard.W_STUCK] > 0 for words in rows]
+        before = self.spares
+        if before or any(stuck):
+            knocking = any(words[scoreboard.W_QUEUE] for words in rows)
+            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking,
+                                      room=self._may_surge())
+        if self.spares != before:
+            logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
+                         stuck=sum(stuck))
+
+    def _advance(self, seen: list[plan.Seen], now: float, base: int) -> None:
         cfg = self.server.cfg
         # sync workers close every connection anyway
         close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
-        step = plan.next_step(before, seen, now, base=self.server._num_workers,
+        step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
                               mercy=self.mercy() + 2.0)  # the dead man's switch in the worker comes first
         self.state = step.state

@@ -58,7 +58,7 @@ def queued(worker: Any) -> int:
     One whose connections are all taken, by idle clients for the most part, accepts no more: then whether any wait.
     """
     try:
-        return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and _knocking(worker.sockets))
+        return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and knocking(worker.sockets))
     except (AttributeError, OSError):
         return 0
 
@@ -67,7 +67,8 @@ def _full(worker: Any) -> bool:
     return bool(worker.nr_conns >= worker.worker_connections)
 
 
-def _knocking(listeners: list[Any]) -> bool:
+def knocking(listeners: list[Any]) -> bool:
+    """Whether a connection waits that no worker has accepted yet."""
     poll = select.poll()
     for listener in listeners:
         poll.register(listener.fileno(), select.POLLIN)
