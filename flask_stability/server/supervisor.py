@@ -311,7 +311,8 @@ class Supervisor:
 
     def _spare_workers(self, children: list[Child]) -> None:
         """Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
-        rows = [child.row.words for child in children if child.row is not None and child.serves()]
+        # who is to be replaced gets a newcomer anyway
+        rows = [child.row.words for child in children if child.row is not None and child.serves() and not child.asked]
         stuck = [words[scoreboard.W_THREADS] == 1 and words[scoreboard.W_STUCK] > 0 for words in rows]
         before = self.spares
         if before or any(stuck):
