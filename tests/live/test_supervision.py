@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 from supervised import Supervised, fewest_serving, starting
 
 from flask_stability.scoreboard import (
@@ -525,6 +526,30 @@ def test_workers_end_when_their_master_was_killed(supervised: Start, worker_clas
     server.process.wait(10)
     wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
     hung.join(30)
+
+
+@pytest.mark.long
+def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervised: Start, worker_class: str) -> None:
+    """The master is killed while a request hangs: a new one listens at once, not after graceful_timeout."""
+    server = supervised(worker_class=worker_class, config="graceful_timeout = 60")
+    server.full(2)
+    hung = threading.Thread(target=server.lost, args=("/slow/45.0",))
+    hung.start()
+    orphans = server.workers()
+    server.busy()
+    server.process.kill()
+    server.process.wait(10)
+    server.start(wait=False)
+
+    def served_anew() -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return server.get("/", timeout=5).json()["pid"] not in [orphan.pid for orphan in orphans]
+        return False
+
+    wait_until(served_anew)
+    assert any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans)
+    hung.join(90)
+    wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
 
 
 def test_bad_settings_stop_the_start_before_it_listens(supervised: Start) -> None:
