@@ -66,7 +66,8 @@ def database_check(pool: Pool, settings: Settings) -> Check:
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     """The checks that every service has."""
     return [Check("memory", lambda: _memory(settings, shared, row), shared=False),
-            Check("pool", lambda: _pool(row), shared=False), Check("disk", lambda: _disk(settings)), Check("response_time", _ResponseTime(settings, shared)),
+            Check("pool", lambda: _pool(row), shared=False), Check("disk", lambda: _disk(settings)),
+            Check("response_time", _ResponseTime(settings, shared)),
             Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
 
 

@@ -6,7 +6,6 @@ without the extension, and what STABILITY_GC_FREEZE saves.
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 import subprocess

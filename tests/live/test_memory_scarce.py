@@ -6,9 +6,11 @@ The kernel's files are a tree of the test's own here: a container cannot be made
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,27 @@ ballast = os.urandom(1000) * 70_000
 @app.get("/")
 def index():
     return str(os.getpid())
+'''
+
+#: A minute of two seconds, a warm-up of four.
+SHORT = '''
+from flask_stability.memory import policy, sampler
+from flask_stability.server import supervisor
+policy.WARM = sampler.WARM = sampler.MINUTE = 2.0
+policy.SETTLED = supervisor.SETTLED = 4.0
+'''
+
+GROWS = '''
+import os
+from flask import Flask
+from flask_stability import StabilityExt
+app = Flask(__name__)
+StabilityExt(app)
+kept = []
+@app.get("/")
+def index():
+    kept.append(os.urandom(1000) * 1000)
+    return "ok"
 '''
 
 ENDS = '''
@@ -76,6 +99,19 @@ def leak():
     changed.connect(receiver, weak=False)
     kept.append(socket.socket())
     return "leaked"
+'''
+
+
+LARGE = '''
+import os
+from flask import Flask
+from flask_stability import StabilityExt
+app = Flask(__name__)
+StabilityExt(app)
+kept = [[number] for number in range(int(os.environ["OBJECTS"]))]
+@app.get("/")
+def index():
+    return "ok"
 '''
 
 
@@ -154,10 +190,51 @@ def test_a_view_without_memory_fails_alone(server: Start, worker_class: str, pat
         assert answer.status_code == 500
         assert answer.headers["Content-Type"].startswith("application/problem+json")
         assert one.get("/").text == "ok"
-        found = [record for record in one.records() if record.get("type", record.get("exception")) == "MemoryError"
-                 or "MemoryError" in str(record)]
-        assert len(found) == number, found
+        assert [record["exception"][0]["type"] for record in one.records()] == ["MemoryError"] * number
     assert one.worker_pids() == before
+
+
+@pytest.mark.long
+def test_a_long_collection_is_not_taken_for_a_hang(server: Start) -> None:
+    """All threads wait while millions of objects are looked at: nobody is replaced, no request is lost."""
+    one = server(source=LARGE, workers=1, threads=2, env={"STABILITY_GUARD_INTERVAL": "0.25", "OBJECTS": "12000000",
+                                                          "STABILITY_MEMORY_LIMIT": "16G"})
+    before = one.workers()
+    load = Load(one.url, ["/"], rate=40, timeout=60).start()
+    try:
+        for number in range(1, 4):
+            before[0].send_signal(signal.SIGUSR2)
+            wait_until(lambda: len(one.records("process-manager", "garbage_collected")) >= number, 60)  # noqa: B023
+    finally:
+        result = load.stop()
+    print(f"\nthe longest answer took {result.worst:.2f} s")
+    assert result.failed == 0, result.errors()
+    assert one.records("error", "worker_stuck") == []
+    assert one.workers() == before
+    assert _restarts(one) == {}
+
+
+@pytest.mark.long
+def test_growth_without_a_limit_is_replaced_more_and_more_seldom(server: Start) -> None:
+    """All workers grow: each replacement makes the pause to the next twice as long, and no request is lost."""
+    one = server(source=GROWS, config=SHORT, workers=2, env={
+        "STABILITY_GUARD_INTERVAL": "0.25", "STABILITY_MEMORY_LIMIT": "16G", "STABILITY_MIN_WORKER_UPTIME": "4"})
+    load = Load(one.url, ["/"], rate=30, timeout=60).start()
+
+    def ended() -> list[float]:
+        return [datetime.fromisoformat(record["ts"]).timestamp()
+                for record in one.records("process-manager", "replacement")
+                if (record["action"], record["reason"]) == ("term", "memory_growth")]
+
+    try:
+        wait_until(lambda: len(ended()) >= 4, 150, message="four are replaced")
+    finally:
+        result = load.stop()
+    gaps = [after - before for before, after in itertools.pairwise(ended())]
+    print("\npauses between replacements for growth:", " ".join(f"{gap:.1f}" for gap in gaps), "s")
+    assert all(gap >= 0.95 * pause for gap, pause in zip(gaps, (4, 8, 16), strict=False)), gaps
+    assert result.failed == 0, result.errors()
+    assert set(_restarts(one)) == {"memory_growth"}
 
 
 @pytest.mark.long

@@ -61,7 +61,8 @@ def test_in_a_container_the_path_may_be_the_hosts(files: Files, version: int) ->
     """What is mounted is the container's own cgroup."""
     if version == 1:
         files.own.write_text("4:memory:/docker/abc\n")
-        files.write("memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="700", memory__oom_control="oom_kill 4")
+        files.write("memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="700",
+                    memory__oom_control="oom_kill 4")
     else:
         files.own.write_text("0::/docker/abc\n")
         files.write(".", memory__max="1000", memory__current="700", memory__events="oom_kill 4")
