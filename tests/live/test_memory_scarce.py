@@ -217,9 +217,9 @@ def test_a_long_collection_is_not_taken_for_a_hang(server: Start) -> None:
 @pytest.mark.long
 def test_growth_without_a_limit_is_replaced_more_and_more_seldom(server: Start) -> None:
     """All workers grow: each replacement makes the pause to the next twice as long, and no request is lost."""
-    one = server(source=GROWS, config=SHORT, workers=2, env={
-        "STABILITY_GUARD_INTERVAL": "0.25", "STABILITY_MEMORY_LIMIT": "16G", "STABILITY_MIN_WORKER_UPTIME": "4"})
-    load = Load(one.url, ["/"], rate=30, timeout=60).start()
+    one = server(source=GROWS, config=SHORT, workers=3, env={
+        "STABILITY_GUARD_INTERVAL": "0.25", "STABILITY_MEMORY_LIMIT": "16G", "STABILITY_MIN_WORKER_UPTIME": "8"})
+    load = Load(one.url, ["/"], rate=24, timeout=60).start()
 
     def ended() -> list[float]:
         return [datetime.fromisoformat(record["ts"]).timestamp()
@@ -227,12 +227,12 @@ def test_growth_without_a_limit_is_replaced_more_and_more_seldom(server: Start) 
                 if (record["action"], record["reason"]) == ("term", "memory_growth")]
 
     try:
-        wait_until(lambda: len(ended()) >= 4, 150, message="four are replaced")
+        wait_until(lambda: len(ended()) >= 3, 150, message="three are replaced")
     finally:
         result = load.stop()
     gaps = [after - before for before, after in itertools.pairwise(ended())]
     print("\npauses between replacements for growth:", " ".join(f"{gap:.1f}" for gap in gaps), "s")
-    assert all(gap >= 0.95 * pause for gap, pause in zip(gaps, (4, 8, 16), strict=False)), gaps
+    assert all(gap >= 0.95 * pause for gap, pause in zip(gaps, (8, 16), strict=False)), gaps
     assert result.failed == 0, result.errors()
     assert set(_restarts(one)) == {"memory_growth"}
 
