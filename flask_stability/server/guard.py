@@ -25,6 +25,7 @@ from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 2.0  #: seconds in one request after which a sync worker keeps others waiting
+PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 
@@ -45,7 +46,7 @@ class Guard:
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
         self._file = logs.error_file()
-        self._ending_since = 0.0
+        self._ending_since = self._back = 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}
@@ -70,10 +71,13 @@ class Guard:
             self._wake.wait(interval)
             interval = self._settings.guard_interval
             for look in self._looks:
+                started = time.monotonic()
                 try:
-                    look(time.monotonic())
+                    look(started)
                 except BaseException as error:
                     self._tell_failure(look.__name__, error)
+                if time.monotonic() - started > PAUSE:
+                    self._back = time.monotonic()
             try:
                 interval = min(interval, self._memory.next_interval(), 0.25 if self._stuck.since else interval)
             except BaseException as error:
@@ -115,7 +119,8 @@ class Guard:
             return
         records = list(inflight.values())
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
-        wanted = self._stuck.look(now, queued(self._worker), progress, [record.started_ns / 1e9 for record in records])
+        began = [max(self._back, record.started_ns / 1e9) for record in records]
+        wanted = self._stuck.look(now, queued(self._worker), progress, began)
         if not wanted:
             return
         self._row.words[scoreboard.W_STUCK] += 1

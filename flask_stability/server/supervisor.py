@@ -22,7 +22,14 @@ from gunicorn.errors import HaltServer
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import SETTLED, group_decision, growth_pause, learned_floor, limit_too_low
+from ..memory.policy import (
+    SETTLED,
+    container_too_small,
+    group_decision,
+    growth_pause,
+    learned_floor,
+    limit_too_low,
+)
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped
@@ -33,6 +40,7 @@ from .status import status_block
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
+PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -62,7 +70,8 @@ class Supervisor:
         self._reload_told = self._degraded = False
         self._drain_until = 0.0
         self._oom_kills = cgroup.oom_kills()
-        self._last_rotation = self._last_group = 0.0
+        self._last_rotation = 0.0
+        self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
@@ -431,15 +440,18 @@ class Supervisor:
                 child.ask("stuck")
 
     def _group(self, now: float, children: list[Child]) -> None:
-        """Under pressure on the group's memory the largest worker is replaced."""
-        if any(child.asked or child.term_at for child in children) or now - self._last_group < 10.0:
+        """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""
+        if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
             return
-        rows = {child.row.slot: int(child.row.words[scoreboard.W_RSS]) for child in children
-                if child.row is not None and child.ready_at}
-        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure())
+        words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
+        rows = {slot: int(of[scoreboard.W_RSS]) for slot, of in words.items()}
+        learned = int(self.words[scoreboard.M_WARM_FLOOR])
+        floors = {slot: max(learned, int(of[scoreboard.W_WARM_FLOOR])) for slot, of in words.items()}
+        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure(),
+                              floors=floors)
         for child in children:
             if slot is not None and child.row is not None and child.row.slot == slot:
-                self._last_group = now
+                self._pressure.replaced(now)
                 child.ask("memory_pressure")
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
 
@@ -458,6 +470,18 @@ class Supervisor:
                              warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
                              f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
                 return
+        if self.settings.memory_limit is None:
+            self._container(max(floors, default=0))
+
+    def _container(self, floor: int) -> None:
+        """The container has not the room that its workers need: their limit is raised, and that is told once."""
+        container, workers = cgroup.limit(), self.server._num_workers
+        if container is None or not container_too_small(container, workers, floor):
+            return
+        self._limit_told = True
+        logs.process("container_too_small", level="WARNING", container_bytes=container, workers=workers,
+                     warm_floor_bytes=floor, remedy="the kernel may kill workers: give the container at least "
+                     f"{int(1.5 * floor * (workers + 1) / 0.8)} bytes of memory, or start fewer workers")
 
     # -- exits and reloads ---------------------------------------------------------------------------------------
 
