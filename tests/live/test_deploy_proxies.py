@@ -83,7 +83,7 @@ def test_strangers_see_the_status_alone(tmp_path: Path) -> None:
     with site(tmp_path, "gthread", "haproxy", "nginx") as one:
         for proxy in one.proxies.values():
             assert set(requests.get(proxy.url + "/health", timeout=30).json()) == {"status"}
-            for path in ("/health/metrics", "/health/history", "/health/ready", "/HEALTH/metrics"):
+            for path in ("/health/metrics", "/health/history", "/health/ready", "/HEALTH/metrics", "/health%2Fmetrics"):
                 assert requests.get(proxy.url + path, timeout=30).status_code == 404
             forged = {"X-Request-ID": "forged-forged-forged"}
             assert requests.get(proxy.url, headers=forged, timeout=30).headers["X-Request-ID"] != forged["X-Request-ID"]
