@@ -70,6 +70,7 @@ def test_signs_of_life_come_through_reload_drain_and_a_slow_end(service: Start, 
     server = service(worker_class=worker_class, workers=3, env={"STABILITY_DRAIN_DELAY": "4"},
                      config="graceful_timeout = 25")
     server.full(3)
+    wait_until(lambda: systemd.times("READY=1"))
     load = Load(server.url, ["/"], 20).start()
     server.signal(signal.SIGHUP)
     wait_until(lambda: len(systemd.times("READY=1")) == 2, 60)
@@ -113,6 +114,7 @@ def test_a_reload_that_fails_ends_ready(service: Start, systemd: Systemd) -> Non
     """A configuration that cannot be read, and code that does not start: the service goes on, and says so."""
     server = service()
     server.full(2)
+    wait_until(lambda: systemd.times("READY=1"))
     (server.folder / "broken").touch()
     server.signal(signal.SIGHUP)
     wait_until(lambda: any("do not boot" in status for status in systemd.said("STATUS=")), 60)
