@@ -65,6 +65,7 @@ WORDS = 128
 FLOATS = 16
 
 STATE_FREE, STATE_BOOTING, STATE_READY, STATE_RETIRING, STATE_STOPPING = range(5)
+DRAINING, ENDING = 1, 2  #: what M_DRAINING says: still serving; listening no more
 STATE_NAMES = ("free", "booting", "ready", "retiring", "stopping")
 
 # -- the master's words about a row; the last two are the command line's -----------------------------------------

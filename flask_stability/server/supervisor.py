@@ -33,6 +33,8 @@ from ..memory.policy import (
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped
+from .notify import Notifier
+from .notify import Phase as Told
 from .plan import Action, Phase
 from .restarts import Pace, Restarts
 from .status import status_block
@@ -77,6 +79,7 @@ class Supervisor:
         self._limit_told = False
         self._look_at = self._ticked = 0.0
         self.spares = 0
+        self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -116,6 +119,7 @@ class Supervisor:
             raise
         except Exception as error:
             self._internal("tick", error)
+        self._tell_systemd(now)
         if self.stopping or self.restarts.held(now):
             self._look_again(self.restarts.hold_until)
             return
@@ -134,6 +138,7 @@ class Supervisor:
 
     def reap_workers(self) -> None:
         """gunicorn's reaping, with each exit status peeked at first; boot failures do not end a service that works."""
+        self._tell_systemd(time.monotonic())  # gunicorn's loops in reload and stop call nothing else of ours
         for _ in range(64):
             for child in self.children.values():
                 child.peek()
@@ -170,6 +175,9 @@ class Supervisor:
             if not child.ready_at and not child.term_at:
                 child.kill("reload")  # it has not served yet, and never will
         self.in_reload, self._reload_told = True, False
+        if self.notifier.phase is Told.READY:
+            self.notifier.phase = Told.RELOADING
+            self._tell_systemd(now)
         try:
             self._reload()
             old = [child for child in self.children.values()
@@ -193,8 +201,9 @@ class Supervisor:
         """SIGTERM: keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; a second one at once."""
         if self.settings.drain_delay and not self._drain_until:
             self._drain_until = time.monotonic() + self.settings.drain_delay
-            self.words[scoreboard.M_DRAINING] = 1
+            self.words[scoreboard.M_DRAINING] = scoreboard.DRAINING
             logs.process("draining", seconds=self.settings.drain_delay)
+            self._tell_stopping()
             return
         self._term()
 
@@ -211,8 +220,9 @@ class Supervisor:
         """The end of the service."""
         if not self.stopping:
             self.stopping = True
-            self.words[scoreboard.M_DRAINING] = 1
+            self.words[scoreboard.M_DRAINING] = scoreboard.ENDING
             logs.process("stopping", graceful=graceful)
+            self._tell_stopping()
             now = time.monotonic()
             for child in self.children.values():
                 child.look(now)
@@ -264,6 +274,39 @@ class Supervisor:
                          remedy="the new workers do not boot; the old ones go on serving: repair the app, or send "
                                 "SIGHUP after putting the former version back")
 
+    # -- systemd -------------------------------------------------------------------------------------------------
+
+    def _tell_systemd(self, now: float) -> None:
+        notifier = self.notifier
+        if not notifier.wanted or self.server.master_pid:
+            return  # after SIGUSR2 the first master speaks, as long as it is there
+        reloaded = not self.in_reload and (self.state.reason != "reload" or self._reload_told)
+        if (self.ever_ready if notifier.phase is Told.STARTING else notifier.phase is Told.RELOADING and reloaded):
+            notifier.phase = Told.READY
+        serving = sum(bool(child.ready_at) and not child.term_at for child in self.children.values())
+        notifier.status = f"{serving} of {self.server._num_workers} workers serve{self._condition()}"
+        notifier.tell(now)
+
+    def _condition(self) -> str:
+        """What is special now, for systemd's status line."""
+        if self.stopping:
+            return "; stopping"
+        if self._drain_until:
+            return f"; draining for {self.settings.drain_delay:g} s"
+        if self.in_reload or self.state.reason == "reload":
+            return "; the reload's new workers do not boot" if self._reload_told else "; reloading"
+        return "; too many workers crash" if self._degraded else ""
+
+    def _tell_stopping(self) -> None:
+        if not self.server.reexec_pid:  # else the service goes on, under the second master
+            self.notifier.phase = Told.STOPPING
+        self._tell_systemd(time.monotonic())
+
+    def left(self) -> None:
+        """on_exit: this master is done; a second one (SIGUSR2) is now the service's."""
+        if self.server.reexec_pid and not self.server.master_pid:
+            self.notifier.hand_over(self.server.reexec_pid)
+
     # -- the tick ------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> int:
@@ -278,6 +321,8 @@ class Supervisor:
         children = [child for child in self.children.values() if child.pid in server.WORKERS]
         for child in children:
             child.look(now)
+            if self._drain_until:
+                child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
         for step in (self._thaw, self._silent, self._group, self._floor, self._again):
             try:
