@@ -8,6 +8,7 @@ const exact = new Intl.DateTimeFormat(language, {hour: "2-digit", minute: "2-dig
 const dated = new Intl.DateTimeFormat(language, {month: "short", day: "numeric", hour: "2-digit", minute: "2-digit",
   hourCycle: "h23"});
 const whole = new Intl.NumberFormat(language, {maximumFractionDigits: 0});
+const exactly = new Intl.NumberFormat(language, {maximumFractionDigits: 3});
 const short = new Intl.NumberFormat(language, {maximumSignificantDigits: 3});
 
 /** The text of a key, with {names} replaced. */
@@ -41,7 +42,7 @@ export function share(ratio) {
   if (ratio == null) return "–";
   const digits = ratio > 0.9999 ? 1000 : ratio > 0.99 ? 100 : 10;
   const number = Math.floor(ratio * 100 * digits + 1e-9) / digits;
-  return `${new Intl.NumberFormat(language, {maximumFractionDigits: 3}).format(number)}${language === "zh" ? "%" : " %"}`;
+  return `${exactly.format(number)}${language === "zh" ? "%" : " %"}`;
 }
 
 /** A duration in seconds, in its two largest units. */
