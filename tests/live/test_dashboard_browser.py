@@ -339,7 +339,7 @@ DAY = """async ({polls, known}) => {
     health.detailed.workers.forEach((one) => { one.pid = random(1e6); one.uptime_s = random(1e6); });
     health.detailed.exceptions.latest = Array.from({length: random(11)}, () => (
       {class: `Error${random(1e9)}`, route: `/route/${random(1e9)}`, count: random(1e6), last: simulated.now}));
-    const transitions = random(20) ? [] : [{id: String(simulated.changes += 1), time: simulated.now, check: "disk",
+    const transitions = random(4) ? [] : [{id: String(simulated.changes += 1), time: simulated.now, check: "disk",
       old: "pass", new: "warn", detail: `detail ${random(1e9)}`}];
     return {...known, cursor, more, life: "simulated", samples: rounds.map((one) => one.values), transitions,
       beats: rounds.map((one) => one.beats), workers: rounds.map((one) => one.workers), changes: simulated.changes,

@@ -16,7 +16,7 @@ const plain = (name, zero = true) => (store, round) => {
 const rate = (name) => (store, round, before) => before && round.time > before.time
   ? Math.max(0, store.value(round, name) - store.value(before, name)) / (round.time - before.time) : null;
 const timed = (name) => (store, round, before) =>
-  before && store.value(round, "requests") > store.value(before, "requests") ? store.value(round, name) : null;
+  before && store.value(round, "requests") > store.value(before, "requests") ? store.value(round, name) || null : null;
 
 /** One line for each slot that a worker was in, the largest if not all have one, and the limit. */
 function memoryLines(store, rounds) {
@@ -38,7 +38,7 @@ function memoryLines(store, rounds) {
 const fixed = (...lines) => () => lines.map(([label, shade, value, fill]) => ({label, colour: shade, value, fill, dash: 0}));
 
 const KINDS = {
-  response: {write: ms, lines: fixed(["p50", "--line-0", timed("p50_ms")], ["p95", "--line-2", timed("p95_ms")],
+  response: {write: ms, decades: true, lines: fixed(["p50", "--line-0", timed("p50_ms")], ["p95", "--line-2", timed("p95_ms")],
     ["p99", "--line-3", timed("p99_ms")])},
   requests: {write: decimal, lines: fixed(["2xx", "--line-5", rate("answers_2xx"), true],
     ["3xx", "--line-0", rate("answers_3xx")], ["4xx", "--line-2", rate("answers_4xx")],
@@ -46,8 +46,13 @@ const KINDS = {
   memory: {write: bytes, lines: memoryLines, marks: true, binary: true},
   pool: {write: count, database: true, lines: fixed([t("in_use"), "--line-0", plain("db_in_use"), true],
     [t("idle"), "--line-5", plain("db_idle")], [t("waiting"), "--line-3", plain("db_waiting")])},
-  latency: {write: ms, database: true, lines: fixed([t("round_trip"), "--line-4", plain("db_latency_ms", false), true])},
+  latency: {write: ms, decades: true, database: true, lines: fixed([t("round_trip"), "--line-4", plain("db_latency_ms", false), true])},
 };
+
+// a second's outage is not to flatten the milliseconds of all the rest
+const DECADES = {distr: 3, log: 10, range: (_, low, high) => uPlot.rangeLog(low || 1, Math.max(high || 0, 10), 10, true)};
+const isDecade = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6;
+const onlyDecades = (_, splits) => splits.map((value) => isDecade(value) ? value : null);
 
 class Chart {
   constructor(name) {
@@ -104,11 +109,12 @@ class Chart {
     this.plot = new uPlot({
       ...this.size(), padding: [8, 8, 0, 0], legend: {show: false},
       cursor: {drag: {x: false, y: false}, y: false, sync: {key: "dashboard"}, points: {size: 6}},
-      scales: {x: {time: true, range: () => [this.range.min, this.range.max]},
-        y: {range: (_, low, high) => [0, Math.max(high ?? 0, this.write === count ? 2 : 0.1) * 1.08]}},
+      scales: {x: {time: true, range: () => [this.range.min, this.range.max]}, y: this.decades ? DECADES : {
+        range: (_, low, high) => [0, Math.max(high ?? 0, this.write === count ? 2 : 0.1) * 1.08]}},
       axes: [{...axis, size: 24, gap: 4, space: 60, values: (_, splits) => splits.map((at) => time(Math.round(at), at))},
-        {...axis, size: 62, gap: 4, space: 32, incrs: this.binary ? binary() : undefined,
-          values: (_, splits) => splits.map((value) => this.write(value))}],
+        {...axis, size: 62, gap: 4, space: this.decades ? 10 : 32, incrs: this.binary ? binary() : undefined,
+          ...(this.decades ? {filter: onlyDecades, grid: {...grid, filter: onlyDecades}} : {}),
+          values: (_, splits) => splits.map((value) => value === null ? "" : this.write(value))}],
       series: [{}, ...lines.map((line) => ({
         stroke: colour(line.colour), width: 1.5, dash: DASHES[line.dash], points: {show: data[0].length < 2},
         fill: line.fill ? `color-mix(in srgb, ${colour(line.colour)} 14%, transparent)` : undefined}))],

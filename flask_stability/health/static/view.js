@@ -1,6 +1,6 @@
 // Banner, checks and tables. Elements are made once and then only rewritten.
 
-import {ago, bytes, count, decimal, known, ms, second, share, span, t, time} from "./words.js";
+import {ago, bytes, bytesRoughly, count, decimal, known, ms, second, share, span, t, time} from "./words.js";
 
 const BEATS = 60;
 const byId = (id) => document.getElementById(id);
@@ -142,7 +142,7 @@ function workerRow(worker, memory) {
     {text: t(worker.state), status: worker.state === "ready" ? memory.status ?? "pass" : "warn",
       title: worker.retiring === "none" ? "" : known(`reason_${worker.retiring}`) ?? worker.retiring},
     span(worker.uptime_s), {text: bytes(worker.rss_bytes), title: used},
-    steady ? t("steady") : `${trend > 0 ? "+" : "−"}${t("per_minute", {size: bytes(Math.abs(trend))})}`,
+    steady ? t("steady") : `${trend > 0 ? "+" : "−"}${t("per_minute", {size: bytesRoughly(Math.abs(trend))})}`,
     left == null || (steady && left > 3600) ? "–" : span(left),
     `${worker.busy}/${worker.threads}`, count(worker.requests)];
 }

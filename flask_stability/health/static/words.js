@@ -9,6 +9,7 @@ const dated = new Intl.DateTimeFormat(language, {month: "short", day: "numeric",
   hourCycle: "h23"});
 const whole = new Intl.NumberFormat(language, {maximumFractionDigits: 0});
 const exactly = new Intl.NumberFormat(language, {maximumFractionDigits: 3});
+const rough = new Intl.NumberFormat(language, {maximumSignificantDigits: 2});
 const short = new Intl.NumberFormat(language, {maximumSignificantDigits: 3});
 
 /** The text of a key, with {names} replaced. */
@@ -29,13 +30,15 @@ export function ms(number) {
   return number < 1000 ? `${short.format(number)} ms` : `${short.format(number / 1000)}${joint}${t("s")}`;
 }
 
-export function bytes(number) {
+export function bytes(number, form = short) {
   if (number == null) return "–";
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0, left = number;
   while (Math.abs(left) >= 1000 && unit < 4) { left /= 1024; unit += 1; }
-  return `${short.format(left)} ${units[unit]}`;
+  return `${form.format(left)} ${units[unit]}`;
 }
+
+export const bytesRoughly = (number) => bytes(number, rough);
 
 /** A share as a percentage that never rounds up to 100 %. */
 export function share(ratio) {
@@ -45,7 +48,7 @@ export function share(ratio) {
   return `${exactly.format(number)}${language === "zh" ? "%" : " %"}`;
 }
 
-/** A duration in seconds, in its two largest units. */
+/** A duration in seconds, in its largest unit, and in the next one where that matters. */
 export function span(seconds) {
   if (seconds == null) return "–";
   const left = Math.max(0, Math.round(seconds));
@@ -53,7 +56,7 @@ export function span(seconds) {
     .map(([number, unit]) => [Math.floor(number), unit]);
   const first = parts.findIndex(([number]) => number > 0);
   if (first < 0) return `0${joint}${t("s")}`;
-  return parts.slice(first, first + 2).filter(([number], index) => index === 0 || number > 0)
+  return parts.slice(first, parts[first][0] < 10 ? first + 2 : first + 1).filter(([number], index) => index === 0 || number > 0)
     .map(([number, unit]) => `${number}${joint}${t(unit)}`).join(" ");
 }
 
