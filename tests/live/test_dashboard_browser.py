@@ -276,7 +276,6 @@ def test_whoever_reaches_the_second_listener_sees_the_page(server: Callable[...,
 def test_a_login_that_never_arrives_holds_nobody(server: Callable[..., Server], worker_class: str) -> None:
     """Bodies that are announced and not sent, or sent byte by byte, are given up after a few seconds."""
     one = server(**GUARDED, worker_class=worker_class, workers=1, threads=2)
-    worker = one.worker_pids()
     head = (f"POST {PAGE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
             "Content-Length: 200\r\n\r\n").encode()
     slow = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(2)]
@@ -296,7 +295,8 @@ def test_a_login_that_never_arrives_holds_nobody(server: Callable[..., Server], 
     finally:
         for connection in slow:
             connection.close()
-    assert one.worker_pids() == worker
+    restarts = one.get("/health", headers={"Authorization": f"Bearer {TOKEN}"}).json()["detailed"]["restarts"]
+    assert set(restarts["by_reason"]) <= {"asked", "scale"}  # a spare worker may have helped out meanwhile
 
 
 @pytest.mark.long
