@@ -157,9 +157,7 @@ def test_a_leader_that_dies_or_freezes_is_followed_by_the_next(service: Start, w
         # a frozen worker may hold a connection that it had accepted
         answers = [_ask(one) for _ in range(10)]
         assert {answer for answer in answers if answer is not None} == {503}
-        if number is signal.SIGSTOP:
-            os.kill(first, signal.SIGCONT)
-            wait_until(lambda: _runs(one)[-1] == first, message="it leads again")
+        wait_until(lambda: first not in one.worker_pids(), message="it was replaced, frozen or dead")
         wait_until(lambda: one.get("/health/history").json()["cursor"] > cursor + 2)
         assert [alert["new"] for alert in receiver.got] == ["fail"]
         (one.folder / "search.fails").unlink()
