@@ -132,16 +132,10 @@ class Guard:
 
     def _parent(self, now: float) -> None:
         """A worker whose master died goes: gunicorn sees to it, unless its main thread is stuck."""
-        if os.getppid() == self._worker.ppid:
-            return
-        if not self._term_sent:
+        if os.getppid() != self._worker.ppid and not self._term_sent:
             self._term_sent = True
             self._begin_ending(now)
             os.kill(os.getpid(), signal.SIGTERM)
-        elif not self._worker.alive and not getattr(self._worker, "_accepting", False):
-            # it accepts no more: while it finishes its requests, the service may start anew on the same port
-            for listener in self._worker.sockets:
-                listener.close()
 
     def _ending(self, now: float) -> None:
         """After SIGTERM: what will be cut is told, and a worker that will not go is ended by a switch in C."""

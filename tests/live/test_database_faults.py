@@ -286,7 +286,8 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
                 other.close()
     plain = fault.of(database=False)
     assert plain.failed == 0, plain.errors()
-    assert _slow(plain) <= plain.total // 100
+    if worker_class == "gthread":  # a sync worker has no thread to keep free
+        assert _slow(plain) <= plain.total // 100
     assert fault.of(database=True).errors().get("HTTP 503", 0) > 0
     assert fault.of(database=True, since=fault.ended + 3).failed == 0
     _all_is_well(server, mariadb, before)
