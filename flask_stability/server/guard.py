@@ -21,11 +21,13 @@ from ..memory.sampler import Action, MemoryWatch
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
+from .leaving import let_go
 from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 2.0  #: seconds in one request after which a sync worker keeps others waiting
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
+LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 
@@ -132,10 +134,15 @@ class Guard:
 
     def _parent(self, now: float) -> None:
         """A worker whose master died goes: gunicorn sees to it, unless its main thread is stuck."""
-        if os.getppid() != self._worker.ppid and not self._term_sent:
+        if os.getppid() == self._worker.ppid:
+            return
+        if not self._term_sent:
             self._term_sent = True
             self._begin_ending(now)
             os.kill(os.getpid(), signal.SIGTERM)
+        elif now - self._ending_since > LINGER:
+            for listener in self._worker.sockets:  # the service may start anew on the same port
+                let_go(listener)
 
     def _ending(self, now: float) -> None:
         """After SIGTERM: what will be cut is told, and a worker that will not go is ended by a switch in C."""

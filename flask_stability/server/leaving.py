@@ -45,7 +45,7 @@ def _threaded(worker: Any, last: Callable[[], bool]) -> None:
         for listener in worker.sockets:
             if last():
                 _accept_all(worker, listener)
-            _let_go(listener)
+            let_go(listener)
 
     worker.set_accept_enabled = set_accept_enabled
 
@@ -106,7 +106,7 @@ class _Sync:
         for listener in self._worker.sockets:
             if self._last():
                 self._take(listener)
-            _let_go(listener)
+            let_go(listener)
 
     def _take(self, listener: Any) -> None:
         with contextlib.suppress(OSError):
@@ -116,8 +116,8 @@ class _Sync:
                 self._taken.append((listener, client, address))
 
 
-def _let_go(listener: Any) -> None:
-    """Its descriptor stays valid, for whatever loop still looks at it, but is no socket any more."""
+def let_go(listener: Any) -> None:
+    """Its descriptor stays valid, for whatever loop still looks at it, but is no socket any more; once or again."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:

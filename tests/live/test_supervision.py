@@ -542,6 +542,8 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
     server.start(wait=False)
 
     def served_anew() -> bool:
+        if server.process.poll() is not None:  # gunicorn tries for five seconds; then whoever looks after it does
+            server.start(wait=False)
         with contextlib.suppress(requests.RequestException):
             return server.get("/", timeout=5).json()["pid"] not in [orphan.pid for orphan in orphans]
         return False
