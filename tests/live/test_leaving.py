@@ -50,7 +50,8 @@ def test_while_the_last_request_ends_new_connections_are_refused(supervised: Sta
     assert sum(errors.values()) <= UNLUCKY, errors
 
 
-@pytest.mark.parametrize("end", ["sigterm", "the master is killed"])
+@pytest.mark.parametrize(("worker_class", "end"), [
+    ("sync", "sigterm"), ("gthread", "sigterm"), ("gthread", "the master is killed")])
 def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: str, end: str) -> None:
     """Requests that reached the socket before the end, behind one that takes its time."""
     server = supervised(worker_class=worker_class, workers=1, threads=1, config="worker_connections = 2")
