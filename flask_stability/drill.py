@@ -436,6 +436,7 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
         raise click.UsageError("--pid and --run-dir say whose --url it is: give that too")
     if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
         raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: what was begun is ended
     try:
         load_dotenv()
         if database and _database() is None:

@@ -95,16 +95,18 @@ def test_a_running_service_that_fails_is_told_so(server: Callable[..., Server], 
 
 
 @pytest.mark.long
-def test_an_interrupted_drill_leaves_nothing_behind(folder: Path) -> None:
-    """Ctrl-C in the middle ends the service that it started."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal.Signals) -> None:
+    """Ctrl-C, or the end of its time, ends the service that it started."""
     drill = subprocess.Popen(_command("shop:app", "--seconds", "60", "--json"), cwd=folder, env=_environ(folder),
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         me = psutil.Process(drill.pid)
         wait_until(lambda: len(me.children(recursive=True)) >= 3, message="master and workers")
         family = me.children(recursive=True)
         time.sleep(1)
-        drill.send_signal(signal.SIGINT)
+        drill.send_signal(number)
         assert drill.wait(90) != 0
     finally:
         drill.kill()
