@@ -16,8 +16,10 @@ import click
 import psutil
 
 from . import scoreboard
+from .clean_logs import clean_logs_command
 from .config import Settings
 from .database.check_db import check_db_command
+from .doctor import doctor_command
 from .drill import drill_command
 from .exceptions import ConfigError
 from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
@@ -35,6 +37,8 @@ def stability() -> None:
 
 stability.add_command(drill_command)
 stability.add_command(check_db_command)
+stability.add_command(clean_logs_command)
+stability.add_command(doctor_command)
 
 
 @stability.command()

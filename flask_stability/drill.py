@@ -28,7 +28,8 @@ from xml.etree import ElementTree
 import click
 import psutil
 
-from .config import DatabaseAddress, Settings
+from . import scoreboard
+from .config import DatabaseAddress, Settings, load_dotenv
 from .exceptions import ConfigError, StabilityError
 from .loadgen import Load, Result
 
@@ -39,6 +40,12 @@ TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restar
 
 class DrillError(StabilityError):
     """The drill could not be run."""
+
+
+class _CannotRun(click.ClickException):
+    """Exit status 2, apart from that of targets that were missed."""
+
+    exit_code = 2
 
 
 @dataclass
@@ -115,6 +122,22 @@ class Service:
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
 
+    def oldest(self) -> psutil.Process:
+        """The worker that faults are done to.
+
+        :raises DrillError: if there is none.
+        """
+        workers = self.workers()
+        if not workers:
+            raise DrillError("the service has no worker left: see its log")
+        return workers[0]
+
+    def thaw(self) -> None:
+        """Whatever was stopped goes on."""
+        for process in self.workers():
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
     def memory(self) -> int:
         """Bytes resident in all workers."""
         total = 0
@@ -190,7 +213,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def kill_worker(service: Service) -> None:
     """SIGKILL, as the kernel does when memory is gone."""
-    service.workers()[0].kill()
+    service.oldest().kill()
 
 
 def kill_all_workers(service: Service) -> None:
@@ -201,17 +224,17 @@ def kill_all_workers(service: Service) -> None:
 
 def freeze_worker(service: Service) -> None:
     """SIGSTOP: a worker that neither answers nor dies."""
-    service.workers()[0].suspend()
+    service.oldest().suspend()
 
 
 def segfault_worker(service: Service) -> None:
     """SIGSEGV, as a broken C extension does."""
-    service.workers()[0].send_signal(signal.SIGSEGV)
+    service.oldest().send_signal(signal.SIGSEGV)
 
 
 def retire_worker(service: Service) -> None:
     """SIGTERM: a worker leaves in good order."""
-    service.workers()[0].terminate()
+    service.oldest().terminate()
 
 
 def reload(service: Service) -> None:
@@ -289,6 +312,7 @@ def run(service: Service, paths: Sequence[str], *, rate: float, seconds: float, 
             windows.append((at, time.monotonic()))
         after = service.memory()
     finally:
+        service.thaw()
         result = load.stop()
     for step, (start, end) in zip(steps, windows, strict=True):
         part = result.between(start, end)
@@ -303,9 +327,10 @@ def _verdicts(steps: list[Step], result: Result, growth: float, database: bool) 
     restored = sum(step.restored for step in steps) / len(steps)
     link = next((step.availability for step in steps if step.name.startswith("database")), 1.0)
     target = TARGETS
+    few = result.total * (1 - target["availability"]) < 1  # a single failure would decide
     return [
-        Verdict("availability", f"{result.availability:.3%} of {result.total}", f"> {target['availability']:.1%}",
-                result.availability > target["availability"]),
+        Verdict("availability", f"{result.availability:.3%} of {result.total}" + (": too few to tell" if few else ""),
+                f"> {target['availability']:.1%}", None if few else result.availability > target["availability"]),
         Verdict("mean response time", f"{result.mean * 1000:.1f} ms", f"< {target['mean_latency'] * 1000:.0f} ms",
                 result.mean < target["mean_latency"]),
         Verdict("recovery", f"{recovery:.1f} s", f"< {target['recovery']:.0f} s", recovery < target["recovery"]),
@@ -316,34 +341,82 @@ def _verdicts(steps: list[Step], result: Result, growth: float, database: bool) 
     ]
 
 
+FAULT_HEADS = ("fault", "requests", "failed", "availability", "recovery", "workers back", "failures")
+TARGET_HEADS = ("figure", "measured", "target", "")
+
+
+def _fault_lines(report: Report) -> list[tuple[str, ...]]:
+    return [(step.name, str(step.requests), str(step.failed), f"{step.availability:.2%}", f"{step.recovery:.1f} s",
+             "yes" if step.restored else "NO", ", ".join(f"{count} × {name}" for name, count in step.errors.items()))
+            for step in report.steps]
+
+
+def _target_lines(report: Report) -> list[tuple[str, ...]]:
+    marks = {True: "passed", False: "MISSED", None: "–"}
+    return [(verdict.figure, verdict.measured, verdict.target, marks[verdict.passed]) for verdict in report.verdicts]
+
+
 def show(report: Report) -> None:
-    """Two tables for a person."""
+    """Two tables for a person; in plain text where rich is not installed."""
+    for title, heads, lines in (("Faults", FAULT_HEADS, _fault_lines(report)),
+                                ("Targets", TARGET_HEADS, _target_lines(report))):
+        try:
+            _rich_table(title, heads, lines)
+        except ImportError:
+            click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
+
+
+def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(title="Faults", title_justify="left")
-    for head in ("fault", "requests", "failed", "availability", "recovery", "workers back", "failures"):
-        table.add_column(head, justify="left" if head in ("fault", "failures") else "right")
-    for step in report.steps:
-        table.add_row(step.name, str(step.requests), str(step.failed), f"{step.availability:.2%}",
-                      f"{step.recovery:.1f} s", "yes" if step.restored else "NO",
-                      ", ".join(f"{count} × {name}" for name, count in step.errors.items()))
-    console.print(table)
-    table = Table(title="Targets", title_justify="left")
-    for head in ("figure", "measured", "target", ""):
+    table = Table(title=title, title_justify="left")
+    for head in heads:
         table.add_column(head)
-    marks = {True: "[green]passed", False: "[red]MISSED", None: "–"}
-    for verdict in report.verdicts:
-        table.add_row(verdict.figure, verdict.measured, verdict.target, marks[verdict.passed])
+    colours = {"passed": "[green]passed", "MISSED": "[red]MISSED"}
+    for line in lines:
+        table.add_row(*(colours.get(cell, cell) for cell in line))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a CI server's log
     console.print(table)
+
+
+@contextlib.contextmanager
+def _display(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Tells what is being done: live with rich, else line by line."""
+    if quiet:
+        yield lambda text: None
+        return
+    try:
+        from rich.console import Console
+    except ImportError:
+        yield lambda text: click.echo(f"{text} …", err=True)
+        return
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(f"{text} …")
+
+
+def _master(run_dir: str | None) -> int:
+    """The master's process id, by its scoreboard.
+
+    :raises DrillError: if there is none, or more than one.
+    """
+    folder = run_dir or Settings.from_environ().run_dir or scoreboard.default_run_dir() or ""
+    pids = [pid for pid, _ in scoreboard.board_files(folder) if psutil.pid_exists(pid)]
+    if len(pids) != 1:
+        found = f"several: {', '.join(map(str, pids))}" if pids else "none"
+        raise DrillError(f"one running service has to have its scoreboard in {folder}, found {found}: name the "
+                         "directory with --run-dir, or the master's process id with --pid")
+    return pids[0]
 
 
 @click.command("drill")
 @click.argument("app", required=False)
 @click.option("-c", "--config", help="gunicorn's configuration file (default: gunicorn.conf.py, else ours).")
-@click.option("--url", help="A running service instead; needs --pid.")
+@click.option("--url", help="A running service instead of APP.")
 @click.option("--pid", type=int, help="Process id of its master.")
+@click.option("--run-dir", metavar="DIR", help="Where its scoreboard is, in place of --pid; STABILITY_RUN_DIR.")
 @click.option("--path", "paths", multiple=True, default=["/"], show_default=True, help="Path to ask; repeat for more.")
 @click.option("--rate", type=click.FloatRange(0.1, 10000), default=50.0, show_default=True, help="Requests a second.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True,
@@ -352,43 +425,41 @@ def show(report: Report) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--junit", type=click.Path(dir_okay=False), help="Write a JUnit file.")
 @click.option("--anywhere", is_flag=True, help="Allow an address beyond this machine's loopback interface.")
-def drill_command(app: str | None, config: str | None, url: str | None, pid: int | None, paths: tuple[str, ...],
-                  rate: float, seconds: float, database: bool, as_json: bool, junit: str | None,
+def drill_command(app: str | None, config: str | None, url: str | None, pid: int | None, run_dir: str | None,
+                  paths: tuple[str, ...], rate: float, seconds: float, database: bool, as_json: bool, junit: str | None,
                   anywhere: bool) -> None:
-    """Test the stability of APP (as gunicorn names it, such as app:app) under faults."""
-    if (url and not pid) or (pid and not url):
-        raise click.UsageError("--url and --pid go together")
+    """Test the stability of APP (as gunicorn names it, such as app:app) under faults.
+
+    Exit status: 0 every target was met, 1 one was missed, 2 the drill could not be run.
+    """
+    if (pid or run_dir) and not url:
+        raise click.UsageError("--pid and --run-dir say whose --url it is: give that too")
     if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
         raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: what was begun is ended
     try:
+        load_dotenv()
         if database and _database() is None:
             raise click.UsageError("--database needs a MySQL or MariaDB in STABILITY_DB_URL")
-        report = _drill(app, config, url, pid, paths, rate, seconds, database, quiet=as_json)
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(_display(as_json))
+            if url:
+                service = Service(url.rstrip("/"), pid or _master(run_dir))
+            else:
+                service = stack.enter_context(started(app, config, os.getcwd()))
+            report = run(service, paths, rate=rate, seconds=seconds, database=database, progress=progress)
     except (DrillError, ConfigError, psutil.Error) as error:
-        raise click.ClickException(str(error)) from error
+        raise _CannotRun(str(error)) from error
     if junit:
-        Path(junit).write_text(report.as_junit(), encoding="utf-8")
+        try:
+            Path(junit).write_text(report.as_junit(), encoding="utf-8")
+        except OSError as error:
+            raise _CannotRun(f"--junit {junit}: {error.strerror}") from error
     if as_json:
         click.echo(report.as_json())
     else:
         show(report)
     sys.exit(0 if report.passed else 1)
-
-
-def _drill(app: str | None, config: str | None, url: str | None, pid: int | None, paths: tuple[str, ...],
-           rate: float, seconds: float, database: bool, *, quiet: bool) -> Report:
-    with contextlib.ExitStack() as stack:
-        if url and pid:
-            service = Service(url.rstrip("/"), pid)
-        else:
-            service = stack.enter_context(started(app, config, os.getcwd()))
-        progress: Callable[[str], None] = lambda _: None  # noqa: E731
-        if not quiet:
-            from rich.console import Console
-
-            status = stack.enter_context(Console(stderr=True).status("starting"))
-            progress = lambda text: status.update(f"{text} …")  # noqa: E731
-        return run(service, paths, rate=rate, seconds=seconds, database=database, progress=progress)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import add
 from typing import Any
@@ -65,6 +66,7 @@ WORDS = 128
 FLOATS = 16
 
 STATE_FREE, STATE_BOOTING, STATE_READY, STATE_RETIRING, STATE_STOPPING = range(5)
+DRAINING, ENDING = 1, 2  #: what M_DRAINING says: still serving; listening no more
 STATE_NAMES = ("free", "booting", "ready", "retiring", "stopping")
 
 # -- the master's words about a row; the last two are the command line's -----------------------------------------
@@ -95,8 +97,9 @@ ENDPOINTS = 129  # per worker; the last is "other"
 TOTAL_ENDPOINTS = 513
 CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES = (2 * size + Blob.HEAD for size in (
     16384, 8192, 24576, 16384))  # a blob has two sides
-HISTORY_BYTES = 1 << 19
+HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
+EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
 
 
 class _Layout:
@@ -210,6 +213,7 @@ class MasterArea:
     :ivar words: by the constants ``M_…``.
     :ivar sums: two sides; the number of folds says which is valid.
     :ivar restarts: the latest restarts, a JSON list, newest last.
+    :ivar exceptions: the latest exceptions of workers that are gone.
     :ivar shared: results of the shared checks, handed on from leader to leader (written by the leader).
     :ivar history: for `flask_stability.health.history` (written by the leader).
     """
@@ -221,6 +225,7 @@ class MasterArea:
         self.endpoints = EndpointTable(layout.area(TOTAL_ENDPOINTS * KEY_BYTES), self.words, M_N_ENDPOINTS)
         self.restarts = layout.blob(RESTARTS_BYTES)
         self.shared = layout.blob(SHARED_BYTES)
+        self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self.history = layout.area(HISTORY_BYTES)
 
 
@@ -345,6 +350,9 @@ class Scoreboard:
             total = add_entry(tuple(new.entries[base:base + ENTRY_WORDS]), words)
             for offset, number in enumerate(total):
                 new.entries[base + offset] = number
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # what a worker wrote is not the master's risk
+            latest = merged_exceptions([row.exceptions, master.exceptions])
+            master.exceptions.write_json(latest[:EXCEPTIONS_KEPT])
         # one store makes the row's counts the totals': whoever reads sees them once, before as after
         row.orders[O_FOLDED] = folds + 1
         master.words[M_FOLDS] = folds + 1
@@ -408,7 +416,7 @@ def _pages(*sizes: int) -> int:
 
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
-                       SHARED_BYTES, HISTORY_BYTES)
+                       SHARED_BYTES, EXCEPTIONS_BYTES, HISTORY_BYTES)
 _ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
                     CHECKS_BYTES, EXCEPTIONS_BYTES)
 
@@ -419,6 +427,18 @@ def _size(rows: int) -> int:
 
 def _head(rows: int) -> bytes:
     return MAGIC + struct.pack("=qq", rows, _size(rows))
+
+
+def merged_exceptions(blobs: Iterable[Blob]) -> list[dict[str, Any]]:
+    """What several workers remember of exceptions, by class and route, the latest first: class, route, count, last."""
+    merged: dict[tuple[str, str], tuple[int, float]] = {}
+    for blob in blobs:
+        for entry in blob.read_json([]) or []:
+            key = str(entry["class"]), str(entry["route"])
+            count, last = merged.get(key, (0, 0.0))
+            merged[key] = count + int(entry["count"]), max(last, float(entry["last"]))
+    latest = sorted(merged.items(), key=lambda item: -item[1][1])
+    return [{"class": name, "route": route, "count": count, "last": last} for (name, route), (count, last) in latest]
 
 
 # -- this process's board ----------------------------------------------------------------------------------------

@@ -96,6 +96,30 @@ def test_totals_never_fall_while_workers_come_and_go() -> None:
     assert board.totals().requests == expected
 
 
+def test_exceptions_of_workers_that_are_gone_are_remembered() -> None:
+    """Summed up by class and route, the latest first, the oldest forgotten; what is no list of them does no harm."""
+    board = Scoreboard.anonymous(2)
+
+    def gone(written: object) -> None:
+        row = board.allocate(1)
+        assert row is not None
+        row.exceptions.write_json(written)
+        board.release(row)
+
+    def entry(name: str, count: int, last: float) -> dict[str, object]:
+        return {"class": name, "route": "/", "count": count, "last": last}
+
+    gone([entry("ValueError", 3, 10.0), entry("KeyError", 1, 20.0)])
+    gone([entry("ValueError", 2, 30.0)])
+    for harmful in ([{"class": "x"}], [1], "x", {"class": 1}, [None]):
+        gone(harmful)
+    assert sb.merged_exceptions([board.master.exceptions]) == [entry("ValueError", 5, 30.0), entry("KeyError", 1, 20.0)]
+    for number in range(2 * sb.EXCEPTIONS_KEPT):
+        gone([entry(f"Error{number}", 1, 100.0 + number)])
+    kept = sb.merged_exceptions([board.master.exceptions])
+    assert [one["last"] for one in kept] == [100.0 + sb.EXCEPTIONS_KEPT * 2 - 1 - n for n in range(sb.EXCEPTIONS_KEPT)]
+
+
 def test_a_master_killed_while_folding_leaves_whole_totals() -> None:
     """Wherever it was, each request of a row of 100 is in the totals once."""
     board = Scoreboard.anonymous(2)

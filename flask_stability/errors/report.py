@@ -21,6 +21,7 @@ _MARK = "__flask_stability_recorded__"
 _CHAIN = 5
 _FRAMES = 40
 _KEPT = 20
+_unwritten, _written = False, -1.0
 _latest: dict[tuple[str, str], list[float]] = {}
 
 
@@ -162,13 +163,25 @@ def _kind(error: BaseException) -> tuple[type, str, int]:
 
 
 def _remember(error: BaseException, request: RequestRecord | None, row: scoreboard.Row) -> None:
-    """Class, route, count and last time for the health document, at most once a second: no message, no data."""
+    """Class, route, count and last time for the health document: no message, no data."""
+    global _unwritten
     key = (_name(error), request.route if request is not None else "")
     entry = _latest.setdefault(key, [0, 0.0])
-    now = time.time()
-    due, entry[0], entry[1] = now - entry[1] >= 1.0, entry[0] + 1, now
-    if not due:
+    entry[0], entry[1] = entry[0] + 1, time.time()
+    _unwritten = True
+    write_latest(row, at_once=entry[0] == 1)
+
+
+def write_latest(row: scoreboard.Row, *, at_once: bool = False) -> None:
+    """Put what was remembered on the board, at most once a second: the monitor writes what a burst left.
+
+    :param at_once: what is new is not to be lost with a process that dies of it.
+    """
+    global _unwritten, _written
+    now = time.monotonic()
+    if not _unwritten or (now - _written < 1.0 and not at_once):
         return
+    _unwritten, _written = False, now
     known = sorted(_latest.items(), key=lambda item: -item[1][1])
     for name, _ in known[_KEPT:]:
         _latest.pop(name, None)

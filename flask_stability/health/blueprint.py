@@ -6,7 +6,6 @@ or error handlers cannot reach them.
 
 from __future__ import annotations
 
-import hmac
 import json
 import time
 from typing import Any
@@ -17,11 +16,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from .. import logs, scoreboard
 from ..config import Settings
 from . import metrics, report
+from .access import Access
+from .dashboard import Dashboard
 from .history import MOST, SAMPLES, History, Sample, trends
 from .state import FAIL, PASS
 
 HEALTH_JSON = "application/health+json"
-SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics")
+SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics", "/dashboard")
 
 
 _broken = ""
@@ -44,22 +45,25 @@ def make_health_app(settings: Settings) -> Flask:
 
 def make_blueprint(settings: Settings) -> Blueprint:
     """The endpoints as a blueprint under STABILITY_HEALTH_PATH."""
-    views = _Views(settings)
+    access = Access(settings)
+    views = _Views(settings, access)
     blueprint = Blueprint("stability_health", __name__, url_prefix=settings.health_path)
     for suffix, view in (("", views.health), ("/live", views.live), ("/ready", views.ready),
                          ("/startup", views.startup), ("/history", views.history), ("/metrics", views.metrics)):
         blueprint.add_url_rule(suffix, suffix.strip("/") or "health", view, methods=["GET"])
+    Dashboard(settings, access, _forbidden).register(blueprint)
     return blueprint
 
 
 class _Views:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self._settings, self._access = settings, access
+        self._trends: tuple[object, dict[str, float] | None] = None, None
 
     def health(self) -> Response:
         """The whole service; 503 when a critical check fails."""
         board = scoreboard.current()
-        if not self._may_see():
+        if not self._access.may_see(request):
             return _answer({"status": report.summary(board)})
         return _answer(report.build(board, self._settings))
 
@@ -81,40 +85,49 @@ class _Views:
         return _answer({"status": FAIL if closed else PASS})
 
     def history(self) -> Response:
-        """Samples from ``?since=`` a cursor on, and the latest transitions."""
-        if not self._may_see():
+        """Samples from ``?since=`` a cursor on, at most ``limit``; ``changes``: transitions from that cursor on;
+        ``with=health``: the health document too, for whoever polls both.
+        """
+        if not self._access.may_see(request):
             return _forbidden()
-        history = History(scoreboard.current().master.history)
+        board = scoreboard.current()
+        history, known = History(board.master.history), History(board.master.history).count
         try:
-            since = max(0, int(request.args.get("since", "0")))
+            since, limit, changes = (max(0, int(request.args.get(name, str(default)))) for name, default in (
+                ("since", 0), ("limit", SAMPLES), ("changes", 0)))
         except ValueError:
-            return _answer({"status": FAIL, "notes": ["since: give the cursor of an earlier answer"]}, 400)
-        cursor = history.count
-        samples = history.samples(max(since, cursor - SAMPLES))
-        return _answer({"status": PASS, "cursor": cursor, "fields": list(Sample._fields[:-1]),
-                        "samples": [[round(value, 3) for value in sample[:-1]] for sample in samples],
-                        "trend_per_min": trends(history.samples(cursor - MOST)),
-                        "transitions": history.transitions(), "now": round(time.time(), 3)})
+            return _answer({"status": FAIL, "notes": ["since, limit, changes: give numbers, cursors of an earlier "
+                                                      "answer"]}, 400)
+        # a cursor of another life of the service is none of this one
+        first = max(since if since <= known else 0, known - SAMPLES, 0)
+        numbers = range(first, min(known, first + max(1, limit)))
+        changed = history.changes
+        document = {"status": PASS, "cursor": numbers.stop, "more": numbers.stop < known,
+                    "life": str(board.master.words[scoreboard.M_STARTED_NS]), "fields": list(Sample._fields[:-1]),
+                    "samples": [[round(value, 3) for value in history.at(number)[:-1]] for number in numbers],
+                    "workers": [history.memory(number) for number in numbers],
+                    "check_names": history.check_names(), "beats": [history.beats(number) for number in numbers],
+                    "trend_per_min": self._trend(history, known), "transitions": history.transitions(changes),
+                    "changes": changed, "now": round(time.time(), 3)}
+        if request.args.get("with") == "health" and not document["more"]:
+            document["health"] = report.build(board, self._settings)
+        return _answer(document)
+
+    def _trend(self, history: History, known: int) -> dict[str, float] | None:
+        """Told once for each round: it takes longer than all the rest."""
+        if self._trends[0] != known:
+            self._trends = known, trends([history.at(number) for number in range(max(0, known - MOST), known)])
+        return self._trends[1]
 
     def metrics(self) -> Response:
         """For Prometheus."""
-        if not self._may_see():
+        if not self._access.may_see(request):
             return _forbidden()
         try:
             body, kind = metrics.exposition(scoreboard.current(), self._settings, request.headers.get("Accept", ""))
         except metrics.NotInstalled as error:
             return _answer({"status": FAIL, "notes": [f"metrics need prometheus_client: {error}"]}, 501)
         return Response(body, content_type=kind, headers={"Cache-Control": "no-store"})
-
-    def _may_see(self) -> bool:
-        mode, token = self._settings.health_details, self._settings.health_token
-        if mode == "always":
-            return True
-        if mode != "token" or not token:
-            return False
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        # compared as bytes: text beyond ASCII is refused by compare_digest
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 def _refused(error: HTTPException) -> Response:

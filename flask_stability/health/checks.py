@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import scoreboard as board
 from ..config import Settings
-from ..memory.policy import limit_too_low
+from ..memory import cgroup
+from ..memory.policy import container_too_small, limit_too_low
 from ..memory.trackers import growing
 from ..scoreboard import Row, Scoreboard, Totals, percentile
 
@@ -67,12 +68,13 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
 
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     """The checks that every service has."""
-    return [Check("memory", lambda: _memory(row), shared=False), Check("pool", lambda: _pool(row), shared=False),
-            Check("disk", lambda: _disk(settings)), Check("response_time", _ResponseTime(settings, shared)),
+    return [Check("memory", lambda: _memory(settings, shared, row), shared=False),
+            Check("pool", lambda: _pool(row), shared=False), Check("disk", lambda: _disk(settings)),
+            Check("response_time", _ResponseTime(settings, shared)),
             Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
 
 
-def _memory(row: Row) -> Details:
+def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:
     words = row.words
     rss, limit = int(words[board.W_RSS]), int(words[board.W_MEMORY_LIMIT])
     details = {"rss_bytes": rss, "limit_bytes": limit}
@@ -85,6 +87,9 @@ def _memory(row: Row) -> Details:
         raise Worry(f"steadily growing: {', '.join(growth)}", **details)
     if limit_too_low(limit, int(words[board.W_WARM_FLOOR])):
         raise Worry("the limit is below 1.2 × what a warm worker needs", **details)
+    workers, floor = int(shared.master.words[board.M_BASE_WORKERS]), int(words[board.W_WARM_FLOOR])
+    if settings.memory_limit is None and workers and container_too_small(cgroup.limit(), workers, floor):
+        raise Worry("the container is too small for its workers", **details)
     return details
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..memory.trend import gated_slope
@@ -17,15 +17,21 @@ SAMPLES = 2880
 TRANSITIONS = 240
 #: Points that a trend is told from, at least and at most.
 FEWEST, MOST = 60, 120
+#: Workers of a sample whose memory is kept: those in the lowest slots.
+WORKERS = 16
+#: Checks whose beats are kept, in the order in which they were met.
+CHECKS = 32
 _SLOTS = SAMPLES + 8
 _HEAD = 64
 _TEXT = 512
+_NAME = 64
 
 
 class Sample(NamedTuple):
     """One round; counters are totals since the service began.
 
-    ``status``: 0 pass, 1 warn, 2 fail; times in milliseconds, sizes in bytes; ``failed_rounds`` is set by `append`.
+    ``status``: 0 pass, 1 warn, 2 fail; times in milliseconds, sizes in bytes; ``rss`` is of all workers, ``rss_max`` of
+    the largest, ``memory_limit`` the lowest of theirs (0: none); ``failed_rounds`` is set by `append`.
     """
 
     time: float
@@ -42,11 +48,27 @@ class Sample(NamedTuple):
     db_waiting: float = 0.0
     db_latency_ms: float = 0.0
     restarts: float = 0.0
+    rss_max: float = 0.0
+    memory_limit: float = 0.0
+    answers_2xx: float = 0.0
+    answers_3xx: float = 0.0
+    answers_4xx: float = 0.0
     status: float = 0.0
     failed_rounds: float = 0.0
 
 
-_SAMPLE = struct.Struct("=16d")
+class Memory(NamedTuple):
+    """What one worker held in a round; `age` (modulo 65,536) tells it from the one that was in its slot before."""
+
+    slot: int
+    age: int
+    rss: int
+
+
+_SAMPLE = struct.Struct("=21d")
+_BEATS = struct.Struct("=Q")  # two bits a check: 0 unknown, 1 pass, 2 warn, 3 fail
+_MEMORY = struct.Struct("=HHI")  # slot, age, KiB; a worker that holds nothing is none
+_RECORD = _SAMPLE.size + _BEATS.size + WORKERS * _MEMORY.size
 _TIME = struct.Struct("=d")
 
 
@@ -55,40 +77,86 @@ class History:
 
     def __init__(self, area: memoryview) -> None:
         self._counts = area[:_HEAD].cast("q")
-        self._samples = area[_HEAD:_HEAD + _SLOTS * _SAMPLE.size]
-        start = _HEAD + _SLOTS * _SAMPLE.size
+        self._samples = area[_HEAD:_HEAD + _SLOTS * _RECORD]
+        start = _HEAD + _SLOTS * _RECORD
         self._transitions = area[start:start + TRANSITIONS * _TEXT]
+        start += TRANSITIONS * _TEXT
+        self._names = area[start:start + CHECKS * _NAME]
 
     @property
     def count(self) -> int:
         """Samples ever written: the cursor for `samples`."""
         return int(self._counts[0])
 
-    def append(self, sample: Sample) -> None:
-        """Add a round."""
+    def append(self, sample: Sample, workers: Iterable[Memory] = (), beats: Mapping[str, int] | None = None) -> None:
+        """Add a round.
+
+        :param workers: what each worker holds; the first `WORKERS` are kept.
+        :param beats: by name of the check the worst status since the round before: 0 pass, 1 warn, 2 fail.
+        """
         number, last = self._counts[0], self.last()
         failed = (last.failed_rounds if last else 0) + (sample.status >= 2)
-        _SAMPLE.pack_into(self._samples, number % _SLOTS * _SAMPLE.size, *sample[:-1], failed)
+        start = number % _SLOTS * _RECORD
+        _SAMPLE.pack_into(self._samples, start, *sample[:-1], failed)
+        _BEATS.pack_into(self._samples, start + _SAMPLE.size, self._packed(beats or {}))
+        held = [one for one in workers if one.rss > 0][:WORKERS]
+        start += _SAMPLE.size + _BEATS.size
+        for slot, age, rss in [*held, *[(0, 0, 0)] * (WORKERS - len(held))]:
+            _MEMORY.pack_into(self._samples, start, slot & 0xFFFF, age & 0xFFFF, min(rss + 1023 >> 10, 0xFFFFFFFF))
+            start += _MEMORY.size
         self._counts[0] = number + 1
 
     def samples(self, since: int = 0) -> list[Sample]:
         """The rounds from cursor `since` on, the oldest first."""
         count = self.count
-        return [self._at(number) for number in range(max(since, count - SAMPLES, 0), count)]
+        return [self.at(number) for number in range(max(since, count - SAMPLES, 0), count)]
+
+    def memory(self, number: int) -> list[Memory]:
+        """What the workers held in the round of this number, in bytes."""
+        start = number % _SLOTS * _RECORD + _SAMPLE.size + _BEATS.size
+        found = _MEMORY.iter_unpack(self._samples[start:start + WORKERS * _MEMORY.size])
+        return [Memory(slot, age, kib << 10) for slot, age, kib in found if kib]
+
+    def beats(self, number: int) -> str:
+        """How the checks were in the round of this number: a digit for each of `check_names`, 0 where it is unknown,
+        1 pass, 2 warn, 3 fail."""
+        beats: int = _BEATS.unpack_from(self._samples, number % _SLOTS * _RECORD + _SAMPLE.size)[0]
+        return "".join(str(beats >> 2 * index & 3) for index in range(self._counts[2]))
+
+    def check_names(self) -> list[str]:
+        """The checks that `beats` are of."""
+        return [bytes(self._names[index * _NAME:(index + 1) * _NAME]).rstrip(b"\0").decode(errors="replace")
+                for index in range(self._counts[2])]
+
+    def _packed(self, beats: Mapping[str, int]) -> int:
+        """The beats in one word; a check that was not met before gets a place, as long as there is one."""
+        names, packed = self.check_names(), 0
+        for name, status in beats.items():
+            # not cut in the middle of a character: it is to be found again
+            name = name.encode(errors="replace")[:_NAME].decode(errors="ignore")
+            if name not in names and len(names) < CHECKS:
+                start = len(names) * _NAME
+                self._names[start:start + _NAME] = name.encode().ljust(_NAME, b"\0")
+                names.append(name)
+                self._counts[2] = len(names)
+            if name in names:
+                packed |= min(status + 1, 3) << 2 * names.index(name)
+        return packed
 
     def last(self) -> Sample | None:
         """The newest round."""
-        return self._at(self.count - 1) if self.count else None
+        return self.at(self.count - 1) if self.count else None
 
-    def _at(self, number: int) -> Sample:
-        return Sample(*_SAMPLE.unpack_from(self._samples, number % _SLOTS * _SAMPLE.size))
+    def at(self, number: int) -> Sample:
+        """The round of this number, one of the latest `SAMPLES`."""
+        return Sample(*_SAMPLE.unpack_from(self._samples, number % _SLOTS * _RECORD))
 
     def _first_since(self, time: float) -> int:
         """Number of the first round that is no older than `time`, by bisection; `count` if there is none."""
         low, high = max(0, self.count - SAMPLES), self.count
         while low < high:
             middle = (low + high) // 2
-            if _TIME.unpack_from(self._samples, middle % _SLOTS * _SAMPLE.size)[0] < time:
+            if _TIME.unpack_from(self._samples, middle % _SLOTS * _RECORD)[0] < time:
                 low = middle + 1
             else:
                 high = middle
@@ -103,16 +171,16 @@ class History:
         count, first = self.count, self._first_since(now - window)
         oldest = max(0, count - SAMPLES)
         # a service younger than the window began with nothing
-        then = self._at(max(oldest, first - 1)) if first > oldest or oldest else None
+        then = self.at(max(oldest, first - 1)) if first > oldest or oldest else None
         asked = requests - int(then.requests if then else 0)
         failed = errors - int(then.errors if then else 0)
         rounds, failures = count - first, 0.0
         if rounds:
-            begin = self._at(first)
-            failures = self._at(count - 1).failed_rounds - begin.failed_rounds + (begin.status >= 2)
+            begin = self.at(first)
+            failures = self.at(count - 1).failed_rounds - begin.failed_rounds + (begin.status >= 2)
         return {"ratio": round(1 - failed / asked, 6) if asked > 0 else None, "requests": max(0, asked),
                 "probes": round(1 - failures / rounds, 6) if rounds else None, "window_s": window,
-                "observed_s": round(min(window, now - self._at(oldest).time), 1) if count else 0.0}
+                "observed_s": round(min(window, now - self.at(oldest).time), 1) if count else 0.0}
 
     # -- transitions ---------------------------------------------------------------------------------------------
 
@@ -127,11 +195,16 @@ class History:
         self._transitions[start:start + _TEXT] = data[:_TEXT].ljust(_TEXT, b"\0")
         self._counts[1] = number + 1
 
-    def transitions(self) -> list[dict[str, Any]]:
-        """The latest changes, the newest first."""
+    @property
+    def changes(self) -> int:
+        """Changes ever written: the cursor for `transitions`."""
+        return int(self._counts[1])
+
+    def transitions(self, since: int = 0) -> list[dict[str, Any]]:
+        """The latest changes from cursor `since` on, the newest first."""
         count = self._counts[1]
         found = []
-        for number in range(count - 1, max(-1, count - 1 - TRANSITIONS), -1):
+        for number in range(count - 1, max(-1, since - 1, count - 1 - TRANSITIONS), -1):
             start = number % TRANSITIONS * _TEXT
             try:
                 found.append(json.loads(bytes(self._transitions[start:start + _TEXT]).rstrip(b"\0")))

@@ -15,12 +15,13 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..errors.report import write_latest
 from ..scoreboard import Blob, Row, Scoreboard
 from . import report
 from .admin import AdminListener
 from .alerts import Alerts
 from .checks import Check, Worry, builtin
-from .history import History, Sample
+from .history import History, Memory, Sample
 from .state import ORDER, PASS, CheckState
 
 FAILING_INTERVAL = 5.0  #: seconds at the most to the next run while a check fails, or is about to change its status
@@ -65,6 +66,7 @@ class Monitor:
         self._history = History(board.master.history)
         self._admin = AdminListener(settings)
         self._told: dict[str, str] = {}
+        self._worst: dict[str, int] = {}  # of each check since the last round
         self._seen: tuple[tuple[int, int], ...] = ()
         self._next_look = self._next_round = self._expected = 0.0
         self._led = self._beats = False
@@ -118,6 +120,7 @@ class Monitor:
         """Start what is due, tell of what hangs; seconds until there is something to do."""
         if self._beats:
             self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+        write_latest(self._row)
         leader = self._board.leader()
         leading = leader is not None and leader.slot == self._row.slot and leader.pid == self._row.pid
         led, self._led = self._led, leading
@@ -215,7 +218,7 @@ class Monitor:
         changes = self._history.transitions()
         self._told = {str(one.get("check")): str(one.get("new")) for one in reversed(changes)}
         self._alerts.resume(changes, now)
-        self._before, self._seen, self._next_look = self._board.totals(), (), 0.0
+        self._before, self._seen, self._next_look, self._worst = self._board.totals(), (), 0.0, {}
         last = self._history.last()
         self._next_round = now + self._settings.health_interval - (time.time() - last.time) if last is not None else now
 
@@ -233,6 +236,7 @@ class Monitor:
         """Tell of what changed since it was told last, in any worker, stale results included."""
         found = report.results(self._board)
         for name, result in found.items():
+            self._worst[name] = max(self._worst.get(name, 0), ORDER[result["status"]])
             old, new = self._told.get(name, PASS), result["settled"]
             if old != new:
                 self._told[name] = new
@@ -250,15 +254,21 @@ class Monitor:
         requests, duration = totals.requests - before.requests, totals.duration_ns - before.duration_ns
         p50, p95, p99 = (scoreboard.percentile(recent, share) * 1000 for share in (0.5, 0.95, 0.99))
         database = document["detailed"]["database"]
-        pool = database["pool"]
+        pool, by_class = database["pool"], totals.by_class
+        memory = [Memory(row.slot, row.orders[scoreboard.O_AGE], int(row.words[scoreboard.W_RSS])) for row in rows]
+        limits = [int(row.words[scoreboard.W_MEMORY_LIMIT]) for row in rows]
         sample = Sample(
             time=time.time(), requests=totals.requests, errors=totals.errors, p50_ms=p50, p95_ms=p95, p99_ms=p99,
             mean_ms=duration / requests / 1e6 if requests > 0 else 0.0,
-            rss=sum(int(row.words[scoreboard.W_RSS]) for row in rows), workers=len(rows), db_in_use=pool["in_use"],
+            rss=sum(one.rss for one in memory), workers=len(rows), db_in_use=pool["in_use"],
             db_idle=pool["idle"], db_waiting=pool["waiting"], db_latency_ms=database.get("latency_ms") or 0.0,
-            restarts=sum(totals.restarts.values()), status=ORDER[document["status"]])
-        self._history.append(sample)
+            restarts=sum(totals.restarts.values()), rss_max=max((one.rss for one in memory), default=0),
+            memory_limit=min((limit for limit in limits if limit), default=0), answers_2xx=by_class[2],
+            answers_3xx=by_class[3], answers_4xx=by_class[4], status=ORDER[document["status"]])
         checks = {name: part["status"] for name, part in document["detailed"]["checks"].items()}
+        worst, self._worst = self._worst, {}
+        self._history.append(sample, memory, {name: max(worst.get(name, 0), ORDER[status])
+                                              for name, status in checks.items()})
         unknown = [name for name in self._settings.health_ready_checks if name not in checks]
         extra: dict[str, Any] = {"unknown_ready_checks": unknown} if unknown else {}
         logs.health("round", status=document["status"], notes=document["notes"], workers=len(rows),

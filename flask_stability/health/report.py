@@ -48,7 +48,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
                      "latest": shared.master.restarts.read_json([])[-10:][::-1],
                      "degraded": bool(words[board.M_DEGRADED])},
-        "exceptions": _exceptions(rows, totals),
+        "exceptions": _exceptions(rows, shared, totals),
         "logs": {"dropped": totals.counters[board.W_LOG_DROPS], "sampled": totals.counters[board.W_LOG_SAMPLED]},
         "checks": {name: _part(result) for name, result in found.items()},
     }
@@ -221,17 +221,10 @@ def _worker(row: Row, now: int) -> dict[str, Any]:
             "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]]}
 
 
-def _exceptions(rows: list[Row], totals: board.Totals) -> dict[str, Any]:
-    merged: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        for entry in row.exceptions.read_json([]) or []:
-            known = merged.setdefault((entry["class"], entry["route"]), [0, 0.0])
-            known[0] += entry["count"]
-            known[1] = max(known[1], entry["last"])
-    latest = sorted(merged.items(), key=lambda item: -item[1][1])[:10]
-    return {"total": totals.counters[board.W_EXCEPTIONS],
-            "latest": [{"class": name, "route": route, "count": int(count), "last": last}
-                       for (name, route), (count, last) in latest]}
+def _exceptions(rows: list[Row], shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
+    """Of workers that are gone, too."""
+    latest = board.merged_exceptions([*(row.exceptions for row in rows), shared.master.exceptions])
+    return {"total": totals.counters[board.W_EXCEPTIONS], "latest": latest[:10]}
 
 
 def _draft_checks(detailed: dict[str, Any], uptime: float) -> dict[str, list[dict[str, Any]]]:

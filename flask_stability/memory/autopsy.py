@@ -11,10 +11,11 @@ import time
 import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from .process import confirmed, resident
-from .trackers import signals
+from .trackers import is_timer, names_in_modules, signals
 
 MOST_OBJECTS = 10_000_000
 CHUNK = 50_000
@@ -23,10 +24,13 @@ SAMPLE = 200  #: objects of a type that its size is told from
 WALK = 300  #: things that are followed from one object
 TOP = 10
 FEWEST = 20  #: items of a container in a module that make it worth remembering
-_PLAIN = (bytes, bytearray, str, int, float, complex, memoryview)
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+# types are told apart by their ids: a metaclass may say anything of equality, hashes, names and flags
+_PLAIN = frozenset(map(id, (bytes, bytearray, str, int, float, complex, memoryview)))
+_CONTAINERS = frozenset(map(id, (dict, list, tuple, set, frozenset, deque)))
+_SIZED = frozenset(map(id, (dict, list, set, deque)))
 _HEAP_TYPE = 1 << 9  #: a class made by a class statement
-_SIZED = (dict, list, set, deque)
+_state_of = threading.Thread.__dict__["__dict__"].__get__
+_flags, _module, _qualname = (type.__dict__[name].__get__ for name in ("__flags__", "__module__", "__qualname__"))
 
 _types: Counter[str] = Counter()
 _globals: dict[str, int] = {}
@@ -70,33 +74,40 @@ def _grown_types() -> list[dict[str, Any]]:
 
 
 def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """As the class statement gave it; what a metaclass or a property would say is not asked."""
+    try:
+        module = _module(kind)
+    except AttributeError:
+        module = None
+    return f"{module}.{_qualname(kind)}" if type(module) is str else str(_qualname(kind))
 
 
 def _count(objects: list[Any]) -> Counter[str]:
     """Objects that the collector tracks, by type; counted in C, a chunk at a time."""
-    kinds: Counter[type] = Counter()
+    numbers: Counter[int] = Counter()
+    kinds: dict[int, type] = {}
     deadline = time.monotonic() + SECONDS
     found = map(type, itertools.islice(objects, MOST_OBJECTS))
-    for _ in range(0, min(len(objects), MOST_OBJECTS), CHUNK):
-        kinds.update(itertools.islice(found, CHUNK))
+    while chunk := list(itertools.islice(found, CHUNK)):
+        numbers.update(map(id, chunk))
+        kinds.update(zip(map(id, chunk), chunk, strict=True))
         if time.monotonic() > deadline:
             break
     named: Counter[str] = Counter()
-    for kind, number in kinds.items():
-        named[_name(kind)] += number
+    for key, number in numbers.items():
+        named[_name(kinds[key])] += number
     return named
 
 
 def _samples(objects: list[Any], names: set[str], deadline: float) -> dict[str, list[Any]]:
     """The youngest of the old objects of each of these types: `gc.get_objects` gives the oldest generation last."""
     found: dict[str, list[Any]] = {}
-    known: dict[type, str] = {}
+    known: dict[int, str] = {}
     for number, thing in enumerate(reversed(objects)):
         if number >= MOST_OBJECTS or (not number & 0xFFF and time.monotonic() > deadline):
             break
         kind = type(thing)
-        name = known.get(kind) or known.setdefault(kind, _name(kind))
+        name = known.get(id(kind)) or known.setdefault(id(kind), _name(kind))
         if name in names:
             chosen = found.setdefault(name, [])
             if len(chosen) < SAMPLE:
@@ -118,12 +129,12 @@ def _held(thing: Any, objects_inside: bool = False) -> int:
         found = 0
         for value in inside[:WALK]:
             kind = type(value)
-            if kind in _PLAIN:
+            if id(kind) in _PLAIN:
                 found += sys.getsizeof(value, 0)
-            elif kind in _CONTAINERS:
+            elif id(kind) in _CONTAINERS:
                 found += sys.getsizeof(value, 0)
                 todo.append(value)
-            elif objects_inside and kind.__flags__ & _HEAP_TYPE and not issubclass(kind, type):
+            elif objects_inside and _flags(kind) & _HEAP_TYPE and not issubclass(kind, type):
                 found += _held(value)
         total += found * len(inside) // min(len(inside), WALK) if inside else 0
     return total
@@ -132,12 +143,10 @@ def _held(thing: Any, objects_inside: bool = False) -> int:
 def _containers() -> Iterator[tuple[str, Any]]:
     """The containers that stand in modules under a name, one name each."""
     seen: set[int] = set()
-    for module, names in [(name, getattr(module, "__dict__", None)) for name, module in list(sys.modules.items())]:
-        if type(names) is dict and module != __name__:
-            for name, value in list(names.items()):
-                if type(value) in _SIZED and len(value) >= FEWEST and id(value) not in seen:
-                    seen.add(id(value))
-                    yield f"{module}.{name}", value
+    for module, name, value in names_in_modules():
+        if id(type(value)) in _SIZED and len(value) >= FEWEST and id(value) not in seen and module != __name__:
+            seen.add(id(value))
+            yield f"{module}.{name}", value
 
 
 def _grown_globals() -> list[dict[str, Any]]:
@@ -150,12 +159,26 @@ def _grown_globals() -> list[dict[str, Any]]:
 
 def _threads() -> dict[str, Any]:
     threads = threading.enumerate()
-    timers = [thread for thread in threads if isinstance(thread, threading.Timer)]
-    return {"number": len(threads), "names": dict(Counter(thread.name.rstrip("0123456789-_") or thread.name
-                                                          for thread in threads).most_common(TOP)),
-            "timers": len(timers), "timers_call": dict(Counter(
-                str(getattr(timer.function, "__qualname__", timer.function))[:100] for timer in timers
-                ).most_common(TOP))}
+    timers = [thread for thread in threads if is_timer(thread)]
+    return {"number": len(threads),
+            "names": dict(Counter(map(_thread_name, threads)).most_common(TOP)),
+            "timers": len(timers),
+            "timers_call": dict(Counter(_function(_state_of(timer).get("function"))
+                                        for timer in timers).most_common(TOP))}
+
+
+def _thread_name(thread: threading.Thread) -> str:
+    name = _state_of(thread).get("_name")
+    return (name.rstrip("0123456789-_") or name)[:100] if type(name) is str else _name(type(thread))
+
+
+def _function(function: Any) -> str:
+    """Its name, or its type's: what is called may be any object."""
+    if type(function) is MethodType:
+        function = function.__func__
+    if type(function) is FunctionType:
+        return function.__qualname__[:100]
+    return (function.__name__ if type(function) is BuiltinFunctionType else _name(type(function)))[:100]
 
 
 def _open_files() -> dict[str, Any]:

@@ -7,13 +7,14 @@ import os
 import psutil
 
 _ROOT = "/sys/fs/cgroup"
+_OWN = "/proc/self/cgroup"
 _UNLIMITED = 1 << 60
 
 
 def _own(controller: str = "") -> list[str]:
     """Directories of this process's cgroup, the innermost first, up to the root."""
     try:
-        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+        with open(_OWN, encoding="ascii", errors="replace") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
         return []
@@ -29,7 +30,8 @@ def _own(controller: str = "") -> list[str]:
     while True:
         found.append(base + path.rstrip("/"))
         if path in ("/", ""):
-            return found
+            # in a container the path is often the host's, and what is mounted is the container's own
+            return [folder for folder in found if os.path.isdir(folder)]
         path = os.path.dirname(path)
 
 
@@ -49,18 +51,19 @@ def limit() -> int | None:
     return min((number for number in found if number is not None), default=None)
 
 
-def usage() -> int | None:
-    """Bytes charged to the innermost cgroup that has a limit, file cache that can be dropped left out."""
+def _left() -> int | None:
+    """Bytes up to the nearest limit of this process's cgroups, file cache that can be dropped counted as free; None
+    without a limit.
+    """
+    found = []
     for folder, maximum, current, stat in (
             *((folder, "memory.max", "memory.current", "inactive_file") for folder in _own()),
             *((folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
               for folder in _own("memory"))):
-        if _number(f"{folder}/{maximum}") is None:
-            continue
-        used = _number(f"{folder}/{current}")
-        if used is not None:
-            return max(0, used - _stat(f"{folder}/memory.stat", stat))
-    return None
+        bound, used = _number(f"{folder}/{maximum}"), _number(f"{folder}/{current}")
+        if bound is not None and used is not None:
+            found.append(max(0, bound - max(0, used - _stat(f"{folder}/memory.stat", stat))))
+    return min(found, default=None)
 
 
 def _stat(path: str, name: str) -> int:
@@ -76,13 +79,24 @@ def _stat(path: str, name: str) -> int:
 
 
 def oom_kills() -> int:
-    """How often the kernel killed in this cgroup for want of memory."""
-    return max((_stat(f"{folder}/memory.events", "oom_kill") for folder in _own()[:1]), default=0)
+    """How often the kernel killed in this cgroup for want of memory (v2, else v1)."""
+    return max((*(_stat(f"{folder}/memory.events", "oom_kill") for folder in _own()[:1]),
+                *(_stat(f"{folder}/memory.oom_control", "oom_kill") for folder in _own("memory")[:1])), default=0)
 
 
 def total() -> int:
-    """Bytes of memory: the container's limit, else the machine's."""
-    return limit() or int(psutil.virtual_memory().total)
+    """Bytes of memory: the container's limit, else the machine's; 0 where neither is told."""
+    bound = limit()
+    return bound if bound is not None else _machine()[0]
+
+
+def _machine() -> tuple[int, int | None]:
+    """Bytes of the machine's memory, and of what is available of it."""
+    try:
+        found = psutil.virtual_memory()
+        return int(found.total), int(found.available)
+    except Exception:  # /proc may be hidden, and each system fails in its own way
+        return 0, None
 
 
 def pressure() -> float:
@@ -98,7 +112,5 @@ def pressure() -> float:
 
 
 def available() -> int | None:
-    """Bytes that may still be used: the smaller of the container's and the machine's."""
-    free = int(psutil.virtual_memory().available)
-    bound, used = limit(), usage()
-    return min(free, max(0, bound - used)) if bound is not None and used is not None else free
+    """Bytes that may still be used: the smaller of the container's and the machine's; None where neither is told."""
+    return min((number for number in (_machine()[1], _left()) if number is not None), default=None)

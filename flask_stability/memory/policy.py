@@ -228,16 +228,26 @@ def scarce(available: int | None, total: int, pressure: float = 0.0) -> bool:
     return available is not None and available < (0.2 if pressure > PRESSED else 0.1) * total
 
 
-def group_decision(rows: Mapping[int, int], *, available: int | None, total: int,
-                   pressure: float = 0.0) -> int | None:
-    """The slot of the worker to replace where memory is scarce: the largest, if it is large enough to help."""
+def container_too_small(container: int | None, workers: int, floor: int) -> bool:
+    """The limit that the container leaves each worker would be too low, see `limit_too_low`."""
+    return limit_too_low(default_limit(container, workers), floor)
+
+
+def group_decision(rows: Mapping[int, int], *, available: int | None, total: int, pressure: float = 0.0,
+                   floors: Mapping[int, int] | None = None) -> int | None:
+    """The slot of the worker to replace where memory is scarce: the largest, if it is large enough to help.
+
+    :param floors: what a fresh worker in each slot would hold again, in bytes: nothing is won by replacing one that
+        holds no more.
+    """
     if not rows or not scarce(available, total, pressure):
         return None
     slot = max(rows, key=lambda name: rows[name])
     smallest = min((size for name, size in rows.items() if name != slot), default=0)
-    return slot if rows[slot] > max(64 * MB, 1.5 * smallest, 0.05 * total) else None
+    fresh = (floors or {}).get(slot, 0)
+    return slot if rows[slot] > max(64 * MB, 1.5 * smallest, 1.25 * fresh, 0.05 * total) else None
 
 
 def growth_pause(base: float, early: int) -> float:
-    """Seconds between retirements for growth: doubled for each that came sooner, an hour at the most."""
+    """Seconds between retirements for growth, or under pressure; doubled for each that came sooner, an hour at most."""
     return float(min(3600.0, base * 2 ** min(early, 10)))

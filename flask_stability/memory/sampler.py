@@ -21,8 +21,10 @@ from .trend import Verdict, gated_slope
 
 __all__ = ["Action", "Decision", "MemoryWatch", "collect", "confirmed", "resident"]
 
+MINUTE = 60.0  #: seconds
 SLOW = 15.0  #: seconds between looks at what costs more
-COLLECT_PAUSE = 60.0  #: seconds between collections under pressure
+COLLECT_PAUSE = 60.0  #: seconds between collections under pressure, the least
+COLLECT_SHARE = 0.01  #: of the time, the most that they may take: all threads wait for a collection
 
 
 class MemoryWatch:
@@ -44,7 +46,7 @@ class MemoryWatch:
         self._judge = Judge(rules, now, floor=resident())
         self._trackers = Trackers(row)
         self._leak = Verdict()
-        self._next_slow, self._minute, self._collected = now + 5.0, now + WARM, float("-inf")
+        self._next_slow, self._minute, self._next_collect = now + 5.0, now + WARM, float("-inf")
         self._lowest, self._warm = 0, False
         self._floors: deque[float] = deque(maxlen=DAY)
         self._loads: deque[float] = deque(maxlen=DAY)
@@ -65,7 +67,7 @@ class MemoryWatch:
             self._next_slow = now + SLOW
             self._slow(now)
         if now >= self._minute:
-            self._minute = now + 60.0
+            self._minute = now + MINUTE
             self._end_minute(now)
         decision = self._judge.judge(now, rss)
         if decision.action is Action.RECLAIM:
@@ -101,19 +103,23 @@ class MemoryWatch:
         if words[shared.W_READY_NS] > words[shared.W_STARTED_NS] > 0:
             judge.replacement = (words[shared.W_READY_NS] - words[shared.W_STARTED_NS]) / 1e9 + self._handover
 
-    def _reclaim(self, because: str) -> None:
+    def _reclaim(self, because: str) -> float:
+        """Collect, count and log it; returns the seconds that it took."""
+        started = time.perf_counter()
         freed = collect()
+        seconds = time.perf_counter() - started
         self._row.add(shared.W_GC_RUNS)
         self._row.add(shared.W_GC_FREED, max(0, freed))
-        logs.process("memory_reclaimed", freed_bytes=freed, because=because)
+        logs.process("memory_reclaimed", freed_bytes=freed, seconds=round(seconds, 3), because=because)
+        return seconds
 
     def _slow(self, now: float) -> None:
         """Four times a minute: count what leaks besides memory; collect where memory is scarce for all."""
         self._trackers.look(now)
-        if self._settings.memory_reclaim and now - self._collected >= COLLECT_PAUSE and scarce(
+        if self._settings.memory_reclaim and now >= self._next_collect and scarce(
                 cgroup.available(), cgroup.total(), cgroup.pressure()):
-            self._collected = now
-            self._reclaim("little memory is left for all")
+            seconds = self._reclaim("little memory is left for all")
+            self._next_collect = now + max(COLLECT_PAUSE, seconds / COLLECT_SHARE)
 
     def _end_minute(self, now: float) -> None:
         """Once a minute: the floor, the trends, the verdicts."""

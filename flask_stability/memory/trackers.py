@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import blinker
@@ -23,7 +24,8 @@ from .trend import Verdict, gated_slope
 
 DAY = 1440  #: minutes
 TREND = 60  #: minutes that the trend is told from
-_SIGNALS = (blinker.Signal, blinker.NamedSignal)
+_SIGNALS = frozenset(map(id, (blinker.Signal, blinker.NamedSignal)))
+_names_of: Callable[[ModuleType], dict[str, Any]] = vars(ModuleType)["__dict__"].__get__
 
 
 class Tracker:
@@ -120,7 +122,20 @@ def growing(bits: int) -> list[str]:
 
 def timers() -> int:
     """Started `threading.Timer`s that have not fired."""
-    return sum(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+    return sum(map(is_timer, threading.enumerate()))
+
+
+def is_timer(thread: threading.Thread) -> bool:
+    """Whether it is a `threading.Timer`, by what it is and not by what it says of itself."""
+    return issubclass(type(thread), threading.Timer)
+
+
+def names_in_modules() -> Iterator[tuple[str, str, Any]]:
+    """(module, name, value) of all that stands in modules; runs no code of a module or value, however it was made."""
+    for module, found in list(sys.modules.items()):
+        if issubclass(type(found), ModuleType) and type(module) is str:
+            for name, value in list(_names_of(found).items()):
+                yield module, name, value
 
 
 def descriptors() -> int:
@@ -138,12 +153,11 @@ def descriptors() -> int:
 def signals() -> list[tuple[str, blinker.Signal]]:
     """blinker's default signals, and all that stand in a module under a name; some 3 ms."""
     found: dict[int, tuple[str, blinker.Signal]] = {
-        id(signal): (str(name), signal) for name, signal in list(getattr(blinker.signal, "__self__", {}).items())}
-    for module, names in [(name, getattr(module, "__dict__", None)) for name, module in list(sys.modules.items())]:
-        if type(names) is dict:
-            for name, value in list(names.items()):
-                if type(value) in _SIGNALS:
-                    found.setdefault(id(value), (f"{module}.{name}", value))
+        id(signal): (name if type(name) is str else "unnamed", signal)
+        for name, signal in list(getattr(blinker.signal, "__self__", {}).items())}
+    for module, name, value in names_in_modules():
+        if id(type(value)) in _SIGNALS:
+            found.setdefault(id(value), (f"{module}.{name}", value))
     return list(found.values())
 
 

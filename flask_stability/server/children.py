@@ -18,6 +18,8 @@ class Child:
 
     :ivar worker: gunicorn's object.
     :ivar started, term_at, ready_at: monotonic seconds; 0.0 = not yet.
+    :ivar stopped_at: when it was first seen stopped by a signal; 0.0 = it is not.
+    :ivar thawed: it was stopped, and we let it go on.
     :ivar asked: the reason to replace it, "" for none.
     :ivar killed: the reason we killed it for, "" if we did not.
     :ivar status: as `os.waitpid` gives it, None while it is not known.
@@ -30,6 +32,8 @@ class Child:
     killed: str = ""
     term_at: float = 0.0
     ready_at: float = 0.0
+    stopped_at: float = 0.0
+    thawed: bool = False
     status: int | None = None
 
     @property
@@ -65,6 +69,10 @@ class Child:
     def ending(self) -> bool:
         """It has noticed its SIGTERM."""
         return self.row is None or self.row.words[scoreboard.W_STATE] >= scoreboard.STATE_STOPPING
+
+    def serves(self) -> bool:
+        """It became ready, and nothing is known that ended it, or will."""
+        return bool(self.ready_at) and not self.term_at and not self.killed and self.status is None
 
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""

@@ -21,9 +21,13 @@ from ..memory.sampler import Action, MemoryWatch
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
-from .threads import Stuck, add_threads, queued
+from .leaving import let_go
+from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
+LONG = 2.0  #: seconds in one request after which a sync worker keeps others waiting
+PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
+LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 
@@ -44,7 +48,7 @@ class Guard:
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
         self._file = logs.error_file()
-        self._ending_since = 0.0
+        self._ending_since = self._back = 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}
@@ -69,10 +73,13 @@ class Guard:
             self._wake.wait(interval)
             interval = self._settings.guard_interval
             for look in self._looks:
+                started = time.monotonic()
                 try:
-                    look(time.monotonic())
+                    look(started)
                 except BaseException as error:
                     self._tell_failure(look.__name__, error)
+                if time.monotonic() - started > PAUSE:
+                    self._back = time.monotonic()
             try:
                 interval = min(interval, self._memory.next_interval(), 0.25 if self._stuck.since else interval)
             except BaseException as error:
@@ -90,7 +97,11 @@ class Guard:
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_BUSY] = len(inflight)
-        words[scoreboard.W_QUEUE] = queued(self._worker)
+        if self._threads > 1:
+            words[scoreboard.W_QUEUE] = queued(self._worker)
+        else:  # its one thread has been in the same request for long, and others wait: the master may help
+            words[scoreboard.W_STUCK] = stuck = sum(one.seconds() > LONG for one in list(inflight.values()))
+            words[scoreboard.W_QUEUE] = int(bool(stuck) and knocking(self._worker.sockets))
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
@@ -110,7 +121,8 @@ class Guard:
             return
         records = list(inflight.values())
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
-        wanted = self._stuck.look(now, queued(self._worker), progress, [record.started_ns / 1e9 for record in records])
+        began = [max(self._back, record.started_ns / 1e9) for record in records]
+        wanted = self._stuck.look(now, queued(self._worker), progress, began)
         if not wanted:
             return
         self._row.words[scoreboard.W_STUCK] += 1
@@ -122,10 +134,15 @@ class Guard:
 
     def _parent(self, now: float) -> None:
         """A worker whose master died goes: gunicorn sees to it, unless its main thread is stuck."""
-        if os.getppid() != self._worker.ppid and not self._term_sent:
+        if os.getppid() == self._worker.ppid:
+            return
+        if not self._term_sent:
             self._term_sent = True
             self._begin_ending(now)
             os.kill(os.getpid(), signal.SIGTERM)
+        elif now - self._ending_since > LINGER:
+            for listener in self._worker.sockets:  # the service may start anew on the same port
+                let_go(listener)
 
     def _ending(self, now: float) -> None:
         """After SIGTERM: what will be cut is told, and a worker that will not go is ended by a switch in C."""

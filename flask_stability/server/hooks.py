@@ -19,6 +19,8 @@ from ..exceptions import ConfigError
 from ..middleware import StabilityMiddleware
 from ..request import inflight
 from .guard import Guard, tell_cut, wake_master
+from .leaving import leave_well
+from .notify import Notifier
 from .order import breaches
 from .supervisor import Supervisor
 
@@ -120,11 +122,14 @@ def _on_starting(server: Any) -> None:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     scoreboard.install(board, None)
     supervisor = Supervisor(server, board, _settings)
-    if not supervisor.wrap():
+    if supervisor.wrap():
+        supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
+    else:
         supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
         server.log.warning("flask_stability: this gunicorn lacks what replacement before retirement needs: "
-                           "workers retire by themselves")
+                           "workers retire by themselves%s", "; take WatchdogSec= out of the systemd unit: nobody "
+                           "feeds its watchdog" if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
 
 
@@ -192,6 +197,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 
 
 def _on_exit(server: Any) -> None:
+    if supervisor is not None:
+        supervisor.left()
     logs.process("stopped")
     scoreboard.current().unlink()
 
@@ -209,7 +216,7 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _start_guard, _start_process, _say_ready):
+    for step in (_set_up_logs, _wrap_app, _start_guard, _leave_well, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -245,6 +252,12 @@ def _start_guard(worker: Any) -> None:
     signal.siginterrupt(signal.SIGUSR2, False)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     guard.start()
+
+
+def _leave_well(worker: Any) -> None:
+    words = scoreboard.current().master.words
+    if _is(type(worker), "sync", "gthread"):
+        leave_well(worker, lambda: words[scoreboard.M_DRAINING] == scoreboard.ENDING or os.getppid() != worker.ppid)
 
 
 def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:

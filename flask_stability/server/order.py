@@ -24,5 +24,5 @@ def breaches(settings: Settings, *, graceful: float, app: bool = False) -> list[
                          "lower the first or raise the second")
         if settings.db_timeout >= deadline:
             found.append(f"STABILITY_DB_TIMEOUT={settings.db_timeout:g} is not below "
-                         f"STABILITY_REQUEST_TIMEOUT={deadline:g}: lower the first or raise the second")
+                         f"STABILITY_REQUEST_TIMEOUT={deadline:g}; lower the first or raise the second")
     return found

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
+MOST_SPARES = 8  #: × the workers that there are to be: so many spare ones at the most
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
-URGENT = frozenset({"memory_hard", "frozen"})
+URGENT = frozenset({"memory_hard"})
 #: No good any more: goes even if no newcomer becomes ready.
 BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure"})
 #: Cannot answer its kept-alive connections, or must not stay that long.
@@ -170,6 +171,20 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
         return Step(Action.TERM, pids, _idle(state))
     return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now, state.quiet_until,
                                                 covered and reason not in BROKEN))
+
+
+def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: bool) -> int:
+    """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
+    have no spare threads. They stay until fewer than half of them are needed.
+
+    :param stuck: of each worker that serves, whether its request lasts for long.
+    :param knocking: connections wait.
+    :param room: there is memory for one more.
+    """
+    held = sum(stuck)
+    if stuck and held == len(stuck) and knocking and room:
+        return min(max(before, held), MOST_SPARES * base)
+    return before if 2 * held >= before else held
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:

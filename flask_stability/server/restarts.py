@@ -1,5 +1,8 @@
 """When a worker that died may be started again: backoff and a sliding limit. Pure: numbers and a clock.
 
+Backoff is there to spare the machine from workers that cannot start. It must not be worse than what it protects
+from: a worker that has served is the best there is, and while nobody serves there is little to be spared.
+
 The limit is OTP's restart intensity (supervisor.erl, ``add_restart``): a pruned list of monotonic timestamps.
 """
 
@@ -10,6 +13,9 @@ from collections.abc import Callable, Sequence
 
 CALM = 30.0  #: seconds without a crash after which the first step is due again
 WAVE = 0.5  #: crashes closer together than this are one wave, one step
+SERVED = 1.0  #: seconds of service after which an end is no sign of a loop, however young the worker was
+WAIT_SERVED = 0.5  #: seconds to wait at the most after a worker that became ready
+WAIT_NOBODY = 2.0  #: seconds to wait at the most while no worker serves
 
 
 class Restarts:
@@ -30,17 +36,23 @@ class Restarts:
         self._last_wave = float("-inf")
         self.hold_until = float("-inf")
 
-    def crashed(self, now: float, uptime: float) -> bool:
-        """A worker ended by its own failure after `uptime` seconds; whether one newcomer is to be tried alone now."""
+    def crashed(self, now: float, uptime: float, *, served: float | None = None, others: bool = True) -> bool:
+        """A worker ended by its own failure after `uptime` seconds; whether one newcomer is to be tried alone now.
+
+        :param served: seconds since it became ready, None if it never did.
+        :param others: another worker serves.
+        """
         self._times.append(now)
         self._prune(now)
-        if uptime >= self._min_uptime:
+        longest = WAIT_SERVED if served is not None else float("inf") if others else WAIT_NOBODY
+        self.hold_until = min(self.hold_until, now + longest)
+        if uptime >= self._min_uptime or (served is not None and served >= SERVED):
             return False
         if now - max(self._last_wave, self.hold_until) > CALM:
             self._level = 0
         if now < self.hold_until or now - self._last_wave < WAVE:
             return False
-        wait = self._steps[min(self._level, len(self._steps) - 1)] * self._jitter()
+        wait = min(self._steps[min(self._level, len(self._steps) - 1)] * self._jitter(), longest)
         self._last_wave = now
         self._level += 1
         self.hold_until = now + wait

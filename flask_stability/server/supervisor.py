@@ -22,15 +22,27 @@ from gunicorn.errors import HaltServer
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import SETTLED, group_decision, growth_pause, learned_floor, limit_too_low
+from ..memory.policy import (
+    SETTLED,
+    container_too_small,
+    group_decision,
+    growth_pause,
+    learned_floor,
+    limit_too_low,
+)
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped
+from .notify import Notifier
+from .notify import Phase as Told
 from .plan import Action, Phase
 from .restarts import Pace, Restarts
 from .status import status_block
 
-FROZEN = 4.0  #: seconds of silence after which a worker that was stopped (SIGSTOP) is replaced
+FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
+SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
+STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
+PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -53,17 +65,21 @@ class Supervisor:
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
-        self.in_reload = self.stopping = self.ever_ready = False
+        self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
         self._reload_age = 0
         self._reload_told = self._degraded = False
         self._drain_until = 0.0
         self._oom_kills = cgroup.oom_kills()
-        self._last_rotation = self._last_group = 0.0
+        self._last_rotation = 0.0
+        self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
+        self._look_at = self._ticked = 0.0
+        self.spares = 0
+        self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -76,9 +92,16 @@ class Supervisor:
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
+        if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
+            self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
 
     # -- the wrapped methods -------------------------------------------------------------------------------------
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        """gunicorn's rest between two ticks, shorter where something is due sooner."""
+        due = self._look_at - time.monotonic()
+        return self._wait(timeout=max(0.01, min(timeout, due)) if self._look_at else timeout)
 
     def manage_workers(self) -> None:
         """One tick, then gunicorn's own management with our target."""
@@ -86,6 +109,8 @@ class Supervisor:
         if self.in_reload:
             self._hide_old()
             return
+        if self._reload_due and not self._handing_over():
+            self.reload()
         now = time.monotonic()
         wanted = max(server._num_workers, len(server.WORKERS))
         try:
@@ -94,7 +119,9 @@ class Supervisor:
             raise
         except Exception as error:
             self._internal("tick", error)
+        self._tell_systemd(now)
         if self.stopping or self.restarts.held(now):
+            self._look_again(self.restarts.hold_until)
             return
         base, server._num_workers = server._num_workers, wanted
         try:
@@ -111,6 +138,7 @@ class Supervisor:
 
     def reap_workers(self) -> None:
         """gunicorn's reaping, with each exit status peeked at first; boot failures do not end a service that works."""
+        self._tell_systemd(time.monotonic())  # gunicorn's loops in reload and stop call nothing else of ours
         for _ in range(64):
             for child in self.children.values():
                 child.peek()
@@ -130,8 +158,13 @@ class Supervisor:
 
     def reload(self) -> None:
         """SIGHUP: gunicorn's own, except that the old workers go when the new ones are ready, and a configuration
-        that cannot be read changes nothing.
+        that cannot be read changes nothing. While the old workers of the last one say goodbye it waits for that: else
+        each of ten in a row would add a generation of workers.
         """
+        self._reload_due = self._handing_over()
+        if self._reload_due:
+            logs.process("reload_waits")
+            return
         server, now = self.server, time.monotonic()
         before = {name: getattr(server, name) for name in _RELOADED if hasattr(server, name)}
         self._reload_age = server.worker_age
@@ -142,6 +175,9 @@ class Supervisor:
             if not child.ready_at and not child.term_at:
                 child.kill("reload")  # it has not served yet, and never will
         self.in_reload, self._reload_told = True, False
+        if self.notifier.phase is Told.READY:
+            self.notifier.phase = Told.RELOADING
+            self._tell_systemd(now)
         try:
             self._reload()
             old = [child for child in self.children.values()
@@ -158,12 +194,16 @@ class Supervisor:
             server.WORKERS.update(self._hidden)
             self._hidden = {}
 
+    def _handing_over(self) -> bool:
+        return self.state.phase is Phase.CLOSING and self.state.reason == "reload" and not self.stopping
+
     def handle_term(self) -> None:
         """SIGTERM: keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; a second one at once."""
         if self.settings.drain_delay and not self._drain_until:
             self._drain_until = time.monotonic() + self.settings.drain_delay
-            self.words[scoreboard.M_DRAINING] = 1
+            self.words[scoreboard.M_DRAINING] = scoreboard.DRAINING
             logs.process("draining", seconds=self.settings.drain_delay)
+            self._tell_stopping()
             return
         self._term()
 
@@ -180,13 +220,16 @@ class Supervisor:
         """The end of the service."""
         if not self.stopping:
             self.stopping = True
-            self.words[scoreboard.M_DRAINING] = 1
+            self.words[scoreboard.M_DRAINING] = scoreboard.ENDING
             logs.process("stopping", graceful=graceful)
+            self._tell_stopping()
             now = time.monotonic()
             for child in self.children.values():
                 child.look(now)
                 if not child.ready_at:
                     child.kill("shutdown")  # it would lose the SIGTERM, and be waited for
+                elif stopped(child.pid):
+                    child.send(signal.SIGCONT)
         self._stop(graceful)
 
     # -- called by the hooks -------------------------------------------------------------------------------------
@@ -218,7 +261,8 @@ class Supervisor:
                 self._past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
-        if crash and self.restarts.crashed(now, uptime):
+        if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
+                                           others=any(other.serves() for other in self.children.values())):
             self.canary = self.server.worker_age
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
@@ -230,11 +274,45 @@ class Supervisor:
                          remedy="the new workers do not boot; the old ones go on serving: repair the app, or send "
                                 "SIGHUP after putting the former version back")
 
+    # -- systemd -------------------------------------------------------------------------------------------------
+
+    def _tell_systemd(self, now: float) -> None:
+        notifier = self.notifier
+        if not notifier.wanted or self.server.master_pid:
+            return  # after SIGUSR2 the first master speaks, as long as it is there
+        reloaded = not self.in_reload and (self.state.reason != "reload" or self._reload_told)
+        if (self.ever_ready if notifier.phase is Told.STARTING else notifier.phase is Told.RELOADING and reloaded):
+            notifier.phase = Told.READY
+        serving = sum(bool(child.ready_at) and not child.term_at for child in self.children.values())
+        notifier.status = f"{serving} of {self.server._num_workers} workers serve{self._condition()}"
+        notifier.tell(now)
+
+    def _condition(self) -> str:
+        """What is special now, for systemd's status line."""
+        if self.stopping:
+            return "; stopping"
+        if self._drain_until:
+            return f"; draining for {self.settings.drain_delay:g} s"
+        if self.in_reload or self.state.reason == "reload":
+            return "; the reload's new workers do not boot" if self._reload_told else "; reloading"
+        return "; too many workers crash" if self._degraded else ""
+
+    def _tell_stopping(self) -> None:
+        if not self.server.reexec_pid:  # else the service goes on, under the second master
+            self.notifier.phase = Told.STOPPING
+        self._tell_systemd(time.monotonic())
+
+    def left(self) -> None:
+        """on_exit: this master is done; a second one (SIGUSR2) is now the service's."""
+        if self.server.reexec_pid and not self.server.master_pid:
+            self.notifier.hand_over(self.server.reexec_pid)
+
     # -- the tick ------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> int:
         """Look, judge, act; returns how many workers gunicorn is to hold."""
         words, server = self.words, self.server
+        self._look_at = 0.0
         words[scoreboard.M_TICK_NS] = time.monotonic_ns()
         words[scoreboard.M_BASE_WORKERS] = server._num_workers
         if self._drain_until and now >= self._drain_until:
@@ -243,12 +321,16 @@ class Supervisor:
         children = [child for child in self.children.values() if child.pid in server.WORKERS]
         for child in children:
             child.look(now)
+            if self._drain_until:
+                child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
-        for step in (self._kill_frozen, self._group, self._floor, self._again):
+        for step in (self._thaw, self._silent, self._group, self._floor, self._again):
             try:
                 step(now, children)
             except Exception as error:
                 self._internal(step.__name__.strip("_"), error)
+        self._spare_workers(children)
+        base = server._num_workers + self.spares
         seen = [self._seen(child, now) for child in children]
         if not self.ever_ready and self._worked():
             self.ever_ready = True
@@ -256,9 +338,9 @@ class Supervisor:
         if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
             self.canary = None
         if not self.stopping:
-            self._advance(seen, now)
+            self._advance(seen, now, base)
             seen = [self._seen(child, now) for child in children]
-        wanted = plan.target(server._num_workers, seen, self.state, canary=self.canary)
+        wanted = plan.target(base, seen, self.state, canary=self.canary)
         words[scoreboard.M_TARGET] = wanted
         words[scoreboard.M_SURGE] = int(self.state.phase is not Phase.IDLE)
         words[scoreboard.M_HOLD_UNTIL_NS] = int(self.restarts.hold_until * 1e9) if self.restarts.held(now) else 0
@@ -281,12 +363,26 @@ class Supervisor:
         """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
         return bool(self.server.reexec_pid or self.server.master_pid)
 
-    def _advance(self, seen: list[plan.Seen], now: float) -> None:
+    def _spare_workers(self, children: list[Child]) -> None:
+        """Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
+        # who is to be replaced gets a newcomer anyway
+        rows = [child.row.words for child in children if child.row is not None and child.serves() and not child.asked]
+        stuck = [words[scoreboard.W_THREADS] == 1 and words[scoreboard.W_STUCK] > 0 for words in rows]
+        before = self.spares
+        if before or any(stuck):
+            knocking = any(words[scoreboard.W_QUEUE] for words in rows)
+            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking,
+                                      room=self._may_surge())
+        if self.spares != before:
+            logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
+                         stuck=sum(stuck))
+
+    def _advance(self, seen: list[plan.Seen], now: float, base: int) -> None:
         cfg = self.server.cfg
         # sync workers close every connection anyway
         close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
-        step = plan.next_step(before, seen, now, base=self.server._num_workers,
+        step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
                               mercy=self.mercy() + 2.0)  # the dead man's switch in the worker comes first
         self.state = step.state
@@ -348,24 +444,59 @@ class Supervisor:
                                  f"{self.settings.restart_window:g} s", 1)
         self._degraded = degraded
 
-    def _kill_frozen(self, now: float, children: list[Child]) -> None:
-        """A stopped process neither answers nor leaves: it is replaced at once, not after gunicorn's timeout."""
+    def _look_again(self, at: float) -> None:
+        """The next tick is due then at the latest."""
+        self._look_at = min(self._look_at or at, at)
+
+    def _thaw(self, now: float, children: list[Child]) -> None:
+        """A stopped process neither answers nor leaves. It is made to go on, so that what it had accepted is answered,
+        and is replaced in good order; one that is stopped again is killed. The kernel tells at once who is stopped.
+        """
         for child in children:
-            beat = child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 if child.row is not None else now
-            if now - (beat or child.started) > FROZEN and not child.killed and stopped(child.pid):
-                logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, silent_s=round(now - beat, 1))
+            if child.killed or not stopped(child.pid):
+                child.stopped_at = 0.0
+                continue
+            child.stopped_at = child.stopped_at or now
+            if now - child.stopped_at < FROZEN:
+                self._look_again(child.stopped_at + FROZEN)
+                continue
+            logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, again=child.thawed,
+                         stopped_s=round(now - child.stopped_at, 1))
+            if child.thawed:
                 child.kill("frozen")
+                continue
+            child.thawed = True
+            if not child.asked:
+                child.ask("frozen")
+            child.send(signal.SIGCONT)
+
+    def _silent(self, now: float, children: list[Child]) -> None:
+        """A worker in which no thread of Python's runs any more is replaced in good order: if it comes to itself again
+        it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile.
+        """
+        starved, self._ticked = now - self._ticked > STARVED, now
+        for child in children:
+            row = child.row
+            if starved or row is None or not child.serves() or child.asked or not row.words[scoreboard.W_THREADS]:
+                continue
+            silent = now - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
+            if silent > SILENT + self.settings.guard_interval and not child.stopped_at:
+                logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(silent, 1))
+                child.ask("stuck")
 
     def _group(self, now: float, children: list[Child]) -> None:
-        """Under pressure on the group's memory the largest worker is replaced."""
-        if any(child.asked or child.term_at for child in children) or now - self._last_group < 10.0:
+        """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""
+        if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
             return
-        rows = {child.row.slot: int(child.row.words[scoreboard.W_RSS]) for child in children
-                if child.row is not None and child.ready_at}
-        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure())
+        words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
+        rows = {slot: int(of[scoreboard.W_RSS]) for slot, of in words.items()}
+        learned = int(self.words[scoreboard.M_WARM_FLOOR])
+        floors = {slot: max(learned, int(of[scoreboard.W_WARM_FLOOR])) for slot, of in words.items()}
+        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure(),
+                              floors=floors)
         for child in children:
             if slot is not None and child.row is not None and child.row.slot == slot:
-                self._last_group = now
+                self._pressure.replaced(now)
                 child.ask("memory_pressure")
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
 
@@ -384,6 +515,18 @@ class Supervisor:
                              warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
                              f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
                 return
+        if self.settings.memory_limit is None:
+            self._container(max(floors, default=0))
+
+    def _container(self, floor: int) -> None:
+        """The container has not the room that its workers need: their limit is raised, and that is told once."""
+        container, workers = cgroup.limit(), self.server._num_workers
+        if container is None or not container_too_small(container, workers, floor):
+            return
+        self._limit_told = True
+        logs.process("container_too_small", level="WARNING", container_bytes=container, workers=workers,
+                     warm_floor_bytes=floor, remedy="the kernel may kill workers: give the container at least "
+                     f"{int(1.5 * floor * (workers + 1) / 0.8)} bytes of memory, or start fewer workers")
 
     # -- exits and reloads ---------------------------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from typing import Any
 
-FIRST = 2.0  #: seconds without progress, with work queued, after which the first spare threads come
-AGAIN = 1.0  #: the same once spare threads were added
+#: Seconds without progress, with work queued, after which spare threads come: the first, the second, all later ones.
+PAUSES = (1.0, 2.0, 1.0)
 MOST = 8  #: × the worker's threads: so many spare ones at the most
 
 
@@ -41,7 +42,7 @@ class Stuck:
             # with a request in every thread it is known when the last of them was taken
             self.since = max(began) if len(began) >= self._threads + self.added else now
             self._progress = progress
-        if now - self.since < (AGAIN if self.times else FIRST):
+        if now - self.since < PAUSES[min(self.times, 2)]:
             return 0
         self.since = now
         if self.added >= MOST * self._threads:
@@ -52,15 +53,32 @@ class Stuck:
 
 
 def queued(worker: Any) -> int:
-    """Connections that a gthread worker accepted and no thread has taken; on other workers 0."""
+    """Connections that a gthread worker accepted and no thread has taken; on other workers 0.
+
+    One whose connections are all taken, by idle clients for the most part, accepts no more: then whether any wait.
+    """
     try:
-        return int(worker.tpool._work_queue.qsize())
-    except AttributeError:
+        return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and knocking(worker.sockets))
+    except (AttributeError, OSError):
         return 0
 
 
+def _full(worker: Any) -> bool:
+    return bool(worker.nr_conns >= worker.worker_connections)
+
+
+def knocking(listeners: list[Any]) -> bool:
+    """Whether a connection waits that no worker has accepted yet."""
+    poll = select.poll()
+    for listener in listeners:
+        poll.register(listener.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def add_threads(worker: Any, number: int) -> bool:
-    """Give a gthread worker more threads; False if this Python's pool has not what that needs."""
+    """Give a gthread worker more threads, and as many connections; False if this Python's pool has not what that
+    needs.
+    """
     pool = getattr(worker, "tpool", None)
     if not (hasattr(pool, "_max_workers") and hasattr(pool, "_adjust_thread_count")):
         return False
@@ -69,4 +87,7 @@ def add_threads(worker: Any, number: int) -> bool:
         pool._max_workers += number
         for _ in range(min(number, queued(worker))):
             pool._adjust_thread_count()
+    with contextlib.suppress(AttributeError, OSError):
+        worker.worker_connections += number
+        worker.method_queue.defer(int)  # its loop looks at that number after each event
     return True

@@ -1,13 +1,12 @@
 """What watching a worker's memory costs: time of one look, an idle worker's share of a core and private memory with and
-without the extension, and what gc.freeze saves.
+without the extension, and what STABILITY_GC_FREEZE saves.
 
 ``python tests/benchmarks/bench_memory.py``; medians.
 """
 
 from __future__ import annotations
 
-import gc
-import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,10 +20,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from flask_stability.config import Settings  # noqa: E402
 from flask_stability.memory import sampler  # noqa: E402
 from flask_stability.scoreboard import Scoreboard  # noqa: E402
-from support import Server  # noqa: E402
+from support import Server, wait_until  # noqa: E402
 
 BARE = "from flask import Flask\napp = Flask(__name__)\n"
 WATCHED = BARE + "from flask_stability import StabilityExt\nStabilityExt(app)\n"
+LARGE = WATCHED + "kept = [[{'number': number} for number in range(200)] for _ in range(2000)]\n"
 IDLE = 30.0  #: seconds
 
 
@@ -67,27 +67,15 @@ def _added() -> tuple[float, int]:
     return int(found[0]), int(found[1])
 
 
-def _private_after_collect(freeze: bool) -> float:
-    """MB of private memory that a forked child has after it collected garbage once."""
-    kept = [[{"number": number} for number in range(200)] for _ in range(2000)]
-    if freeze:
-        gc.collect()
-        gc.freeze()
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        gc.collect()
-        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
-            private = sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
-        os.write(write, str(private / 1024).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    found = float(os.read(read, 64))
-    os.close(read)
-    os.close(write)
-    gc.unfreeze()
-    assert kept
-    return found
+def _proportional(folder: Path, *, freeze: bool) -> float:
+    """MB of proportional memory of one of four workers of a preloaded app, once each has collected garbage."""
+    env = {"STABILITY_GC_FREEZE": "1" if freeze else "0", "STABILITY_HEALTH_INTERVAL": "30"}
+    with Server(folder, source=LARGE, workers=4, config="preload_app = True", env=env) as one:
+        wait_until(lambda: len(one.health()["detailed"]["workers"]) == 4)
+        for worker in one.workers():
+            worker.send_signal(signal.SIGUSR2)
+        wait_until(lambda: len(one.records("process-manager", "garbage_collected")) == 4)
+        return statistics.mean(worker.memory_full_info().pss for worker in one.workers()) / 1e6
 
 
 def _idle_worker(folder: Path, *, extension: bool) -> tuple[float, float]:
@@ -120,8 +108,10 @@ def main() -> None:
     added = [_added() for _ in range(5)]
     print(f"in a fresh process {statistics.median(size for size, _ in added) / 1e6:8.2f} MB   "
           f"with {added[0][1]} modules not imported before and the baseline of objects")
-    plain, frozen = (statistics.median(_private_after_collect(freeze) for _ in range(3)) for freeze in (False, True))
-    print(f"a child's private memory after a collection: {plain:.0f} MB, with gc.freeze() {frozen:.0f} MB")
+    with tempfile.TemporaryDirectory() as name:
+        plain, frozen = (_proportional(Path(name, str(freeze)), freeze=freeze) for freeze in (False, True))
+    print(f"a preloaded app of 400,000 dicts in four workers, each after a collection: {plain:.0f} MB of proportional "
+          f"memory a worker, with STABILITY_GC_FREEZE {frozen:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_stability.health.history import FEWEST, SAMPLES, TRANSITIONS, History, Sample, trends
-from flask_stability.scoreboard import Scoreboard
+from flask_stability.health.history import (
+    CHECKS,
+    FEWEST,
+    SAMPLES,
+    TRANSITIONS,
+    WORKERS,
+    History,
+    Memory,
+    Sample,
+    trends,
+)
+from flask_stability.scoreboard import HISTORY_BYTES, Scoreboard
 from support import wait_until
 
 
@@ -40,7 +50,7 @@ def test_a_reader_never_sees_half_a_sample() -> None:
         if writer == 0:
             while True:
                 number = float(history.count)
-                history.append(Sample(number, *[number] * 13, 0.0))
+                history.append(Sample(number, *[number] * 18, 0.0))
         wait_until(lambda begin=begin: history.count > begin)  # type: ignore[misc]
         for _ in range(100):
             count = history.count
@@ -62,6 +72,63 @@ def test_transitions_are_the_latest_first_whatever_they_say() -> None:
     found = history.transitions()
     assert [entry["time"] for entry in found] == list(range(TRANSITIONS + 49, 49, -1))
     assert {(entry["check"][:3], entry["new"]) for entry in found} == {("ééé", "warn")}
+
+
+def test_transitions_have_a_cursor() -> None:
+    """Whoever knows some is told of the others."""
+    history = _history()
+    for number in range(5):
+        history.transition({"id": str(number)})
+    assert history.changes == 5
+    assert [entry["id"] for entry in history.transitions(since=3)] == ["4", "3"]
+    assert history.transitions(since=history.changes) == []
+
+
+def test_a_round_tells_what_each_worker_held() -> None:
+    """To a KiB; of more workers than there is room for those in the lowest slots; one that holds nothing is none."""
+    history = _history()
+    history.append(Sample(1.0), [Memory(0, 65536 + 7, 50_000_001), Memory(1, 8, 0), Memory(4, 9, 1 << 40)])
+    history.append(Sample(2.0), [Memory(slot, slot, 1 << 20) for slot in range(WORKERS + 5)])
+    history.append(Sample(3.0))
+    assert history.memory(0) == [Memory(0, 7, 48829 << 10), Memory(4, 9, 1 << 40)]
+    assert [one.slot for one in history.memory(1)] == list(range(WORKERS))
+    assert history.memory(2) == []
+
+
+def test_a_round_tells_how_each_check_was() -> None:
+    """By a place for each name, in the order in which they were met; 0 where a check was not known."""
+    history = _history()
+    history.append(Sample(1.0), beats={"disk": 0, "search": 2})
+    history.append(Sample(2.0), beats={"search": 0, "é" * 40: 1})
+    assert history.check_names() == ["disk", "search", "é" * 32]
+    assert [history.beats(number) for number in range(2)] == ["130", "012"]
+
+
+def test_names_of_checks_have_a_bound() -> None:
+    """What is beyond it has no beats, and harms no others."""
+    history = _history()
+    for number in range(CHECKS + 20):
+        history.append(Sample(float(number)), beats={f"check{number}": 1, "check0": 2})
+    assert history.check_names() == [f"check{number}" for number in range(CHECKS)]
+    assert history.beats(CHECKS + 5) == "3" + "0" * (CHECKS - 1)
+    assert history.beats(CHECKS - 1) == "3" + "0" * (CHECKS - 2) + "2"
+
+
+def test_a_full_history_stays_in_its_area() -> None:
+    """Rings, transitions and names do not run into each other or beyond the area."""
+    area = memoryview(bytearray(HISTORY_BYTES + 64))
+    area[HISTORY_BYTES:] = b"x" * 64
+    history = History(area[:HISTORY_BYTES])
+    beats = {f"check{number}": 2 for number in range(CHECKS)}
+    for number in range(2 * SAMPLES):
+        history.append(Sample(*[float(number)] * 21), [Memory(slot, 1, 1 << 30) for slot in range(WORKERS)], beats)
+    for number in range(2 * TRANSITIONS):
+        history.transition({"id": str(number), "detail": "y" * 400})
+    assert bytes(area[HISTORY_BYTES:]) == b"x" * 64
+    assert len(history.transitions()) == TRANSITIONS
+    assert {history.beats(number) for number in range(SAMPLES, 2 * SAMPLES)} == {"3" * CHECKS}
+    assert all(len(history.memory(number)) == WORKERS for number in range(SAMPLES, 2 * SAMPLES))
+    assert history.samples()[0].time == SAMPLES
 
 
 def test_availability_is_of_the_requests_and_rounds_in_the_window() -> None:

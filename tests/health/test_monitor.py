@@ -271,6 +271,31 @@ def test_a_worker_without_a_server_leads(monitor: Callable[..., Monitor]) -> Non
     one.stop()
 
 
+def test_a_round_shows_the_worst_of_each_check_since_the_last_one(
+        board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
+    """A failure that healed before the round is in it all the same; memory is told by slot."""
+    row, failing = _worker(board, 11), threading.Event()
+    row.words[sb.W_RSS] = 50 << 20
+
+    def search() -> None:
+        if failing.is_set():
+            raise LookupError("gone")
+
+    monitor(row, Check("search", search, interval=0.05), settings=replace(SETTINGS, health_interval=2.0))
+    history = History(board.master.history)
+    wait_until(lambda: history.count)
+    failing.set()
+    wait_until(lambda: _checks(board)["search"]["status"] == "warn")
+    failing.clear()
+    wait_until(lambda: _checks(board)["search"]["status"] == "pass")
+    wait_until(lambda: history.count >= 4)
+    place = history.check_names().index("search")
+    beats = [history.beats(number)[place] for number in range(history.count)]
+    assert "2" in beats
+    assert beats[-1] == "1"
+    assert history.memory(0)[0][::2] == (row.slot, 50 << 20)
+
+
 def test_the_first_round_begins_at_once_and_startup_waits_for_all_of_it(
         board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
     """A check that hangs is waited for no longer than its timeout."""

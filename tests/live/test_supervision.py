@@ -16,9 +16,18 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 from supervised import Supervised, fewest_serving, starting
 
-from flask_stability.scoreboard import M_DEGRADED, STATE_READY, W_STATE, Scoreboard, board_files
+from flask_stability.scoreboard import (
+    M_DEGRADED,
+    M_HOLD_UNTIL_NS,
+    STATE_READY,
+    W_READY_NS,
+    W_STATE,
+    Scoreboard,
+    board_files,
+)
 from support import Load, wait_until
 
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
@@ -157,6 +166,27 @@ def test_reload_with_a_broken_configuration_changes_nothing(supervised: Start) -
 
 
 @pytest.mark.long
+def test_reloads_in_a_row_do_not_add_up(supervised: Start) -> None:
+    """Eight in three seconds: never a third generation of workers that serve, and the last one holds."""
+    server = supervised(config="keepalive = 3")
+    server.full(2)
+    load = Load(server.url, ["/"], 20).start()
+    most = 0
+    for _ in range(8):
+        server.signal(signal.SIGHUP)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.4:
+            most = max(most, len(server.worker_pids()))
+            time.sleep(0.02)
+    before = server.worker_pids()
+    wait_until(lambda: set(before).isdisjoint(server.worker_pids()), 60, message="the last reload was carried out")
+    server.full(2)
+    assert most <= 6  # two that go, two that come, and two that are ending
+    assert server.records("process-manager", "reload_waits")
+    assert load.stop().failed == 0
+
+
+@pytest.mark.long
 def test_reload_to_an_app_that_does_not_boot_keeps_the_old_workers(supervised: Start) -> None:
     """The old workers serve until the app is repaired; then the new ones take over by themselves."""
     server = supervised(worker_class="sync")
@@ -196,6 +226,47 @@ def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: st
     assert server.alive()
     assert "Segmentation fault" in (server.logs_dir / "error.log").read_text()
     assert sum(server.board().totals().restarts.values()) == 6
+
+
+@pytest.mark.long
+def test_workers_killed_again_and_again_are_back_at_once(supervised: Start, worker_class: str) -> None:
+    """All workers killed six times, each time as soon as they have served a while: no restart is held back."""
+    server = supervised(worker_class=worker_class, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    board, held = server.board(), []
+    for _ in range(6):
+        server.full(2)
+        wait_until(lambda: all(time.monotonic_ns() - row.words[W_READY_NS] > 1.2e9 for row in board.live()))
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: held.append(board.master.words[M_HOLD_UNTIL_NS]) or server.exits()[-1:])
+        assert server.get("/").ok
+    server.full(2)
+    assert not any(held)
+
+
+@pytest.mark.long
+def test_what_a_frozen_worker_had_accepted_is_answered(supervised: Start, worker_class: str) -> None:
+    """Stopped in the middle of a request, it goes on, answers, and is replaced; stopped again, it is killed."""
+    server = supervised(worker_class=worker_class, workers=1, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    server.full(1)
+    frozen = server.worker_pids()[0]
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/3.0", timeout=60).json()["pid"]))
+    thread.start()
+    server.busy()
+    os.kill(frozen, signal.SIGSTOP)
+    thread.join(60)
+    assert answers == [frozen]
+    server.retired(frozen)
+    server.full(1)
+    stubborn = server.worker_pids()[0]
+    while psutil.pid_exists(stubborn):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stubborn, signal.SIGSTOP)
+        time.sleep(0.05)
+    server.full(1)
+    assert server.exits() == ["frozen", "frozen"]
+    assert [record["again"] for record in server.records("process-manager", "worker_frozen")] == [False, False, True]
 
 
 @pytest.mark.long
@@ -455,6 +526,32 @@ def test_workers_end_when_their_master_was_killed(supervised: Start, worker_clas
     server.process.wait(10)
     wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
     hung.join(30)
+
+
+@pytest.mark.long
+def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervised: Start, worker_class: str) -> None:
+    """The master is killed while a request hangs: a new one listens at once, not after graceful_timeout."""
+    server = supervised(worker_class=worker_class, config="graceful_timeout = 60")
+    server.full(2)
+    hung = threading.Thread(target=server.lost, args=("/slow/45.0",))
+    hung.start()
+    orphans = server.workers()
+    server.busy()
+    server.process.kill()
+    server.process.wait(10)
+    server.start(wait=False)
+
+    def served_anew() -> bool:
+        if server.process.poll() is not None:  # gunicorn tries for five seconds; then whoever looks after it does
+            server.start(wait=False)
+        with contextlib.suppress(requests.RequestException):
+            return server.get("/", timeout=5).json()["pid"] not in [orphan.pid for orphan in orphans]
+        return False
+
+    wait_until(served_anew)
+    assert any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans)
+    hung.join(90)
+    wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
 
 
 def test_bad_settings_stop_the_start_before_it_listens(supervised: Start) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from supervised import Supervised, starting
 
+from flask_stability.scoreboard import W_BUSY
 from support import Load, wait_until
 
 Start = Callable[..., Supervised]
@@ -82,6 +84,36 @@ def test_sixteen_hung_requests_leave_the_service_answering(supervised: Start) ->
 
 
 @pytest.mark.long
+def test_hung_threads_beside_idle_clients_leave_the_service_answering(supervised: Start) -> None:
+    """All connections of the only worker are taken, most by clients that keep theirs and say nothing: it accepts."""
+    server = supervised(workers=1, config="keepalive = 100\nworker_connections = 12")
+    server.full(1)
+    idle = [requests.Session() for _ in range(8)]
+    for session in idle:
+        assert session.get(server.url + "/", timeout=30).ok
+    hung = send(server, "/hang", 4)
+    wait_until(lambda: any(row.words[W_BUSY] == 4 for row in server.board().live()))
+    assert server.get("/", timeout=40).ok
+    assert server.records("error", "worker_stuck")
+    for client in [*idle, *hung]:
+        client.close()
+
+
+@pytest.mark.long
+def test_worker_whose_interpreter_hangs_is_replaced_before_gunicorn_notices(supervised: Start,
+                                                                            worker_class: str) -> None:
+    """No thread of the only worker runs: a newcomer serves long before the timeout."""
+    server = supervised(worker_class=worker_class, workers=1, config="timeout = 100",
+                        env={"STABILITY_REQUEST_TIMEOUT": "90"})
+    server.full(1)
+    hung = send(server, "/hang-gil")
+    wait_until(lambda: server.records("process-manager", "worker_silent"), 60)
+    assert server.get("/", timeout=40).ok
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
 def test_hang_that_holds_the_interpreter_leaves_all_stacks(supervised: Start, worker_class: str) -> None:
     """Nothing of Python runs any more: gunicorn's timeout, with the stacks of all threads in error.log."""
     server = supervised(worker_class=worker_class, config="timeout = 4", env={"STABILITY_REQUEST_TIMEOUT": "0"})
@@ -126,6 +158,27 @@ def test_sync_worker_with_a_hung_request_is_replaced_by_a_newcomer_first(supervi
     wait_until(lambda: server.exits() == ["deadline"], 60)
     for connection in hung:
         connection.close()
+
+
+@pytest.mark.long
+def test_sync_workers_that_all_hang_get_helpers(supervised: Start) -> None:
+    """Six requests of 25 seconds on two workers: the rest is served meanwhile, all six are answered, then the helpers
+    go.
+    """
+    server = supervised(worker_class="sync")
+    server.full(2)
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(server.get("/slow/25.0", timeout=100).status_code))
+               for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: server.records("process-manager", "spare_workers"))
+    assert server.get("/", timeout=60).ok
+    for thread in threads:
+        thread.join(100)
+    assert answers == [200] * 6
+    server.full(2, 60)
+    assert set(server.exits()) <= {"asked", "scale"}
 
 
 @pytest.mark.long

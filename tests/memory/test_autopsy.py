@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 import threading
+import time
 import tracemalloc
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 
 import blinker
 import pytest
+from werkzeug.local import LocalProxy
 
-from flask_stability.memory import autopsy
+from flask_stability.memory import autopsy, trackers
 
 kept: list[object] = []
 grown_signal = blinker.Namespace().signal("grown-signal")
@@ -42,6 +46,52 @@ class Hostile:
 
     def __sizeof__(self) -> int:
         raise AssertionError("asked for its size")
+
+
+class Meta(type):
+    """A metaclass is code as well."""
+
+    armed = False
+
+    def __getattribute__(cls, name: str) -> object:
+        if Meta.armed:
+            raise AssertionError(f"a class was asked for {name}")
+        return super().__getattribute__(name)
+
+    def __eq__(cls, other: object) -> bool:
+        if Meta.armed:
+            raise AssertionError("a class was compared")
+        return cls is other
+
+    def __hash__(cls) -> int:
+        if Meta.armed:
+            raise AssertionError("a class was hashed")
+        return 1
+
+
+class Lying(metaclass=Meta):
+    """Says that it is something else."""
+
+    def __init__(self) -> None:
+        self.data = b"x" * 10_000
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise AssertionError("asked for its class")
+
+    def __call__(self) -> None: ...
+
+    def __str__(self) -> str:
+        raise AssertionError("asked for its text")
+
+
+class Module(types.ModuleType):
+    """One that loads what it is asked for."""
+
+    def __getattribute__(self, name: str) -> object:
+        if Meta.armed:
+            raise AssertionError(f"a module was asked for {name}")
+        return super().__getattribute__(name)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +142,61 @@ def test_no_code_of_what_it_looks_at_is_run() -> None:
     assert isinstance(report["grown_types"], list), report["grown_types"]
     assert isinstance(report["grown_globals"], list), report["grown_globals"]
     assert f"{__name__}.Hostile" in {entry["type"] for entry in report["grown_types"]}
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever runs code of the classes and modules above fails from here on."""
+    monkeypatch.setitem(sys.modules, "tests_autopsy_module", Module("tests_autopsy_module"))
+    monkeypatch.setitem(sys.modules, "tests_autopsy_proxy", LocalProxy(_unbound))
+    yield
+    Meta.armed = False
+
+
+def _unbound() -> types.ModuleType:
+    raise AssertionError("a proxy was asked for what it stands for")
+
+
+def test_neither_metaclasses_nor_modules_nor_proxies_are_asked(armed: None) -> None:
+    """What lies about its class, proxies of nothing, modules that load when looked at, and timers that call these."""
+    autopsy.baseline()
+    proxy: Callable[[], object] = LocalProxy(_unbound)
+    found = [Lying() for _ in range(500)]
+    kept.extend([*found, *(LocalProxy(_unbound) for _ in range(500))])
+    timers = [threading.Timer(3600, call) for call in (proxy, found[0], types.MethodType(proxy, 1), "x".upper)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    Meta.armed = True
+    try:
+        autopsy.baseline()
+        autopsy._types["builtins.list"] = 0
+        autopsy._types[f"{__name__}.Lying"] = 0
+        report = autopsy.report("memory")
+        counted = trackers.receivers()
+    finally:
+        Meta.armed = False
+        for timer in timers:
+            timer.cancel()
+    assert not [value for value in report.values() if "AssertionError" in str(value)], report
+    assert f"{__name__}.Lying" in {entry["type"] for entry in report["grown_types"]}
+    assert report["threads"]["timers"] == 4
+    assert {f"{__name__}.Lying", "upper"} <= set(report["threads"]["timers_call"])
+    assert counted >= 0
+
+
+def test_a_huge_dict_costs_no_more_than_a_small_one() -> None:
+    """What is in it is told from a part."""
+    autopsy.baseline()
+    huge = {number: [number] for number in range(1_000_000)}
+    kept.append(huge)
+    started = time.perf_counter()
+    size = autopsy._held(huge)
+    one = time.perf_counter() - started
+    started = time.perf_counter()
+    whole = sum(sys.getsizeof(value) for value in huge.values())
+    assert one < 2 * (time.perf_counter() - started)
+    assert size == pytest.approx(whole + sys.getsizeof(huge), rel=0.5)
 
 
 def test_a_look_makes_nothing_in_what_it_looks_at() -> None:

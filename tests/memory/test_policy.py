@@ -16,6 +16,7 @@ from flask_stability.memory.policy import (
     Decision,
     Judge,
     Rules,
+    container_too_small,
     default_limit,
     group_decision,
     growth_pause,
@@ -345,6 +346,20 @@ def test_under_pressure_the_largest_goes_if_that_helps(rows: dict[int, int], ava
                                                        expected: int | None) -> None:
     """Workers of one size are not to blame."""
     assert group_decision(rows, available=available, total=2000 * MB) == expected
+
+
+def test_a_worker_as_large_as_a_fresh_one_stays() -> None:
+    """In a container that is too small nothing is won by replacing the one worker over and over."""
+    rows = {0: 900 * MB}
+    assert group_decision(rows, available=0, total=2000 * MB, floors={0: 800 * MB}) is None
+    assert group_decision(rows, available=0, total=2000 * MB, floors={0: 700 * MB}) == 0
+
+
+@pytest.mark.parametrize(("container", "workers", "floor", "expected"), [
+    (1000, 3, 166, False), (1000, 3, 167, True), (None, 3, 10**9, False), (1000, 1, 334, True), (1000, 3, 0, False)])
+def test_a_container_may_be_too_small(container: int | None, workers: int, floor: int, expected: bool) -> None:
+    """Where the limit that each worker would get is too near to what a warm one needs."""
+    assert container_too_small(container, workers, floor) is expected
 
 
 def test_pressure_makes_it_go_sooner() -> None:

@@ -130,6 +130,33 @@ def test_under_pressure_it_collects_once_a_minute(row: Row, monkeypatch: pytest.
     assert row.words[sb.W_GC_RUNS] == 2
 
 
+def test_collections_that_take_long_are_made_seldom(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under pressure they take a hundredth of the time at most: all threads wait for them."""
+    monkeypatch.setattr(cgroup, "available", lambda: 0)
+    monkeypatch.setattr(sampler, "collect", lambda: time.sleep(0.2) or 0)
+    monkeypatch.setattr(sampler, "COLLECT_SHARE", 0.001)
+    watch = MemoryWatch(Settings(), row)
+    now = time.monotonic()
+    for second in range(0, 180, 5):
+        watch.tick(now + second)
+    assert row.words[sb.W_GC_RUNS] == 1
+    for second in range(180, 250, 5):
+        watch.tick(now + second)
+    assert row.words[sb.W_GC_RUNS] == 2
+
+
+def test_without_figures_nothing_is_decided(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /proc is hidden the rest of the guard goes on: no error, no replacement, no verdict."""
+    monkeypatch.setattr(sampler, "resident", lambda: 0)
+    monkeypatch.setattr(cgroup, "_machine", lambda: (0, None))
+    monkeypatch.setattr(cgroup, "_OWN", "/nowhere")
+    watch = MemoryWatch(replace(Settings(), memory_limit=1 << 30), row)
+    now = time.monotonic()
+    assert all(watch.tick(now + 7.0 * step).action is Action.NONE for step in range(600))
+    assert not row.words[sb.W_LEAK_VERDICT]
+    assert watch.next_interval() == 1.0
+
+
 def test_a_leak_is_told_once_with_its_trend(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the log, by the signal, on the board; a limit says how soon."""
     size = [100 << 20]

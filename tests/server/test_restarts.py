@@ -68,6 +68,35 @@ def test_worker_that_lived_long_enough_is_no_crash_loop() -> None:
     assert policy.recent(110.0) == 10
 
 
+def test_worker_that_has_served_is_never_waited_for_long() -> None:
+    """A second of service and it is started again at once; ready for less, and the longest wait is half a second."""
+    policy, now = restarts(), 100.0
+    for _ in range(6):
+        assert policy.crashed(now, 1.5, served=1.2) is False
+        assert not policy.held(now)
+        now += 1.5
+    waits = []
+    for _ in range(6):
+        policy.crashed(now, 0.8, served=0.5)
+        waits.append(policy.hold_until - now)
+        now = max(policy.hold_until, now) + 1.0
+    assert max(waits) == pytest.approx(0.5)
+
+
+def test_while_nobody_serves_the_waits_are_short() -> None:
+    """Newcomers that do not start are tried again after two seconds at the most, also if others served till now."""
+    policy, now = restarts(), 100.0
+    for _ in range(4):
+        policy.crashed(now, 0.2, others=True)
+        now = max(policy.hold_until, now) + 1.0
+    policy.crashed(now, 0.2, others=True)
+    assert policy.hold_until == now + 4.0
+    policy.crashed(now + 0.2, 3600.0, served=3600.0, others=False)  # the last one that served
+    assert policy.hold_until == pytest.approx(now + 0.7)
+    policy.crashed(now + 1.5, 0.2, others=False)
+    assert policy.hold_until == pytest.approx(now + 3.5)
+
+
 def test_limit_is_a_sliding_window() -> None:
     """Sixteen crashes in a minute are allowed, the seventeenth is too many, and old ones are forgotten."""
     policy = restarts()
@@ -131,14 +160,15 @@ def test_exit_has_its_reason(status: int | None, known: Known, reason: str) -> N
     assert reason in CODE
 
 
-def test_stuck_threads_get_spare_ones_after_two_seconds_and_more_while_work_waits() -> None:
+def test_stuck_threads_get_spare_ones_after_a_second_and_more_while_work_waits() -> None:
     """Once at first, then, when the spare ones are stuck as well, more up to a limit."""
     stuck, wanted, now = Stuck(4), [], 100.0
     for _ in range(100):
         wanted.append(stuck.look(now, 5, "same", []))
         now += 0.25
-    assert wanted[:9] == [0] * 8 + [4]
-    assert wanted[9:13] == [0, 0, 0, 4]
+    assert wanted[:5] == [0] * 4 + [4]
+    assert wanted[5:13] == [0] * 7 + [4]
+    assert wanted[13:17] == [0, 0, 0, 4]
     assert sum(wanted) == 8 * 4
 
 
@@ -152,14 +182,14 @@ def test_threads_without_work_queued_are_not_stuck() -> None:
     """Slow requests that keep nobody waiting are nobody's business."""
     stuck = Stuck(4)
     assert not any(stuck.look(100.0 + number, 0, "same", [100.0] * 4) for number in range(60))
-    assert not stuck.look(200.0, 1, "same", [199.0] * 4)
+    assert not stuck.look(200.0, 1, "same", [199.5] * 4)
 
 
 def test_stuck_time_counts_from_when_the_last_thread_was_taken() -> None:
     """Not from when the guard happened to look."""
     stuck = Stuck(4)
-    assert stuck.look(101.0, 1, "same", [90.0, 95.0, 99.0, 100.0]) == 0
-    assert stuck.look(102.0, 1, "same", [90.0, 95.0, 99.0, 100.0]) == 4
+    assert stuck.look(100.9, 1, "same", [90.0, 95.0, 99.0, 100.0]) == 0
+    assert stuck.look(101.0, 1, "same", [90.0, 95.0, 99.0, 100.0]) == 4
 
 
 def test_order_of_timeouts_has_one_line_per_breach() -> None:

@@ -1,0 +1,74 @@
+"""``flask stability clean-logs``: remove what rotation left behind, by age. What is being written is never touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+
+import click
+
+from .config import Settings, load_dotenv
+from .exceptions import ConfigError
+from .logs import NAMES
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+#: error.log.3, and what logrotate makes: error.log.3.gz, error.log-20261123, error.log-20261123.gz
+_BACKUP = re.compile(rf"({'|'.join(map(re.escape, NAMES.values()))})[.-]\d+(\.(gz|xz|bz2|zst))?")
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value)
+    if not match:
+        raise click.BadParameter(f"{value!r}: give a number and a unit: 30m, 12h, 14d or 2w")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def old_backups(folder: str, seconds: float, now: float) -> Iterator[tuple[str, int]]:
+    """Paths and sizes of rotated logs last written more than `seconds` before `now`.
+
+    :param now: seconds since the epoch.
+    :raises OSError: if the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not _BACKUP.fullmatch(entry.name):
+                continue
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # rotated meanwhile
+            if stat.S_ISREG(found.st_mode) and now - found.st_mtime > seconds:
+                yield entry.path, found.st_size
+
+
+@click.command("clean-logs")
+@click.option("--older-than", metavar="AGE", callback=_seconds, required=True, help="Age of what goes: 14d, 12h, 30m.")
+@click.option("--dir", "folder", metavar="DIR", help="The folder of the logs; STABILITY_LOG_DIR if left out.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def clean_logs_command(older_than: float, folder: str | None, dry_run: bool) -> None:
+    """Remove rotated logs that were last written longer ago than --older-than."""
+    folder = folder or _configured()
+    freed = number = 0
+    try:
+        for path, size in list(old_backups(folder, older_than, time.time())):
+            if not dry_run:
+                os.unlink(path)
+            freed, number = freed + size, number + 1
+            click.echo(path)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}: run this as the service's user") from error
+    click.echo(f"{'would remove' if dry_run else 'removed'} {number} files, {freed} bytes")
+
+
+def _configured() -> str:
+    try:
+        load_dotenv()
+        folder = Settings.from_environ().log_dir
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    if folder is None:
+        raise click.ClickException("STABILITY_LOG_DIR is not set here: name the folder with --dir")
+    return folder

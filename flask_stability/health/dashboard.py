@@ -1,0 +1,205 @@
+"""The dashboard: one page that polls the history, the files it is made of, and a login form for the token.
+
+The files are read once and handed out from memory; a stranger gets the form's own, and without a token nothing.
+Addresses in the page are relative, so that it works behind a proxy that takes a prefix off.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import mimetypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+import jinja2
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import ClientDisconnected
+
+from .. import logs
+from ..config import Settings
+from .access import COOKIE, LIFETIME, Access
+
+POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+          "form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+LANGUAGES = ("en", "zh")
+FORM_FILES = frozenset({"style.css", "icon.svg"})  #: what the login form is made of
+MOST_BODY = 2048  #: bytes of a login
+PATIENCE = 5.0  #: seconds for a login's body to arrive
+_HERE = Path(__file__).parent
+
+
+class _File(NamedTuple):
+    data: bytes
+    kind: str
+    tag: str
+
+
+class Dashboard:
+    """The views of one app's settings.
+
+    :param refuse: answers whoever may not see details.
+    """
+
+    def __init__(self, settings: Settings, access: Access, refuse: Callable[[], Response]) -> None:
+        self._access, self._refuse = access, refuse
+        self._path, self._service = settings.health_path, settings.service_id or ""
+
+    def register(self, blueprint: Blueprint) -> None:
+        """Add the routes."""
+        blueprint.add_url_rule("/dashboard", "dashboard", self.page, methods=["GET"])
+        blueprint.add_url_rule("/dashboard", "login", self.login, methods=["POST"])
+        blueprint.add_url_rule("/dashboard/logout", "logout", self.logout, methods=["POST"])
+        blueprint.add_url_rule("/dashboard/<name>", "dashboard_file", self.file, methods=["GET"])
+
+    def page(self) -> Response:
+        """The page; for a stranger the form, if there is a token to ask for."""
+        if self._access.may_see(request):
+            return _html("dashboard.html", service=self._service, health=f"../{self._path.rpartition('/')[2]}",
+                         may_leave=self._access.has_login and COOKIE in request.cookies)
+        return _html("login.html") if self._access.has_login else self._refuse()
+
+    def login(self) -> Response:
+        """Take a token and give a cookie; each address has only so many tries."""
+        if not self._access.has_login:
+            return self._refuse()
+        wait = self._access.attempts.take(request.remote_addr or "", time.monotonic())
+        if wait:
+            answer = _html("login.html", 429, error="login_wait")
+            answer.headers["Retry-After"] = str(math.ceil(wait))
+            return answer
+        try:
+            token = _form_token()
+        except (OSError, ClientDisconnected):
+            return _closing(_html("login.html", 408, error="login_wrong"))
+        if token is None:
+            return _closing(_html("login.html", 400, error="login_wrong"))
+        if not self._access.is_token(token):
+            logs.error("dashboard_login_refused", level="WARNING", address=request.remote_addr)
+            return _html("login.html", 403, error="login_wrong")
+        answer = _redirect("dashboard")
+        self._cookie(answer, self._access.new_login(), LIFETIME)
+        return answer
+
+    def logout(self) -> Response:
+        """Take the cookie back."""
+        if not self._access.has_login:
+            return self._refuse()
+        answer = _redirect("../dashboard")
+        self._cookie(answer, "", 0)
+        return answer
+
+    def file(self, name: str) -> Response:
+        """One of the files the page is made of."""
+        may = self._access.may_see(request) or (self._access.has_login and name in FORM_FILES)
+        found = _files().get(name) if may else None
+        if found is None:
+            return self._refuse()
+        answer = Response(found.data, content_type=found.kind)
+        answer.set_etag(found.tag)
+        _guard(answer, "private, no-cache")  # asked for each time, sent when it changed
+        answer.make_conditional(request)
+        return answer
+
+    def _cookie(self, answer: Response, value: str, seconds: int) -> None:
+        # the scheme is the server's word, not a header's
+        answer.set_cookie(COOKIE, value, max_age=seconds, path=request.root_path.rstrip("/") + self._path,
+                          httponly=True, samesite="Strict", secure=request.environ["wsgi.url_scheme"] == "https")
+
+
+# -- what a login sends --------------------------------------------------------------------------------------------
+
+
+def _form_token() -> str | None:
+    """The token in the request's form; None if there is none.
+
+    Read here, and byte by byte: a client that never sends what it announced is not to hold a thread.
+
+    :raises OSError: if it does not arrive in time.
+    """
+    length = request.content_length
+    if length is None or not 0 < length <= MOST_BODY or request.mimetype != "application/x-www-form-urlencoded":
+        return None
+    stream, connection = request.environ["wsgi.input"], request.environ.get("gunicorn.socket")
+    deadline = time.monotonic() + PATIENCE
+    before = connection.gettimeout() if connection is not None else None
+    data = b""
+    try:
+        while len(data) < length:
+            if connection is not None:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+            byte = stream.read(1)
+            if not byte or time.monotonic() > deadline:
+                raise TimeoutError("the body did not arrive")
+            data += byte
+    finally:
+        if connection is not None:
+            connection.settimeout(before)
+    try:
+        return parse_qs(data.decode("ascii"), max_num_fields=4)["token"][0].strip()
+    except (KeyError, ValueError):
+        return None
+
+
+# -- answers -------------------------------------------------------------------------------------------------------
+
+
+def _guard(answer: Response, cache: str) -> None:
+    answer.headers.update({
+        "Cache-Control": cache, "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin"})
+
+
+def _html(template: str, status: int = 200, **values: Any) -> Response:
+    language = request.accept_languages.best_match(LANGUAGES, default="en") or "en"
+    text = words(language)
+    answer = Response(_templates().get_template(template).render(
+        t=text, words=json.dumps(text, ensure_ascii=False), language=language, **values), status, mimetype="text/html")
+    _guard(answer, "no-store")
+    answer.headers["Content-Language"] = language
+    answer.vary.update(("Accept-Language", "Cookie"))
+    return answer
+
+
+def _redirect(where: str) -> Response:
+    """To one of our own pages, and to no other: relative, so that no header has a say in it."""
+    answer = Response(status=303, headers={"Location": where})
+    _guard(answer, "no-store")
+    return answer
+
+
+def _closing(answer: Response) -> Response:
+    """What the client still sends belongs to no next request."""
+    answer.headers["Connection"] = "close"
+    return answer
+
+
+@functools.cache
+def words(language: str) -> dict[str, str]:
+    """The page's texts in a language."""
+    found: dict[str, str] = json.loads((_HERE / "templates" / f"words.{language}.json").read_text("utf-8"))
+    return found
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Of our own: an app's context processors and templates have no part in it."""
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, auto_reload=False,
+                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@functools.cache
+def _files() -> dict[str, _File]:
+    """All files by name, so that no name can lead elsewhere."""
+    found = {}
+    for path in sorted((_HERE / "static").iterdir()):
+        kind = {".js": "text/javascript"}.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
+        data = path.read_bytes()
+        found[path.name] = _File(data, f"{kind}; charset=utf-8", hashlib.sha256(data).hexdigest()[:20])
+    return found

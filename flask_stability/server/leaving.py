@@ -1,0 +1,126 @@
+"""A worker that leaves lets go of the listening sockets at once; at the service's end it first takes what waits there.
+
+gunicorn's workers hold them until their last request is done. At the end of a service that is a trap: as long as one
+request is in flight the kernel goes on accepting connections that nobody will serve, and resets them when the last
+worker is gone (150 requests a second, one of 6 s in flight: 720 lost). Let go of, a new connection is refused, and a
+proxy takes the next instance, whatever the method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+MOST = 4096  #: connections taken from one queue at the most
+
+
+def leave_well(worker: Any, last: Callable[[], bool]) -> None:
+    """Have a sync or gthread worker leave so.
+
+    :param last: nobody else will accept what waits: the service ends.
+    """
+    for listener in worker.sockets:
+        name = listener.getsockname()
+        listener.getsockname = lambda name=name: name  # asked for at each request, also after it was let go of
+    if hasattr(worker, "set_accept_enabled"):
+        _threaded(worker, last)
+    else:
+        _Sync(worker, last)
+
+
+def _threaded(worker: Any, last: Callable[[], bool]) -> None:
+    """gthread: its main loop says when it stops accepting."""
+    switch = worker.set_accept_enabled
+
+    def set_accept_enabled(enabled: bool) -> None:
+        switch(enabled)
+        if enabled or (worker.alive and os.getppid() == worker.ppid):
+            return
+        for listener in worker.sockets:
+            if last():
+                _accept_all(worker, listener)
+            let_go(listener)
+
+    worker.set_accept_enabled = set_accept_enabled
+
+
+def _accept_all(worker: Any, listener: Any) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(MOST):
+            before = worker.nr_conns
+            worker.accept(listener)
+            if worker.nr_conns == before:
+                return
+
+
+class _Sync:
+    """sync: its only thread is in a request, or waits for one, when SIGTERM comes; the signal's handler takes and
+    lets go, and what it took is served after the request.
+    """
+
+    def __init__(self, worker: Any, last: Callable[[], bool]) -> None:
+        self._worker, self._last = worker, last
+        self._accept, self._run = worker.accept, worker.run
+        self._taken: list[tuple[Any, socket.socket, Any]] = []
+        self._since = 0.0
+        worker.accept, worker.run = self.accept, self.run
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        signal.siginterrupt(signal.SIGTERM, False)
+
+    def handle_exit(self, number: int, frame: Any) -> None:
+        """SIGTERM."""
+        self._worker.handle_exit(number, frame)
+        self._leave()
+
+    def accept(self, listener: Any) -> None:
+        """gunicorn's; the signal may have come just before it."""
+        try:
+            self._accept(listener)
+        except OSError as error:
+            if error.errno == errno.ENOTSOCK and not self._worker.alive:
+                raise BlockingIOError(errno.EAGAIN, "the worker leaves") from None
+            raise
+
+    def run(self) -> None:
+        """gunicorn's, and then what was taken."""
+        worker = self._worker
+        self._run()
+        self._leave()
+        until = self._since + float(worker.cfg.graceful_timeout) - 1.0
+        while self._taken:
+            listener, client, address = self._taken.pop(0)
+            if time.monotonic() > until:
+                client.close()
+                continue
+            worker.notify()
+            worker.handle(listener, client, address)
+
+    def _leave(self) -> None:
+        self._since = self._since or time.monotonic()
+        for listener in self._worker.sockets:
+            if self._last():
+                self._take(listener)
+            let_go(listener)
+
+    def _take(self, listener: Any) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._taken) < MOST:
+                client, address = listener.accept()
+                client.setblocking(True)
+                self._taken.append((listener, client, address))
+
+
+def let_go(listener: Any) -> None:
+    """Its descriptor stays valid, for whatever loop still looks at it, but is no socket any more; once or again."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.dup2(null, listener.fileno(), inheritable=False)
+        finally:
+            os.close(null)

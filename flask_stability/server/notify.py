@@ -1,0 +1,92 @@
+"""What systemd is told of the service (sd_notify, Type=notify), so that it neither starts what depends on us too early
+nor keeps a master that hangs.
+
+gunicorn says READY=1 itself as soon as it listens, before any worker is there. `Notifier.take` removes NOTIFY_SOCKET
+from the environment, which silences it; READY=1 then comes from here, when a worker serves. Workers inherit neither
+the variable nor an open socket, so none of them can feed the watchdog for a master that hangs.
+
+Nothing here blocks or raises: a message that cannot be sent now is part of the next one.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+
+
+class Phase(enum.Enum):
+    """Where the service is, and what systemd calls it."""
+
+    STARTING = ""
+    READY = "READY=1"
+    RELOADING = "RELOADING=1"
+    STOPPING = "STOPPING=1"
+
+
+class Notifier:
+    """The master's line to systemd; without an address it does nothing.
+
+    :param address: a socket's path, or its abstract name after ``@``.
+    :param watchdog: seconds within which systemd wants a sign of life, 0.0 = it wants none.
+    :ivar phase, status: what is to be told, by the next `tell`.
+    """
+
+    def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._interval = watchdog / 4
+        self._pid = os.getpid()
+        self._told = Phase.STARTING, ""
+        self._fed = float("-inf")
+        self.phase, self.status = self._told
+
+    @classmethod
+    def take(cls, environ: MutableMapping[str, str], *, before: int = 0) -> Notifier:
+        """The one that the environment names; its variables are removed.
+
+        :param before: process id of the master that this one replaces, 0 = none: its watchdog is then ours.
+        """
+        address, usec, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        wanted = usec.isdecimal() and pid in ("", str(os.getpid()), str(before))
+        return cls(address if address[:1] in ("/", "@") and len(address) > 1 else "",
+                   int(usec) / 1e6 if wanted else 0.0)
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody listens."""
+        return bool(self._address)
+
+    def tell(self, now: float) -> None:
+        """Send what has changed, and the sign of life when it is due; `now`: monotonic seconds."""
+        if not self._address:
+            return
+        lines, wanted = [], (self.phase, self.status[:200].replace("\n", " "))
+        if self.phase is not self._told[0]:
+            lines.append(self.phase.value)
+            if self.phase is Phase.RELOADING:
+                lines.append(f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if wanted[1] != self._told[1]:
+            lines.append(f"STATUS={wanted[1]}")
+        feed = self._interval > 0 and now - self._fed >= self._interval
+        if feed:
+            lines.append("WATCHDOG=1")
+        if lines and self._send("\n".join(lines)):
+            self._told = wanted
+            self._fed = now if feed else self._fed
+
+    def hand_over(self, pid: int) -> None:
+        """From now on another process is the service's main one."""
+        self._send(f"MAINPID={pid}")
+        self._address = ""
+
+    def _send(self, message: str) -> bool:
+        if not self._address or os.getpid() != self._pid:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as line:
+                line.sendto(message.encode("utf-8", "replace"), self._address)
+        except (OSError, ValueError):  # nobody there, its queue is full, or no such address
+            return False
+        return True

@@ -1,0 +1,82 @@
+"""The shipped Prometheus configuration and alert rules against two real instances."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from deployed import PORTS, Site, site
+
+from support import free_port, wait_until
+from support_deploy import DEPLOY
+
+TOKEN = "scrape-me-if-you-may"
+SHIPPED = DEPLOY / "prometheus"
+Ask = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def _prometheus(folder: Path, one: Site) -> Iterator[Ask]:
+    """Prometheus with the shipped files, asking every second; gives a function that asks its API."""
+    folder.mkdir()
+    port = free_port()
+    text = (SHIPPED / "prometheus.yml").read_text().replace("15s", "1s")
+    text = text.replace("/etc/prometheus/orders.token", "token")
+    for placeholder, instance in zip(PORTS, one.instances, strict=False):
+        text = text.replace(f"127.0.0.1:{placeholder}", f"127.0.0.1:{instance.port}")
+    (folder / "prometheus.yml").write_text(text)
+    shutil.copy(SHIPPED / "alerts.yml", folder)
+    (folder / "token").write_text(TOKEN)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["prometheus", f"--config.file={folder}/prometheus.yml",
+                                    f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"],
+                                   stdout=log, stderr=log)
+
+    def ask(path: str, **parameters: str) -> Any:
+        with contextlib.suppress(requests.RequestException, ValueError):
+            return requests.get(f"http://127.0.0.1:{port}/api/v1/{path}", parameters, timeout=30).json().get("data")
+        return None
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _rules(ask: Ask) -> list[dict[str, Any]]:
+    return [rule for group in (ask("rules") or {"groups": []})["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus")
+def test_prometheus_scrapes_both_instances_and_its_rules_see_one_go(tmp_path: Path) -> None:
+    """With the token of the service; every metric that a rule names is in a scrape; the rules can be evaluated, are
+    silent on a healthy service, and notice an instance that is killed.
+    """
+    env = {"STABILITY_HEALTH_DETAILS": "token", "STABILITY_HEALTH_TOKEN": TOKEN,
+           "STABILITY_HEALTH_DISK_MIN_FREE": "0"}
+    with site(tmp_path, "gthread", extra=env) as one, _prometheus(tmp_path / "prometheus", one) as ask:
+        addresses = [f"http://127.0.0.1:{instance.port}" for instance in one.instances]
+        for address in addresses:
+            assert requests.get(address + "/stock", timeout=30).ok
+        wait_until(lambda: len((ask("query", query='up{job="orders"} == 1') or {"result": []})["result"]) == 2, 60,
+                   message="both are scraped")
+        scrape = requests.get(addresses[0] + "/health/metrics", timeout=30,
+                              headers={"Authorization": f"Bearer {TOKEN}"}).text
+        named = set(re.findall(r"flask_stability_\w+", (SHIPPED / "alerts.yml").read_text()))
+        assert len(named) > 10
+        assert named <= set(re.findall(r"^(\w+)[{ ]", scrape, re.MULTILINE)) | set(
+            re.findall(r"^# TYPE (\w+)", scrape, re.MULTILINE))
+        wait_until(lambda: _rules(ask) and all((rule["health"], rule["state"]) == ("ok", "inactive")
+                                               for rule in _rules(ask)), 60, message="all rules are well and silent")
+        one.instances[0].kill()
+        wait_until(lambda: {rule["name"] for rule in _rules(ask) if rule["state"] == "pending"} == {
+            "OrdersInstanceDown"}, 60)

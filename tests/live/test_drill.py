@@ -1,0 +1,129 @@
+"""The drill that a team runs before it goes live."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+
+from flask_stability.drill import FAULTS
+from support import ROOT, Server, wait_until
+
+APP = """
+import time
+from flask import Flask
+from flask_stability import StabilityExt
+app = Flask(__name__)
+StabilityExt(app)
+
+@app.get("/")
+def index():
+    return "here"
+
+@app.get("/broken")
+def broken():
+    raise RuntimeError
+"""
+CONFIG = """
+worker_class = "gthread"
+workers = 2
+threads = 4
+from flask_stability.server import install
+install(globals())
+"""
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "flask_stability.drill", *arguments]
+
+
+def _environ(folder: Path) -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "STABILITY_RUN_DIR": str(folder)}
+
+
+def _drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), cwd=folder, env=_environ(folder), capture_output=True, text=True,
+                          timeout=280)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An app of one's own with a configuration of its own."""
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_an_app_passes_the_drill(folder: Path) -> None:
+    """Every fault in turn, each figure against its target; for a person, a program and a CI server."""
+    done = _drill(folder, "shop:app", "--rate", "30", "--seconds", "2", "--json", "--junit", "drill.xml")
+    report = json.loads(done.stdout)
+    assert [step["name"] for step in report["steps"]] == [name for name, _ in FAULTS]
+    assert all(step["requests"] > 0 for step in report["steps"])
+    assert all(step["restored"] for step in report["steps"]), report
+    passed = {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}
+    assert passed.pop("database connections") is None  # not tried
+    passed.pop("mean response time")  # the machine's business
+    assert all(passed.values()), done.stdout
+    suite = ElementTree.parse(folder / "drill.xml").getroot()
+    assert suite.get("tests") == str(len(report["verdicts"]))
+    assert done.returncode == (0 if report["passed"] else 1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_running_service_that_fails_is_told_so(server: Callable[..., Server], tmp_path: Path) -> None:
+    """Found by its run directory; a path that always fails misses the target, and the exit status says so."""
+    one = server(source=APP, env={"STABILITY_RUN_DIR": str(tmp_path)})
+    done = _drill(tmp_path, "--url", one.url, "--path", "/broken", "--rate", "30", "--seconds", "1")
+    assert done.returncode == 1, done.stderr
+    assert "MISSED" in done.stdout
+    assert "HTTP 500" in done.stdout
+    assert one.alive()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal.Signals) -> None:
+    """Ctrl-C, or the end of its time, ends the service that it started."""
+    drill = subprocess.Popen(_command("shop:app", "--seconds", "60", "--json"), cwd=folder, env=_environ(folder),
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        me = psutil.Process(drill.pid)
+        wait_until(lambda: len(me.children(recursive=True)) >= 3, message="master and workers")
+        family = me.children(recursive=True)
+        time.sleep(1)
+        drill.send_signal(number)
+        assert drill.wait(90) != 0
+    finally:
+        drill.kill()
+        drill.wait()
+    wait_until(lambda: not [process for process in family if process.is_running()
+                            and process.status() != psutil.STATUS_ZOMBIE], message="all have gone")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("nosuch:app",), "No module named 'nosuch'"),
+    (("--url", "http://127.0.0.1:9"), "--run-dir"),
+    (("--url", "http://example.org"), "--anywhere"),
+    (("--pid", "1"), "--url"),
+    (("shop:app", "--database"), "STABILITY_DB_URL"),
+])
+def test_a_drill_that_cannot_be_run_says_why(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    """With an exit status of its own."""
+    done = _drill(folder, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -1,0 +1,116 @@
+"""The end of a service, seen by its clients: what was accepted is answered, the rest is refused at once."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from supervised import Supervised, starting
+
+from support import Load, wait_until
+
+Start = Callable[..., Supervised]
+#: A connection that completes between a worker's last accept and its letting go is reset: microseconds, not seconds.
+UNLUCKY = 1
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers that end with the test."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.mark.long
+def test_while_the_last_request_ends_new_connections_are_refused(supervised: Start, worker_class: str) -> None:
+    """Not taken in by the kernel and reset seconds later: a proxy then takes the next instance, whatever the method."""
+    server = supervised(worker_class=worker_class, workers=4, config="graceful_timeout = 25")
+    server.full(4)
+    load = Load(server.url, ["/"], 60, timeout=20).start()
+    answers: list[int] = []
+    slow = threading.Thread(target=lambda: answers.append(server.get("/slow/8.0").status_code))
+    slow.start()
+    server.busy()
+    wait_until(lambda: load.result.ok > 60)
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: load.result.errors().get("ConnectionRefusedError", 0) > 60)
+    assert slow.is_alive(), "refused while the last request is still served"
+    slow.join(40)
+    assert answers == [200]
+    server.process.wait(30)
+    errors = load.stop().errors()
+    refused = errors.pop("ConnectionRefusedError")
+    assert refused > 60
+    assert sum(errors.values()) <= UNLUCKY, errors
+
+
+@pytest.mark.parametrize(("worker_class", "end"), [
+    ("sync", "sigterm"), ("gthread", "sigterm"), ("gthread", "the master is killed")])
+def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: str, end: str) -> None:
+    """Requests that reached the socket before the end, behind one that takes its time."""
+    server = supervised(worker_class=worker_class, workers=1, threads=1, config="worker_connections = 2")
+    slow = threading.Thread(target=lambda: server.get("/slow/4.0"))
+    slow.start()
+    server.busy()
+    clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(6)]
+    for client in clients:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+    worker = psutil.Process(server.worker_pids()[0])
+    server.process.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGKILL)
+    for client in clients:
+        client.settimeout(30)
+        assert client.recv(100).startswith(b"HTTP/1.1 200"), "answered"
+        client.close()
+    slow.join(30)
+    server.process.wait(30)
+    wait_until(lambda: not worker.is_running())
+
+
+@pytest.mark.long
+def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_class: str) -> None:
+    """It is replaced with a request in flight; when the service ends meanwhile, nothing waits for it in vain."""
+    server = supervised(worker_class=worker_class, workers=1, config="graceful_timeout = 25\nkeepalive = 1")
+    server.full(1)
+    slow = threading.Thread(target=lambda: server.get("/slow/15.0"))
+    slow.start()
+    server.busy()
+    old = server.worker_pids()[0]
+    server.retire(old)
+    wait_until(lambda: any(record["action"] == "term" for record in server.records("process-manager", "replacement")))
+    wait_until(lambda: server.get("/").json()["pid"] != old)
+    time.sleep(1)
+    server.signal(signal.SIGTERM)
+
+    def refused() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", server.port)) != 0
+
+    wait_until(refused)
+    assert psutil.pid_exists(old)
+    assert slow.is_alive()
+    slow.join(30)
+
+
+def test_a_drain_closes_kept_connections_in_good_order(supervised: Start) -> None:
+    """An answer during the drain says so; before it the connection is kept."""
+    server = supervised(env={"STABILITY_DRAIN_DELAY": "60"})
+    server.full(2)
+
+    def keeps() -> bool:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+            answer = client.recv(4096).lower()
+        assert answer.startswith(b"http/1.1 200")
+        return b"connection: close" not in answer
+
+    assert keeps()
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: not keeps())
+    server.signal(signal.SIGTERM)
+    server.process.wait(30)

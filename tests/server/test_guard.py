@@ -1,0 +1,82 @@
+"""A guard's looks, without a server around it: a real pool of threads, all of them busy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from flask_stability import scoreboard
+from flask_stability.config import Settings
+from flask_stability.request import RequestRecord, inflight
+from flask_stability.scoreboard import Scoreboard
+from flask_stability.server import guard as module
+from flask_stability.server.guard import Guard
+
+THREADS = 2
+AGO = 10.0  #: seconds that the requests have taken
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    """Of a worker whose threads have all been busy for ten seconds, with one more request queued."""
+    release, pool = threading.Event(), ThreadPoolExecutor(THREADS)
+    board = Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    assert row is not None
+    worker = SimpleNamespace(cfg=SimpleNamespace(threads=THREADS, keepalive=2, graceful_timeout=10), tpool=pool, nr=0,
+                             alive=True, ppid=0)
+    for _ in range(THREADS + 1):
+        pool.submit(release.wait, 60)
+    for number in range(THREADS):
+        inflight[-1 - number] = RequestRecord({}, time.monotonic_ns() - int(AGO * 1e9))
+    try:
+        yield Guard(worker, board, row, Settings(), 1, supervised=True)
+    finally:
+        for number in range(THREADS):
+            inflight.pop(-1 - number, None)
+        release.set()
+        pool.shutdown()
+
+
+def _stuck(guard: Guard) -> int:
+    guard._threads_stuck(time.monotonic())
+    return int(guard._row.words[scoreboard.W_STUCK])
+
+
+def test_threads_that_are_busy_for_long_with_work_queued_are_stuck(guard: Guard) -> None:
+    """By when the last of their requests began."""
+    assert _stuck(guard) == 1
+
+
+def _sleep(now: float) -> None:
+    time.sleep(0.2)
+
+
+class _Enough(Exception):
+    """Ends the guard's loop."""
+
+
+def test_a_pause_that_the_guard_made_itself_is_no_sign_of_being_stuck(guard: Guard,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long collection the threads get their time again."""
+    waits = iter([False])
+
+    def wait(seconds: float) -> bool:
+        for once in waits:
+            return once
+        raise _Enough
+
+    monkeypatch.setattr(module, "PAUSE", 0.1)
+    monkeypatch.setattr(guard, "_wake", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(guard, "_looks", (_sleep,))
+    before = time.monotonic()
+    with pytest.raises(_Enough):
+        guard._run()
+    assert guard._back >= before + 0.2
+    guard._back = time.monotonic()  # however long this machine took from there to here
+    assert _stuck(guard) == 0
