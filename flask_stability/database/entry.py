@@ -115,7 +115,9 @@ class Entry:
             self.checked = self.used
         self.last_used = now
         self.request = self.unit = self.streams = None
-        self.stack, self.effect, self.in_transaction, self.reported = [], CLEAN, False, False
+        self.in_transaction = self.reported = False
+        self.effect = CLEAN
+        self.stack = []
 
     @property
     def doomed(self) -> bool:

@@ -367,8 +367,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         if len(self._idle_cache) >= self.settings.db_max_idle:
             return False
         entry.state = IDLE
-        self._idle_cache.insert(0 if cold else len(self._idle_cache), entry)
         self._connections -= 1
+        if cold:
+            self._idle_cache.insert(0, entry)
+        else:
+            self._idle_cache.append(entry)
         return True
 
     def discard(self, entry: Entry) -> None:
