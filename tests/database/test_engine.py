@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from flask_stability import StabilityError, StabilityExt
+from flask_stability import StabilityError, StabilityExt, scoreboard
 from flask_stability.database.engine import engine_probe, engine_unavailable
 from flask_stability.errors.handlers import is_unavailable
 from flask_stability.extension import stop_process
@@ -57,6 +57,16 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
     assert is_unavailable(gone.value)
 
 
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A scoreboard of the test's own: what its checks say stays there."""
+    monkeypatch.setattr(scoreboard, "_board", None)
+    monkeypatch.setattr(scoreboard, "_row", None)
+    yield
+    stop_process()
+
+
+@pytest.mark.usefixtures("board")
 def test_an_engine_in_health_and_in_answers(engine: Engine, mariadb: MariaDB, tmp_path: Path) -> None:
     """Its pool's figures are among the checks; when its server is gone, views answer 503 and the check fails."""
     app = Flask("app", instance_path=str(tmp_path))
@@ -75,14 +85,11 @@ def test_an_engine_in_health_and_in_answers(engine: Engine, mariadb: MariaDB, tm
         found: dict[str, Any] = document["detailed"]["checks"].get("sqlalchemy", {})
         return found
 
-    try:
-        assert client.get("/use").data == b"5"
-        assert wait_until(check)["pool"]["size"] == 1
-        assert check()["critical"]
-        mariadb.stop()
-        engine.dispose()
-        answer = client.get("/use")
-        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-        wait_until(lambda: check()["status"] == "fail", message="the check fails")
-    finally:
-        stop_process()
+    assert client.get("/use").data == b"5"
+    assert wait_until(check)["pool"]["size"] == 1
+    assert check()["critical"]
+    mariadb.stop()
+    engine.dispose()
+    answer = client.get("/use")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    wait_until(lambda: check()["status"] == "fail", message="the check fails")
