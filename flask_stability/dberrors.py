@@ -7,6 +7,7 @@ an app may use its driver without the pool.
 from __future__ import annotations
 
 import enum
+import re
 import sqlite3
 
 
@@ -18,6 +19,7 @@ class ErrorClass(enum.Enum):
     ROLLED_BACK = "the server rolled the transaction back"
     LOCK_WAIT = "waited too long for a lock; the statement alone was rolled back"
     READ_ONLY = "the server became read-only"
+    DISK = "the disk is full or fails"
     LINK_LOST = "the link was lost"
     TIMED_OUT = "the statement was ended by its time limit or by an administrator"
     STALE = "the session lost what it needs; a new connection has it"
@@ -31,12 +33,14 @@ _CODES = {
     1020: ErrorClass.ROLLED_BACK,  # "Record has changed since last read": MariaDB's innodb_snapshot_isolation
     1205: ErrorClass.LOCK_WAIT,
     **dict.fromkeys((1792, 1836), ErrorClass.READ_ONLY),
+    **dict.fromkeys((1021, 1114), ErrorClass.DISK),
     **dict.fromkeys((2006, 2013, 2027, 2055, 1927, 4031, 1152, 1184, 1158, 1159, 1160, 1161), ErrorClass.LINK_LOST),
     **dict.fromkeys((1969, 3024, 1317), ErrorClass.TIMED_OUT),
     1046: ErrorClass.STALE,
 }
 _UNAVAILABLE = frozenset({ErrorClass.CONNECT, ErrorClass.REFUSED, ErrorClass.LINK_LOST, ErrorClass.READ_ONLY,
-                          ErrorClass.STALE})
+                          ErrorClass.DISK, ErrorClass.STALE})
+_ENGINE_FAILED = 1030  # with the number of the operating system's error in its text
 
 
 def mysql_class(error: BaseException) -> ErrorClass:
@@ -44,6 +48,9 @@ def mysql_class(error: BaseException) -> ErrorClass:
     code = error.args[0] if error.args else None
     if code == 1290:
         return ErrorClass.READ_ONLY if "read-only" in str(error.args[-1]) else ErrorClass.OTHER
+    if code == _ENGINE_FAILED:
+        full = re.search(r"\b(28|122|135|136)\b", str(error.args[-1]))  # ENOSPC, EDQUOT, table full, index full
+        return ErrorClass.DISK if full else ErrorClass.OTHER
     if code == 0 and type(error).__name__ == "InterfaceError":
         return ErrorClass.LINK_LOST  # "(0, '')": the connection is closed
     return _CODES.get(code, ErrorClass.OTHER) if isinstance(code, int) else ErrorClass.OTHER
@@ -59,6 +66,10 @@ def sqlite_class(error: BaseException) -> ErrorClass:
         return ErrorClass.TIMED_OUT
     if base == sqlite3.SQLITE_CANTOPEN:
         return ErrorClass.REFUSED
+    if base == sqlite3.SQLITE_READONLY:
+        return ErrorClass.READ_ONLY
+    if base in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return ErrorClass.DISK
     return ErrorClass.OTHER
 
 
@@ -68,5 +79,6 @@ def means_unavailable(error: BaseException | None) -> bool:
     if error is None or driver not in ("MySQLdb", "pymysql", "sqlite3"):
         return False
     if driver == "sqlite3":
-        return sqlite_class(error) is ErrorClass.LOCK_WAIT
+        kind = sqlite_class(error)
+        return kind is ErrorClass.LOCK_WAIT or kind in _UNAVAILABLE
     return mysql_class(error) in _UNAVAILABLE

@@ -24,6 +24,7 @@ T = TypeVar("T")
 #: What checking or clearing a connection may take, seconds.
 PATIENCE = 2.0
 _USELESS = frozenset({ErrorClass.LINK_LOST, ErrorClass.READ_ONLY, ErrorClass.STALE, ErrorClass.CONNECT})
+_TO_BE_MENDED = frozenset({ErrorClass.OTHER, ErrorClass.REFUSED, ErrorClass.READ_ONLY, ErrorClass.DISK})
 
 
 def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
@@ -73,7 +74,7 @@ def _refuse(pool: Pool, entry: Entry) -> None:
 def _failed(pool: Pool, entry: Entry, error: BaseException) -> None:
     """Remember what an error means for the connection, and for the transaction that it is in."""
     kind = pool.driver.classify(error)
-    if kind in (ErrorClass.OTHER, ErrorClass.REFUSED) and (remedy := pool.driver.remedy(error)):
+    if kind in _TO_BE_MENDED and (remedy := pool.driver.remedy(error)):
         error.add_note(remedy)
     if entry.unit is not None:
         entry.unit.failed(entry.raw, error)

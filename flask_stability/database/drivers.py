@@ -47,6 +47,9 @@ class Driver(Protocol):
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
         """End the statement that another thread is in; never raises, never waits."""
 
+    def moved(self, raw: Any) -> bool:
+        """Whether its file was removed or replaced: what it writes would be lost. No round trip."""
+
     def rollback(self, raw: Any) -> None:
         """Roll back what is open."""
 

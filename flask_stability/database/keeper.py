@@ -87,6 +87,7 @@ class Keeper:
         for entry in entries:
             self._cut_if_due(pool, entry, now)
             self._tell_if_leaked(pool, entry, now)
+        self._leave_moved(pool, entries, now)
         self._keep_one_free(pool, now)
         self._probe_if_due(pool, entries, now)
         self._maintain_if_due(pool, entries, now)
@@ -207,6 +208,13 @@ class Keeper:
             "taken_at": entry.taken_at()}
         pool.tell("connection_leak_suspected", **detail)
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
+
+    def _leave_moved(self, pool: Pool, entries: list[Entry], now: float) -> None:
+        """A database file was removed or replaced: what is open goes on writing to the one that is gone."""
+        if any(now < entry.expires and entry.state is not RESERVED and pool.driver.moved(entry.raw)
+               for entry in entries) and pool.renew():
+            pool.tell("database_replaced", level="ERROR", remedy="stop the service before its database file is "
+                      "replaced: what was written meanwhile is lost")
 
     def _maintain_if_due(self, pool: Pool, entries: list[Entry], now: float) -> None:
         if self._maintaining or (now - self._maintained < MAINTENANCE_INTERVAL and not pool.lost):

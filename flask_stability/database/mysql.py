@@ -15,6 +15,10 @@ _REMEDIES = {
     1044: "grant the user access to this database",
     1045: "correct user and password in STABILITY_DB_URL or DB_USER and DB_PASSWORD",
     1049: "create the database, or correct its name",
+    1021: "make room on the server's disk",
+    1114: "make room on the server's disk, or raise the limit of the table",
+    1290: "the server is read-only: point the service at the primary, or end the read-only mode",
+    1836: "the server is read-only: point the service at the primary, or end the read-only mode",
     1040: "the server has no connection left: raise its max_connections or lower STABILITY_DB_MAX_SIZE",
     1129: "the server blocked this host after failed connections: mariadb-admin flush-hosts",
     1130: "allow this host for the user on the server",
@@ -131,6 +135,9 @@ class MySQLDriver:
                 link.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+    def moved(self, raw: Any) -> bool:
+        return False
 
     def rollback(self, raw: Any) -> None:
         raw.rollback()

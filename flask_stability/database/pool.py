@@ -295,17 +295,19 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.tell("database_gone", reason=reason)
         self._wake()
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """After a failover connections may lead to what was the primary: none of them is used again.
 
         At most once a second: a server that stays read-only must not cost a connect for each error.
         """
         now = monotonic()
         with self._lock:
-            if now - self._renewed >= 1.0:
-                self._renewed = now
-                for entry in self.entries:
-                    entry.expires = now
+            if now - self._renewed < 1.0:
+                return False
+            self._renewed = now
+            for entry in self.entries:
+                entry.expires = now
+            return True
 
     # -- giving back ---------------------------------------------------------------------------------------------
 

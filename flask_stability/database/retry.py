@@ -9,6 +9,7 @@ the server became read-only                 the unit again on a new connection
 the link was lost before COMMIT             the unit again: nothing of it can be stored
 the link was lost during COMMIT             `CommitUnknown`, never again
 a statement was ended by its time limit     never
+the disk is full or fails                   never
 ==========================================  =================================================
 
 Only what failed on the unit's own connection counts. A unit that ended its transaction itself (CREATE TABLE commits,

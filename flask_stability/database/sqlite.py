@@ -44,10 +44,24 @@ class _SQLiteCursor(sqlite3.Cursor):
 
 
 class _SQLiteConnection(sqlite3.Connection):
-    """Gives cursors that take ``%s``."""
+    """Gives cursors that take ``%s``.
+
+    :ivar file: which file it is on.
+    """
+
+    file: tuple[int, int] | None = None
 
     def cursor(self, factory: Any = _SQLiteCursor) -> Any:
         return super().cursor(factory)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode, which no new file can have while a connection holds the old one; None if there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class SQLiteDriver:
@@ -75,6 +89,7 @@ class SQLiteDriver:
             raw.execute("PRAGMA foreign_keys=ON")
             raw.execute(f"PRAGMA busy_timeout={int(self._settings.db_timeout * 1000)}")
             self.set_autocommit(raw, self._settings.db_autocommit)
+            raw.file = _identity(self.path)
         except BaseException:
             raw.close()
             raise
@@ -110,6 +125,9 @@ class SQLiteDriver:
             raw.interrupt()
         except sqlite3.Error:
             pass
+
+    def moved(self, raw: Any) -> bool:
+        return bool(raw.file != _identity(self.path))
 
     def rollback(self, raw: Any) -> None:
         raw.rollback()

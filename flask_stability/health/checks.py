@@ -37,6 +37,7 @@ class Check:
     :ivar critical: its failure makes the service fail; others can only warn.
     :ivar interval, timeout: seconds; None = the settings'.
     :ivar shared: run by the leader alone, for all workers.
+    :ivar sign: a look that costs nothing; when it shows something new, the check is run at once.
     """
 
     name: str
@@ -45,10 +46,11 @@ class Check:
     interval: float | None = None
     timeout: float | None = None
     shared: bool = True
+    sign: Callable[[], object] | None = None
 
 
 def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
-    """A round trip through the pool. Critical.
+    """A round trip through the pool. Critical. At once where a worker could not connect, or can again.
 
     :param shared: the leader asks for all; else each worker that has the check asks for itself.
     """
@@ -63,7 +65,11 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
             cursor.close()
         return {"latency_ms": round((time.monotonic() - started) * 1000, 2), "kind": pool.driver.kind}
 
-    return Check("database", ask, critical=True, shared=shared)
+    def sign() -> object:
+        rows = board.current().live() if shared else [board.my_row()]
+        return [(int(row.words[board.W_DB_CONNECT_ERRORS]), int(row.words[board.W_DB_BREAKER])) for row in rows]
+
+    return Check("database", ask, critical=True, shared=shared, sign=sign)
 
 
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:

@@ -35,6 +35,7 @@ class _Run:
 
     :ivar state, trouble: of failures; and of failures or worries.
     :ivar shared: the leader alone runs it.
+    :ivar sign: what its sign showed last.
     """
 
     check: Check
@@ -44,6 +45,7 @@ class _Run:
     started: float = 0.0
     running: bool = False
     told_hanging: bool = False
+    sign: object = None
     state: CheckState = field(default_factory=CheckState)
     trouble: CheckState = field(default_factory=CheckState)
     result: dict[str, Any] = field(default_factory=dict)
@@ -135,13 +137,20 @@ class Monitor:
                     run.started += asleep
         for name, run in runs:
             if not run.running:
-                if now >= run.due:
+                if now >= run.due or self._shows_a_sign(run, now):
                     self._begin(name, run, now)
             elif now >= run.moment():
                 self._tell_hanging(name, run, now)
         if leading:
             self._lead(now, runs)
         return max(0.02, min([1.0 if leader else 0.1, *(run.moment() - now for _, run in runs)]))
+
+    def _shows_a_sign(self, run: _Run, now: float) -> bool:
+        """What it looks at seems to have changed; asked at most once a second."""
+        if run.check.sign is None or now - run.started < 1.0:
+            return False
+        before, run.sign = run.sign, run.check.sign()
+        return before is not None and before != run.sign
 
     def _begin(self, name: str, run: _Run, now: float) -> None:
         run.running, run.started, run.told_hanging = True, now, False

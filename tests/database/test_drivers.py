@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sqlite3
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from support_db import MariaDB
     ((1213, 3101), ErrorClass.ROLLED_BACK),
     ((1205,), ErrorClass.LOCK_WAIT),
     ((1792, 1836), ErrorClass.READ_ONLY),
+    ((1021, 1114), ErrorClass.DISK),
     ((2006, 2013, 2055, 1927, 4031), ErrorClass.LINK_LOST),
     ((1969, 3024, 1317), ErrorClass.TIMED_OUT),
     ((1054, 1062, 1146, 0, "text"), ErrorClass.OTHER)])
@@ -45,6 +48,29 @@ def test_1290_is_read_only_only_if_it_says_so() -> None:
     assert mysql_class(MySQLdb.OperationalError(1290, "with the --read-only option")) is ErrorClass.READ_ONLY
     assert mysql_class(MySQLdb.OperationalError(1290, "with the --skip-grant-tables option")) is ErrorClass.OTHER
     assert mysql_class(MySQLdb.OperationalError()) is ErrorClass.OTHER
+
+
+def test_1030_is_a_full_disk_only_if_the_system_said_so() -> None:
+    """It carries the operating system's number."""
+    full = 'Got error 28 "No space left on device" from storage engine InnoDB'
+    assert mysql_class(MySQLdb.OperationalError(1030, full)) is ErrorClass.DISK
+    other = 'Got error 194 "Tablespace is missing for a table" from storage engine InnoDB'
+    assert mysql_class(MySQLdb.OperationalError(1030, other)) is ErrorClass.OTHER
+
+
+def test_a_full_table_of_the_server_itself_has_a_remedy(mariadb: MariaDB) -> None:
+    """1114, as a full disk gives it: the database cannot be had for this, and what can be done is said."""
+    pool = Pool(Settings(db_url=mariadb.url))
+    with pool.connection() as connection:
+        connection.execute("SET SESSION max_heap_table_size = 16384")
+        connection.execute("CREATE TEMPORARY TABLE small (a CHAR(250)) ENGINE=MEMORY")
+        with pytest.raises(MySQLdb.OperationalError, match="full") as caught:
+            for _ in range(1000):
+                connection.execute("INSERT INTO small VALUES ('x')")
+    assert pool.driver.classify(caught.value) is ErrorClass.DISK
+    assert means_unavailable(caught.value)
+    assert "make room" in caught.value.__notes__[0]
+    pool.close()
 
 
 def test_the_server_itself_agrees(mariadb: MariaDB) -> None:
@@ -238,7 +264,29 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
         with pytest.raises(sqlite3.OperationalError, match="full") as caught:
             connection.execute("INSERT INTO t VALUES (zeroblob(1000000))")
         assert caught.value.__notes__ == [f"make room on the file system of {tmp_path}/a.db"]
+        assert means_unavailable(caught.value)
         assert connection.execute("SELECT COUNT(*) FROM t").fetchall() == [(0,)]
+    pool.close()
+
+
+def test_a_file_that_was_removed_is_left(tmp_path: Path) -> None:
+    """What is open still writes to what nobody sees: soon nobody does, and a connection in use ends when it is back."""
+    pool = sqlite_pool(tmp_path / "a.db")
+    pool.start()
+    held = pool.connection()
+    with pool.connection() as connection:
+        connection.execute("CREATE TABLE t (a INT)")
+    old = set(pool.entries)
+    for file in tmp_path.glob("a.db*"):
+        file.unlink()
+    wait_until(lambda: all(entry.expires < time.monotonic() for entry in old))
+    held.close()
+    with pool.connection() as connection:
+        assert connection.execute("SELECT * FROM sqlite_master").fetchall() == []
+        connection.execute("CREATE TABLE t (a INT)")
+    wait_until(lambda: not old & pool.entries, message="the old ones are closed")
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as other:
+        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("t",)]
     pool.close()
 
 

@@ -126,8 +126,8 @@ def test_an_unavailable_database_is_503_with_retry_after(serve: Serve, records: 
 def test_which_errors_of_a_driver_mean_unavailable(driver: str) -> None:
     """Not reachable, no connection to be had, refused, failed over, cut off; not what is the statement's own fault."""
     kind = type("OperationalError", (Exception,), {"__module__": driver})
-    yes = (1040, 1044, 1045, 1046, 1049, 1053, 1129, 1130, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1698, 1792, 1836,
-           1927, 2002, 2003, 2005, 2006, 2013, 2027, 2055, 4031)
+    yes = (1021, 1040, 1044, 1045, 1046, 1049, 1053, 1114, 1129, 1130, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1698,
+           1792, 1836, 1927, 2002, 2003, 2005, 2006, 2013, 2027, 2055, 4031)
     no = (1020, 1054, 1062, 1064, 1146, 1205, 1213, 1290, 1317, 1969, 3024, 3101)
     assert [code for code in (*yes, *no) if handlers.is_unavailable(kind(code, "…"))] == list(yes)
     assert handlers.is_unavailable(kind(1290, "running with the --read-only option"))

@@ -143,6 +143,27 @@ def test_shared_checks_run_in_the_leader_alone_and_the_next_takes_over(
     assert ran[1] <= stopped + 1
 
 
+def test_a_sign_of_change_brings_a_check_forward(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
+    """It is not due for ten minutes; it runs because what it watches is new, and not because it was looked at."""
+    runs: list[object] = []
+    seen: list[object] = [0]
+    looks: list[object] = []
+
+    def look() -> object:
+        looks.append(seen[0])
+        return seen[0]
+
+    check = Check("database", lambda: runs.append(seen[0]), interval=600, sign=look)
+    monitor(_worker(board, 1), check)
+    wait_until(lambda: runs and len(looks) > 2)
+    assert runs == [0]
+    seen[0] = 1
+    wait_until(lambda: runs == [0, 1])
+    known = len(looks)
+    wait_until(lambda: len(looks) > known + 2)
+    assert runs == [0, 1]
+
+
 def test_a_worry_warns_at_once_and_is_told_of_when_it_lasts(board: Scoreboard,
                                                             monitor: Callable[..., Monitor]) -> None:
     """It is a success with a note, critical or not."""

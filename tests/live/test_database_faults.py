@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ def setup():
 def read():
     with stability.connection() as connection:
         return {"notes": connection.execute("SELECT COUNT(*) FROM note").fetchone()[0]}
+
+@app.get("/read-here")
+def read_here():
+    return {"pid": os.getpid(), **read()}
 
 @app.get("/write")
 def write():
@@ -293,6 +298,44 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
     _all_is_well(server, mariadb, before)
 
 
+def test_a_server_that_is_read_only_for_a_while(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """As in a failover: what reads is served, what writes gets 503, never 500, and is not stored."""
+    server = start(mariadb.url, worker_class)
+    before = server.worker_pids()
+    with campaign(server, f"read_only for 4 s, {worker_class}") as fault:
+        mariadb.admin("SET GLOBAL read_only = ON")
+        try:
+            _wait(4)
+        finally:
+            mariadb.admin("SET GLOBAL read_only = OFF")
+    failed = [outcome for outcome in fault.result.outcomes if outcome.status != 200]
+    assert {(outcome.path, outcome.status) for outcome in failed} == {("/write", 503)}
+    assert fault.of(database=True, since=fault.ended + 1).failed == 0
+    _all_is_well(server, mariadb, before)
+    _stored(server, fault.result)
+
+
+def test_health_tells_of_a_database_that_is_gone_before_its_next_round(start: Start, mariadb: MariaDB,
+                                                                       worker_class: str) -> None:
+    """The next round of checks is ten minutes away: that requests cannot connect brings the check forward."""
+    server = start(mariadb.url, worker_class, STABILITY_HEALTH_INTERVAL="600")
+
+    def seen() -> str:
+        status: str = server.health()["detailed"]["checks"].get("database", {}).get("status", "")
+        return status
+
+    wait_until(lambda: seen() == "pass", message="it was checked")
+    load = Load(server.url, PATHS, 20, timeout=40).start()
+    try:
+        mariadb.kill9()
+        wait_until(lambda: seen() == "warn", 60, message="health tells of the first failure")
+        wait_until(lambda: seen() == "fail", 60, message="and that it lasts")
+        mariadb.start()
+        wait_until(lambda: seen() == "pass", 60, message="and that it is back")
+    finally:
+        load.stop()
+
+
 def test_views_that_keep_their_connections(start: Start, mariadb: MariaDB, worker_class: str) -> None:
     """In a global list: each goes back when its request ends; nobody waits for one."""
     server = start(mariadb.url, worker_class, STABILITY_DB_MAX_SIZE="2")
@@ -398,3 +441,33 @@ def test_several_workers_write_to_one_sqlite_file(start: Start, tmp_path: Path, 
     assert result.failed == 0, result.errors()
     written = sum(outcome.path == "/write" for outcome in result.outcomes)
     assert server.get("/read").json()["notes"] == written
+
+
+def test_a_sqlite_file_that_is_removed_under_the_service(start: Start, tmp_path: Path, worker_class: str) -> None:
+    """The workers leave the file that nobody can see any more, say so, and agree on the new one."""
+    server = start(f"sqlite:///{tmp_path}/notes.db", worker_class, workers=3)
+    pids = set(server.worker_pids())
+
+    def each(path: str) -> dict[int, dict[str, Any]]:
+        """Answers of all workers by process id."""
+        found: dict[int, dict[str, Any]] = {}
+
+        def ask() -> bool:
+            answer = server.get(path).json()
+            found[answer["pid"]] = answer
+            return set(found) >= pids
+
+        wait_until(ask, message=f"every worker has answered {path}")
+        return found
+
+    each("/read-here")
+    for file in tmp_path.glob("notes.db*"):
+        file.unlink()
+    wait_until(lambda: len(server.records("error", "database_replaced")) == 3, message="each worker says so")
+    assert server.get("/setup").status_code == 200
+    for _ in range(10):
+        assert server.get("/write").status_code == 200
+    assert {answer["notes"] for answer in each("/read-here").values()} == {10}
+    with contextlib.closing(sqlite3.connect(tmp_path / "notes.db")) as database:
+        assert database.execute("SELECT COUNT(*) FROM note").fetchone() == (10,)
+    assert set(server.worker_pids()) == pids
