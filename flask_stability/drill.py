@@ -34,6 +34,7 @@ from .exceptions import ConfigError, StabilityError
 from .loadgen import Load, Result
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STEADY = 2.0  #: seconds that the number of workers stays the same once all are there
 TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restarts": 0.95, "database": 0.99,
            "memory": 1.5}
 
@@ -145,6 +146,18 @@ class Service:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
+
+    def count(self) -> None:
+        """Learn how many workers there are, once that number has been the same for a while: the first may serve before
+        the last was forked.
+        """
+        deadline = time.monotonic() + 30
+        same_since = time.monotonic()
+        while time.monotonic() < min(deadline, same_since + STEADY):
+            time.sleep(0.1)
+            number = len(self.workers())
+            if number != self.size or not number:
+                self.size, same_since = number, time.monotonic()
 
     def settle(self, seconds: float = 30.0) -> bool:
         """Wait until as many workers are there as at the start, none of them stopped."""
@@ -294,7 +307,7 @@ def run(service: Service, paths: Sequence[str], *, rate: float, seconds: float, 
     :param rate: requests a second.
     :param seconds: observed after each fault, at least; longer if the workers are not back by then (at most 60).
     """
-    service.size = len(service.workers())
+    service.count()
     faults = [*FAULTS, *([("database connections dropped", drop_database_connections)] if database else [])]
     load = Load(service.url, paths, rate).start()
     steps, windows = [], []
@@ -390,7 +403,11 @@ def _display(quiet: bool) -> Iterator[Callable[[str], None]]:
         return
     try:
         from rich.console import Console
+
+        live = sys.stderr.isatty()
     except ImportError:
+        live = False
+    if not live:
         yield lambda text: click.echo(f"{text} …", err=True)
         return
     with Console(stderr=True).status("starting") as status:

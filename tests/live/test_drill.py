@@ -17,6 +17,7 @@ import pytest
 
 from flask_stability.drill import FAULTS
 from support import ROOT, Server, wait_until
+from support_db import MariaDB
 
 APP = """
 import time
@@ -51,9 +52,9 @@ def _environ(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "STABILITY_RUN_DIR": str(folder)}
 
 
-def _drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(*arguments), cwd=folder, env=_environ(folder), capture_output=True, text=True,
-                          timeout=280)
+def _drill(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), cwd=folder, env={**_environ(folder), **env}, capture_output=True,
+                          text=True, timeout=280)
 
 
 @pytest.fixture
@@ -62,6 +63,38 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "shop.py").write_text(APP)
     (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
     return tmp_path
+
+
+DATABASE_APP = APP + """
+@app.get("/note")
+def note():
+    with app.extensions["stability"].pool.connection() as connection:
+        return {"one": connection.execute("SELECT 1").fetchone()[0]}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_dropped_connections_are_part_of_it_if_the_user_allows_it(folder: Path, mariadb: MariaDB,
+                                                                  worker_class: str) -> None:
+    """All connections to a real MariaDB are ended under load, and hardly a request notices. Four workers that start
+    one after the other are all counted."""
+    (folder / "shop.py").write_text(DATABASE_APP)
+    (folder / "gunicorn.conf.py").write_text(CONFIG.replace("gthread", worker_class).replace("= 2", "= 4"))
+    before = mariadb.status("Connections")
+    done = _drill(folder, "shop:app", "--database", "--path", "/note", "--path", "/", "--rate", "30", "--seconds", "2",
+                  "--json", STABILITY_DB_URL=mariadb.url)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report
+    step = report["steps"][-1]
+    assert (step["name"], step["restored"]) == ("database connections dropped", True)
+    assert step["requests"] > 30
+    verdicts = {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}
+    assert verdicts["database connections"] is True
+    assert verdicts["memory, end / start"] is True
+    assert mariadb.status("Connections") > before + 4
+    wait_until(lambda: mariadb.sessions() == [], message="the service is gone")
 
 
 @pytest.mark.long

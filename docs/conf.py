@@ -1,0 +1,42 @@
+"""Sphinx: ``sphinx-build -W docs build/docs``; needs the extra ``docs`` and no network."""
+
+from __future__ import annotations
+
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+from pallets_sphinx_themes import get_version  # noqa: F401  the theme's package; says at once if it is missing
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from flask_stability import config  # noqa: E402
+
+_setup = ConfigParser()
+_setup.read(ROOT / "setup.cfg")
+
+project = "flask_stability"
+release = version = _setup["metadata"]["version"]
+extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
+html_theme = "flask"
+html_logo = html_favicon = None
+html_theme_options = {"index_sidebar_logo": False}
+html_sidebars = {"**": ["localtoc.html", "relations.html", "searchbox.html"], "index": ["searchbox.html"]}
+html_show_copyright = False
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+default_role = "literal"  # docstrings name things in `single` quotes
+nitpick_ignore_regex = [("py:.*", ".*")]
+
+
+def _settings(app: Sphinx, name: str, source: list[str]) -> None:
+    """The table of settings comes from the code."""
+    if name == "settings":
+        source[0] = source[0].replace(".. the table\n", config.table() + "\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", _settings)

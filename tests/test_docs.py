@@ -1,0 +1,158 @@
+"""docs/ builds without a warning, and what it says is so: its code runs, its commands, settings and events exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from gunicorn.config import KNOWN_SETTINGS
+
+from flask_stability import config
+from flask_stability.cli import stability
+from flask_stability.scoreboard import REASONS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.rst"))
+#: Loggers of events: a name in the first argument of these is an event.
+_TELLERS = {"logs.error", "logs.health", "logs.process", "pool.tell", "self.tell"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a page, without their indentation."""
+    found = re.findall(rf"^( *)\.\. code-block:: {language}\n((?:\1   +.*\n|\s*\n)+)", page.read_text(), re.MULTILINE)
+    texts = []
+    for indent, body in found:
+        lines = [line.removeprefix(indent)[4:] for line in body.splitlines()]
+        texts.append("\n".join(line for line in lines if not line.startswith(":caption:")).strip() + "\n")
+    return texts
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Lines of a page that a reader types."""
+    for block in blocks(page, "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ "):
+                yield line[2:]
+
+
+def test_it_builds_without_a_warning(tmp_path: Path) -> None:
+    """With Flask's theme; every cross-reference leads somewhere."""
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", "-d",
+                           str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")], capture_output=True,
+                          text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "html" / "settings.html").read_text()
+    assert all(key in settings for key in config.KEYS)
+
+
+def _with_python() -> list[Path]:
+    return [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", _with_python(), ids=lambda page: page.stem)
+def test_its_python_runs(page: Path, tmp_path: Path) -> None:
+    """The blocks of a page one after the other, in an empty folder, as a reader would try them."""
+    program = tmp_path / "page.py"
+    program.write_text("\n\n".join(blocks(page, "python")))
+    done = subprocess.run([sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pages_with_python_are_those_that_are_known() -> None:
+    """Else a page whose blocks are not found would pass."""
+    assert {page.stem for page in _with_python()} >= {"quickstart", "existing-app", "exceptions", "database", "health"}
+
+
+def test_every_command_of_ours_exists_with_its_options() -> None:
+    """In blocks and in running text, held against the command line itself."""
+    seen = set()
+    for page in PAGES:
+        inline = re.findall(r"``((?:flask|python) [^`]*)``", re.sub(r"\s+", " ", page.read_text()))
+        for line in [*commands(page), *inline]:
+            if " stability" not in line or not line.startswith("flask "):
+                continue
+            words = shlex.split(line.partition("|")[0].partition("#")[0])
+            words = words[words.index("stability") + 1:]
+            if not words:
+                continue
+            assert words[0] in stability.commands, (page.name, line)
+            command = stability.commands[words[0]]
+            command.make_context(words[0], words[1:], resilient_parsing=False)
+            seen.add(words[0])
+    assert seen == set(stability.commands), "a command is not documented"
+    assert isinstance(stability, click.Group)
+
+
+def test_every_setting_that_it_names_exists() -> None:
+    """Ours and gunicorn's."""
+    known = set(config.KEYS) | {"STABILITY_MEMORY_LIMITT"}  # the page shows what a misspelt one leads to
+    for page in PAGES:
+        for key in re.findall(r"STABILITY_[A-Z0-9_]+[A-Z0-9]", page.read_text()):
+            assert key in known, (page.name, key)
+    gunicorns = {setting.name for setting in KNOWN_SETTINGS}
+    table = (DOCS / "coming-from.rst").read_text()
+    part = table[table.index("**gunicorn**"):table.index("**uWSGI**")]
+    for name in re.findall(r"^   \* - ``([a-z_]+)``(?:, ``([a-z_]+)``)?", part, re.MULTILINE):
+        assert set(name) - {""} <= gunicorns, name
+
+
+def test_every_file_that_it_names_exists() -> None:
+    """In the project's own folders."""
+    for page in PAGES:
+        for name in re.findall(r"``((?:tests|sample_app|docs)/[\w./-]+)``", page.read_text()):
+            assert (ROOT / name).exists(), (page.name, name)
+
+
+def _strings(node: ast.AST) -> Iterator[str]:
+    """What an expression may come to; not what it compares."""
+    if isinstance(node, ast.IfExp):
+        yield from _strings(node.body)
+        yield from _strings(node.orelse)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def events() -> set[str]:
+    """Every event that the package writes: by its loggers' first argument, and by `event`, as argument or variable."""
+    found: set[str] = set()
+    for path in (ROOT / "flask_stability").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                if ast.unparse(node.func) in _TELLERS and node.args:
+                    found.update(_strings(node.args[0]))
+                found.update(text for keyword in node.keywords if keyword.arg == "event"
+                             for text in _strings(keyword.value))
+            elif isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["event"]:
+                found.update(_strings(node.value))
+    return found
+
+
+def test_the_catalogue_of_events_is_complete() -> None:
+    """Each event of the code is on the page, and none that the code does not write."""
+    text = (DOCS / "logs.rst").read_text()
+    rows = re.findall(r"^   \* - (``.*)$", text[text.index(".. _events:"):], re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"``(\w+)``", row)}
+    assert len(listed) > 50
+    assert listed == events()
+
+
+def test_every_event_and_reason_that_a_page_greps_for_exists() -> None:
+    """In the runbook and the checklists."""
+    known: set[Any] = events()
+    for page in PAGES:
+        for line in commands(page):
+            for names in re.findall(r'"?event"?:? (?:== )?"\(?([\w|]+)\)?"', line):
+                assert set(names.split("|")) <= known, (page.name, line)
+    text = (DOCS / "supervision.rst").read_text()
+    part = text[text.index("\nReasons\n"):]
+    assert set(re.findall(r"``(\w+)``", part)) == set(REASONS) - {"none"}
