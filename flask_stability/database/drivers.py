@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ..config import Settings
 from ..dberrors import ErrorClass
 from .mysql import MySQLDriver
-from .sqlite import SQLiteDriver
+from .sqlite import MEMORY, SQLiteDriver
 
 
 class Driver(Protocol):
@@ -79,5 +79,5 @@ def make_driver(settings: Settings, instance_path: str, name: str) -> Driver:
         return SQLiteDriver(settings, os.path.join(instance_path, f"{name.rpartition('.')[2]}.db"))
     if url.startswith("sqlite"):
         # as SQLAlchemy: three slashes a relative path, four an absolute one
-        return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or ":memory:")
+        return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or MEMORY)
     return MySQLDriver(settings, url)

@@ -34,6 +34,8 @@ PROBES = 3
 #: What a call of before the outage gets to end by itself once the database is back, seconds.
 GRACE = 0.25
 MAINTENANCE_INTERVAL = 5.0
+#: A database file that seems to be replaced that often is on a file system whose inodes are not to be relied on.
+MOVES = 10
 
 _ALIVE = frozenset((1040, 1203, 1044, 1045, 1049, 1129, 1130, 1698))  # an error that only a living server sends
 
@@ -50,6 +52,7 @@ class Keeper:
         self._probes = self._misses = 0
         self._probed = self._answered = self._published = self._maintained = 0.0
         self._maintaining = False
+        self._moves = 0
 
     def start(self) -> None:
         """Begin."""
@@ -211,8 +214,10 @@ class Keeper:
 
     def _leave_moved(self, pool: Pool, entries: list[Entry], now: float) -> None:
         """A database file was removed or replaced: what is open goes on writing to the one that is gone."""
-        if any(now < entry.expires and entry.state is not RESERVED and pool.driver.moved(entry.raw)
-               for entry in entries) and pool.renew():
+        if self._moves < MOVES and any(
+                now < entry.expires and entry.state is not RESERVED and pool.driver.moved(entry.raw)
+                for entry in entries) and pool.renew():
+            self._moves += 1
             pool.tell("database_replaced", level="ERROR", remedy="stop the service before its database file is "
                       "replaced: what was written meanwhile is lost")
 

@@ -15,6 +15,7 @@ from ..dberrors import ErrorClass, sqlite_class
 _TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?\*/
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
+MEMORY = ":memory:"
 
 
 def translate(sql: str) -> str:
@@ -74,7 +75,8 @@ class SQLiteDriver:
     unbuffered: tuple[type, ...] = (sqlite3.Cursor,)  # each fetch steps the statement
 
     def __init__(self, settings: Settings, path: str) -> None:
-        self._settings, self.path = settings, path
+        self._settings = settings
+        self.path = path if path == MEMORY else os.path.abspath(path)  # whatever the app does to its working directory
 
     def connect(self, timeout: float | None = None) -> Any:
         limit = timeout or self._settings.db_connect_timeout
