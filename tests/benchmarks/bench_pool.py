@@ -2,13 +2,15 @@
 
 ``python tests/benchmarks/bench_pool.py [seconds]``: one operation is checkout, SELECT 1, check-in, in autocommit.
 The contenders take turns in short rounds, so that a noisy machine disturbs all alike; printed are medians. First one
-thread next to the server, then 1, 4, 20 and 100 threads through a proxy that makes each round trip 1 ms long. The
+thread next to the server, both on one core (how long another core takes to wake up would be most of the figure, and
+is another one in each round), then 1, 4, 20 and 100 threads through a proxy that makes each round trip 1 ms long. The
 proxy is written in C (it needs gcc): one in Python would be the bottleneck. Everything shares the machine's cores
 with the server, which bounds the throughput of all.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -148,7 +150,9 @@ def table(title: str, rows: dict[str, list[float]], columns: list[str], places: 
 def main(seconds: float) -> None:
     """Both tables."""
     warnings.simplefilter("ignore")  # mysqlclient's for each ping(False) of DBUtils
-    server = MariaDB()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    server = MariaDB()  # on that core too
     try:
         several = contenders(server, server.port)
         times: dict[str, list[float]] = {name: [] for name, _, _ in several}
@@ -163,7 +167,10 @@ def main(seconds: float) -> None:
             for name, numbers in times.items()}, ["µs", "× held"], 2)
         for _, _, close in several:
             close()
+        server.destroy()
 
+        os.sched_setaffinity(0, cores)
+        server = MariaDB()
         with delay_proxy(server.port, 1000) as port:
             figures: dict[str, list[float]] = {}
             for threads in THREADS:
