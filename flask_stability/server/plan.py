@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
 MOST_SPARES = 8  #: × the workers that there are to be: so many spare ones at the most
+PLENTY = 1000  #: workers: more than anybody would start
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard"})
@@ -173,17 +174,18 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
                                                 covered and reason not in BROKEN))
 
 
-def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: bool) -> int:
+def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
     have no spare threads. They stay until fewer than half of them are needed.
 
     :param stuck: of each worker that serves, whether its request lasts for long.
     :param knocking: connections wait.
-    :param room: there is memory for one more.
+    :param room: how many more there is memory for.
     """
     held = sum(stuck)
-    if stuck and held == len(stuck) and knocking and room:
-        return min(max(before, held), MOST_SPARES * base)
+    if stuck and held == len(stuck) and knocking:
+        # three times as many as are held: by steps of as many a dozen hung requests would take a dozen seconds
+        return max(before, min(3 * held - base, MOST_SPARES * base, before + room))
     return before if 2 * held >= before else held
 
 

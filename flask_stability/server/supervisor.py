@@ -371,8 +371,7 @@ class Supervisor:
         before = self.spares
         if before or any(stuck):
             knocking = any(words[scoreboard.W_QUEUE] for words in rows)
-            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking,
-                                      room=self._may_surge())
+            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking, room=self._room())
         if self.spares != before:
             logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
                          stuck=sum(stuck))
@@ -427,11 +426,17 @@ class Supervisor:
 
     def _may_surge(self) -> bool:
         """Surge is on, and there is room in memory for one worker more."""
+        return self._room() > 0
+
+    def _room(self) -> int:
+        """For how many workers more there is room in memory; 0 where surge is off. A fresh one needs less than the
+        largest, and a part of that is shared.
+        """
         if not self.settings.surge:
-            return False
-        largest = max((row.words[scoreboard.W_RSS] for row in self.board.live()), default=0)
+            return 0
+        largest = max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
         free = cgroup.available()
-        return free is None or free > largest * 0.5
+        return plan.PLENTY if free is None or not largest else int(free // (largest * 0.5 + 1))
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)
