@@ -426,17 +426,18 @@ class Supervisor:
 
     def _may_surge(self) -> bool:
         """Surge is on, and there is room in memory for one worker more."""
-        return self._room() > 0
+        free = cgroup.available()
+        return self.settings.surge and (free is None or free > self._largest() * 0.5)
 
     def _room(self) -> int:
-        """For how many workers more there is room in memory; 0 where surge is off. A fresh one needs less than the
-        largest, and a part of that is shared.
-        """
+        """For how many spare workers there is room in half of the memory that is free; 0 where surge is off."""
+        free, largest = cgroup.available(), self._largest()
         if not self.settings.surge:
             return 0
-        largest = max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
-        free = cgroup.available()
-        return plan.PLENTY if free is None or not largest else int(free // (largest * 0.5 + 1))
+        return plan.PLENTY if free is None or not largest else free // 2 // largest
+
+    def _largest(self) -> int:
+        return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)

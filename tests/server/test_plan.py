@@ -268,7 +268,9 @@ def test_spare_workers_come_only_when_all_are_kept_and_leave_when_they_are_not_n
     assert plan.spares(4, 2, [long, long, free, free], knocking=False, room=99) == 4
     assert plan.spares(4, 2, [long] * 6, knocking=True, room=99) == 16
     assert plan.spares(4, 2, [long] * 6, knocking=True, room=3) == 7
-    assert plan.spares(16, 2, [long] * 18, knocking=True, room=99) == 16
+    assert plan.spares(16, 2, [long] * 18, knocking=True, room=99) == 32
+    assert plan.spares(32, 2, [long] * 34, knocking=True, room=99) == 32
     assert plan.spares(5, 2, [long, long], knocking=True, room=99) == 5
-    assert plan.spares(4, 2, [long, free, free, free, free, free], knocking=False, room=99) == 1
+    assert plan.spares(16, 2, [long] * 3 + [free] * 15, knocking=False, room=99) == 16
+    assert plan.spares(16, 2, [long] * 2 + [free] * 16, knocking=False, room=99) == 2
     assert plan.spares(1, 2, [free, free, free], knocking=False, room=99) == 0
