@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
-MOST_SPARES = 8  #: × the workers that there are to be: so many spare ones at the most
+MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
+PLENTY = 1000  #: workers: more than anybody would start
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard"})
@@ -173,18 +174,20 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
                                                 covered and reason not in BROKEN))
 
 
-def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: bool) -> int:
+def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
-    have no spare threads. They stay until fewer than half of them are needed.
+    have no spare threads. They stay until about half of the long requests have ended: gunicorn ends the oldest workers
+    first, which are those that are kept, so it must not be asked for fewer before.
 
     :param stuck: of each worker that serves, whether its request lasts for long.
     :param knocking: connections wait.
-    :param room: there is memory for one more.
+    :param room: how many more there is memory for.
     """
     held = sum(stuck)
-    if stuck and held == len(stuck) and knocking and room:
-        return min(max(before, held), MOST_SPARES * base)
-    return before if 2 * held >= before else held
+    if stuck and held == len(stuck) and knocking:
+        # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
+        return max(before, min(3 * held - base, MOST_SPARES * base, before + room))
+    return before if 6 * held >= before else held
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:

@@ -371,8 +371,7 @@ class Supervisor:
         before = self.spares
         if before or any(stuck):
             knocking = any(words[scoreboard.W_QUEUE] for words in rows)
-            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking,
-                                      room=self._may_surge())
+            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking, room=self._room())
         if self.spares != before:
             logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
                          stuck=sum(stuck))
@@ -427,11 +426,18 @@ class Supervisor:
 
     def _may_surge(self) -> bool:
         """Surge is on, and there is room in memory for one worker more."""
-        if not self.settings.surge:
-            return False
-        largest = max((row.words[scoreboard.W_RSS] for row in self.board.live()), default=0)
         free = cgroup.available()
-        return free is None or free > largest * 0.5
+        return self.settings.surge and (free is None or free > self._largest() * 0.5)
+
+    def _room(self) -> int:
+        """For how many spare workers there is room in half of the memory that is free; 0 where surge is off."""
+        free, largest = cgroup.available(), self._largest()
+        if not self.settings.surge:
+            return 0
+        return plan.PLENTY if free is None or not largest else free // 2 // largest
+
+    def _largest(self) -> int:
+        return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)

@@ -258,14 +258,19 @@ def test_canary_limits_newcomers_to_one_until_it_lives() -> None:
 
 
 def test_spare_workers_come_only_when_all_are_kept_and_leave_when_they_are_not_needed() -> None:
-    """As many as are kept, up to a limit and while there is room; gone once the long requests have ended."""
+    """Three times as many workers as are kept, up to a limit and as far as there is room; gone once the long requests
+    have ended."""
     long, free = True, False
-    assert plan.spares(0, 2, [long, free], knocking=True, room=True) == 0
-    assert plan.spares(0, 2, [long, long], knocking=False, room=True) == 0
-    assert plan.spares(0, 2, [long, long], knocking=True, room=False) == 0
-    assert plan.spares(0, 2, [long, long], knocking=True, room=True) == 2
-    assert plan.spares(2, 2, [long, long, free, free], knocking=False, room=True) == 2
-    assert plan.spares(2, 2, [long] * 4, knocking=True, room=True) == 4
-    assert plan.spares(16, 2, [long] * 18, knocking=True, room=True) == 16
-    assert plan.spares(4, 2, [long, free, free, free, free, free], knocking=False, room=True) == 1
-    assert plan.spares(1, 2, [free, free, free], knocking=False, room=True) == 0
+    assert plan.spares(0, 2, [long, free], knocking=True, room=99) == 0
+    assert plan.spares(0, 2, [long, long], knocking=False, room=99) == 0
+    assert plan.spares(0, 2, [long, long], knocking=True, room=0) == 0
+    assert plan.spares(0, 2, [long, long], knocking=True, room=99) == 4
+    assert plan.spares(4, 2, [long, long, free, free], knocking=False, room=99) == 4
+    assert plan.spares(4, 2, [long] * 6, knocking=True, room=99) == 16
+    assert plan.spares(4, 2, [long] * 6, knocking=True, room=3) == 7
+    assert plan.spares(16, 2, [long] * 18, knocking=True, room=99) == 32
+    assert plan.spares(32, 2, [long] * 34, knocking=True, room=99) == 32
+    assert plan.spares(5, 2, [long, long], knocking=True, room=99) == 5
+    assert plan.spares(16, 2, [long] * 3 + [free] * 15, knocking=False, room=99) == 16
+    assert plan.spares(16, 2, [long] * 2 + [free] * 16, knocking=False, room=99) == 2
+    assert plan.spares(1, 2, [free, free, free], knocking=False, room=99) == 0
