@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from gunicorn import arbiter
 
 from .. import scoreboard
 from ..scoreboard import CODE, REASONS, Row
@@ -94,6 +97,35 @@ class Child:
             if found is not None:
                 code = found.si_status
                 self.status = code << 8 if found.si_code == os.CLD_EXITED else code
+
+
+class _Listening:
+    """The `os` module, with a `waitpid` that notes what it has collected."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        """`os.waitpid`."""
+        found = os.waitpid(pid, options)
+        self.statuses[found[0]] = found[1]
+        return found
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[dict[int, int]]:
+    """The exit statuses that gunicorn collects within the block, by process id: a worker that dies after the peek at
+    it, and before gunicorn's look, would end for an unknown reason.
+    """
+    listening = _Listening()
+    vars(arbiter)["os"] = listening
+    try:
+        yield listening.statuses
+    finally:
+        vars(arbiter)["os"] = os
 
 
 def alive(pid: int) -> bool:

@@ -32,7 +32,7 @@ from ..memory.policy import (
 )
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
-from .children import Child, alive, stopped
+from .children import Child, alive, collected, stopped
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
@@ -68,6 +68,7 @@ class Supervisor:
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
+        self._collected: dict[int, int] = {}
         self._reload_age = 0
         self._reload_told = self._degraded = False
         self._drain_until = 0.0
@@ -143,7 +144,8 @@ class Supervisor:
             for child in self.children.values():
                 child.peek()
             try:
-                self._reap()
+                with collected() as self._collected:
+                    self._reap()
                 break
             except HaltServer as halt:
                 self._finish_missing(halt.exit_status)
@@ -249,7 +251,8 @@ class Supervisor:
         now = time.monotonic()
         child.look(now)
         kills = cgroup.oom_kills()
-        reason, detail = exits.reason_of(child.status, exits.Known(
+        status = self._collected.get(child.pid, child.status)
+        reason, detail = exits.reason_of(status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
             max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))

@@ -381,6 +381,24 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, whose: str) 
         "child_exit", "pre_fork", "on_reload", "nworkers_changed"}
 
 
+def test_every_exit_has_its_reason(supervised: Start) -> None:
+    """Also of workers that die while gunicorn is collecting another one."""
+    server = supervised(workers=4, config="""
+import os, signal, time
+killed = []
+def child_exit(server, worker):
+    for pid in [] if killed else list(server.WORKERS):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    killed.append(worker.pid)
+""")
+    server.full(4)
+    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    wait_until(lambda: len(server.exits()) >= 4, 40)
+    assert set(server.exits()[:4]) == {"crash_signal"}
+    server.full(4)
+
+
 def test_gunicorn_without_what_the_tick_needs_still_works(supervised: Start) -> None:
     """It is said once, and a worker that has to go goes by itself."""
     server = supervised(config="import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')",
