@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Child:
     :ivar thawed: it was stopped, and we let it go on.
     :ivar asked: the reason to replace it, "" for none.
     :ivar killed: the reason we killed it for, "" if we did not.
-    :ivar status: as `os.waitpid` gives it, None while it is not known.
+    :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
     worker: Any
@@ -75,7 +75,7 @@ class Child:
 
     def serves(self) -> bool:
         """It became ready, and nothing is known that ended it, or will."""
-        return bool(self.ready_at) and not self.term_at and not self.killed and self.status is None
+        return bool(self.ready_at) and not self.term_at and not self.killed
 
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""
@@ -88,42 +88,31 @@ class Child:
         self.killed = reason
         self.send(signal.SIGKILL)
 
-    def peek(self) -> None:
-        """Its exit status, left for gunicorn to collect: gunicorn does not pass it on."""
-        if self.status is not None or not self.pid:
-            return
-        with contextlib.suppress(OSError):
-            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None:
-                code = found.si_status
-                self.status = code << 8 if found.si_code == os.CLD_EXITED else code
-
 
 class _Listening:
-    """The `os` module, with a `waitpid` that notes what it has collected."""
+    """The `os` module, with a `waitpid` that tells what it has collected."""
 
-    def __init__(self) -> None:
-        self.statuses: dict[int, int] = {}
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
         """`os.waitpid`."""
-        found = os.waitpid(pid, options)
-        self.statuses[found[0]] = found[1]
-        return found
+        found, status = os.waitpid(pid, options)
+        self._tell(found, status)
+        return found, status
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[dict[int, int]]:
-    """The exit statuses that gunicorn collects within the block, by process id: a worker that dies after the peek at
-    it, and before gunicorn's look, would end for an unknown reason.
+def told_of_exits(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Within the block `tell` is given the process id and the status of each exit that gunicorn collects: gunicorn
+    does not pass them on, and a peek before it looks would miss who dies in between.
     """
-    listening = _Listening()
-    vars(arbiter)["os"] = listening
+    vars(arbiter)["os"] = _Listening(tell)
     try:
-        yield listening.statuses
+        yield
     finally:
         vars(arbiter)["os"] = os
 

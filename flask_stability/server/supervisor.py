@@ -32,7 +32,7 @@ from ..memory.policy import (
 )
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
-from .children import Child, alive, collected, stopped
+from .children import Child, alive, stopped, told_of_exits
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
@@ -68,7 +68,6 @@ class Supervisor:
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
-        self._collected: dict[int, int] = {}
         self._reload_age = 0
         self._reload_told = self._degraded = False
         self._drain_until = 0.0
@@ -138,17 +137,15 @@ class Supervisor:
             server._num_workers += base - wanted
 
     def reap_workers(self) -> None:
-        """gunicorn's reaping, with each exit status peeked at first; boot failures do not end a service that works."""
+        """gunicorn's reaping, with each exit status noted; boot failures do not end a service that works."""
         self._tell_systemd(time.monotonic())  # gunicorn's loops in reload and stop call nothing else of ours
         for _ in range(64):
-            for child in self.children.values():
-                child.peek()
             try:
-                with collected() as self._collected:
+                with told_of_exits(self._note_exit):
                     self._reap()
                 break
             except HaltServer as halt:
-                self._finish_missing(halt.exit_status)
+                self._finish_missing()
                 if not self.stopping and not self._worked():
                     logs.process("never_worked", level="CRITICAL", reason=halt.reason,
                                  remedy="the app did not start in any worker: see the error before this line")
@@ -156,7 +153,7 @@ class Supervisor:
             except Exception as error:
                 self._internal("reap", error)
                 break
-        self._finish_missing(None)
+        self._finish_missing()
 
     def reload(self) -> None:
         """SIGHUP: gunicorn's own, except that the old workers go when the new ones are ready, and a configuration
@@ -251,8 +248,7 @@ class Supervisor:
         now = time.monotonic()
         child.look(now)
         kills = cgroup.oom_kills()
-        status = self._collected.get(child.pid, child.status)
-        reason, detail = exits.reason_of(status, exits.Known(
+        reason, detail = exits.reason_of(child.status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
             max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
@@ -265,12 +261,11 @@ class Supervisor:
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
-                                           others=any(other.serves() for other in self.children.values())):
+                                           others=any(other.serves() and alive(other.pid)
+                                                      for other in self.children.values())):
             self.canary = self.server.worker_age
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
-        for other in self.children.values():
-            other.peek()  # gunicorn may collect it in this very loop
         if reason == "boot_failure" and self.state.reason == "reload" and not self._reload_told:
             self._reload_told = True
             logs.process("reload_stalled", level="ERROR",
@@ -544,13 +539,16 @@ class Supervisor:
         return self.ever_ready or any(child.row is not None and child.row.words[scoreboard.W_READY_NS]
                                       for child in self.children.values())
 
-    def _finish_missing(self, exit_status: int | None) -> None:
+    def _note_exit(self, pid: int, status: int) -> None:
+        for child in self.children.values():
+            if pid and child.pid == pid:
+                child.status = status
+
+    def _finish_missing(self) -> None:
         """What gunicorn skips when it raises: the worker's temporary file and child_exit."""
         for worker, child in list(self.children.items()):
             if child.pid and child.pid not in self.server.WORKERS and child.pid not in self._hidden and (
                     not alive(child.pid)):
-                if child.status is None and exit_status is not None:
-                    child.status = exit_status << 8
                 with contextlib.suppress(Exception):
                     worker.tmp.close()
                 self.server.cfg.child_exit(self.server, worker)

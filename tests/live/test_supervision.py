@@ -384,7 +384,7 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, whose: str) 
 def test_every_exit_has_its_reason(supervised: Start) -> None:
     """Also of workers that die while gunicorn is collecting another one."""
     server = supervised(workers=4, config="""
-import os, signal, time
+import os, signal
 killed = []
 def child_exit(server, worker):
     for pid in [] if killed else list(server.WORKERS):
