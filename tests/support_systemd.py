@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from support import wait_until
+
 WATCHDOG = 12.0  #: seconds; signs of life are due every quarter of it
 
 
@@ -33,6 +35,13 @@ class Systemd:
                 continue
             pid = int.from_bytes(extra[0][2][:4], sys.byteorder)
             self.heard += [(time.monotonic(), line, pid) for line in message.decode().split("\n")]
+
+    def flush(self) -> None:
+        """Wait until all that was said so far is heard: a word of our own comes after it."""
+        word = f"X_FLUSH={time.monotonic_ns()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+            line.sendto(word.encode(), str(self.path))
+        wait_until(lambda: self.times(word))
 
     def close(self) -> None:
         """No more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,13 @@ PATHS = ["/", "/stock", "/orders?limit=3"]
 SLOW, SLOW_ENV = ["/faults/hang?seconds=3"], {"SAMPLE_FAULTS": "1"}
 
 
+def _more(loads: dict[str, Load]) -> None:
+    """Wait until each proxy has answered, or failed, four seconds' worth of requests more."""
+    before = {kind: len(load.result.outcomes) for kind, load in loads.items()}
+    wait_until(lambda: all(len(load.result.outcomes) >= before[kind] + 80 for kind, load in loads.items()), 120,
+               message="more requests")
+
+
 @needs_proxies
 def test_a_rolling_restart_loses_nothing(tmp_path: Path, worker_class: str) -> None:
     """Both instances one after the other, under load on new and on kept connections: no request fails, through neither
@@ -34,12 +40,12 @@ def test_a_rolling_restart_loses_nothing(tmp_path: Path, worker_class: str) -> N
         kept = {kind: KeptAlive(proxy.port) for kind, proxy in one.proxies.items()}
         for client in (*loads.values(), *slow.values(), *orders.values(), *kept.values()):
             clients.callback(client.stop)
-        time.sleep(3)
+        _more(loads)
         for instance in one.instances:
             instance.stop()
             instance.start()
             one.settled()
-        time.sleep(3)
+        _more(loads)
         results = {kind: load.stop() for kind, load in loads.items()}
         ends = {kind: load.stop() for kind, load in slow.items()}
         answers = {kind: order.stop() for kind, order in orders.items()}
@@ -63,10 +69,10 @@ def test_an_instance_that_was_killed_is_not_missed_and_comes_back(tmp_path: Path
         loads = {kind: Load(proxy.url, PATHS, 20).start() for kind, proxy in one.proxies.items()}
         for load in loads.values():
             clients.callback(load.stop)
-        time.sleep(3)
+        _more(loads)
         for instance in one.instances:
             instance.kill()
-            time.sleep(4)
+            _more(loads)
             instance.start()
             one.settled()
             wait_until(lambda instance=instance: instance.served() > 50, 60, message="it is sent requests again")

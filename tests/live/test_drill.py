@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -131,14 +130,16 @@ def test_a_running_service_that_fails_is_told_so(server: Callable[..., Server], 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C, or the end of its time, ends the service that it started."""
-    drill = subprocess.Popen(_command("shop:app", "--seconds", "60", "--json"), cwd=folder, env=_environ(folder),
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    said = folder / "said"
+    with said.open("w") as stderr:
+        drill = subprocess.Popen(_command("shop:app", "--seconds", "60"), cwd=folder, env=_environ(folder),
+                                 stdout=subprocess.DEVNULL, stderr=stderr,
+                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         me = psutil.Process(drill.pid)
-        wait_until(lambda: len(me.children(recursive=True)) >= 3, message="master and workers")
+        wait_until(lambda: "steady load" in said.read_text(), 120, message="the drill has begun")
         family = me.children(recursive=True)
-        time.sleep(1)
+        assert len(family) >= 3  # master and workers
         drill.send_signal(number)
         assert drill.wait(90) != 0
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 from supervised import Supervised, starting
 
+from flask_stability.scoreboard import STATE_STOPPING, W_STATE
 from support import Load, wait_until
 
 Start = Callable[..., Supervised]
@@ -84,7 +84,8 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
     server.retire(old)
     wait_until(lambda: any(record["action"] == "term" for record in server.records("process-manager", "replacement")))
     wait_until(lambda: server.get("/").json()["pid"] != old)
-    time.sleep(1)
+    wait_until(lambda: any(row.pid == old and row.words[W_STATE] >= STATE_STOPPING for row in server.board().live()),
+               message="the old worker has noticed")
     server.signal(signal.SIGTERM)
 
     def refused() -> bool:

@@ -260,10 +260,13 @@ def test_what_a_frozen_worker_had_accepted_is_answered(supervised: Start, worker
     server.retired(frozen)
     server.full(1)
     stubborn = server.worker_pids()[0]
-    while psutil.pid_exists(stubborn):
+
+    def stopped_again() -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stubborn, signal.SIGSTOP)
-        time.sleep(0.05)
+        return not psutil.pid_exists(stubborn)
+
+    wait_until(stopped_again, 60, message="the worker that is stopped again and again is killed")
     server.full(1)
     assert server.exits() == ["frozen", "frozen"]
     assert [record["again"] for record in server.records("process-manager", "worker_frozen")] == [False, False, True]
