@@ -20,7 +20,7 @@ from .clean_logs import clean_logs_command
 from .config import Settings
 from .database.check_db import check_db_command
 from .doctor import doctor_command
-from .drill import drill_command
+from .drill.command import drill_command
 from .exceptions import ConfigError
 from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
 from .server.status import status_block

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from flask_stability.drill import FAULTS
+from flask_stability.drill.faults import FAULTS
 from support import ROOT, Server, wait_until
 from support_db import MariaDB
 

@@ -1,0 +1,89 @@
+"""What a drill found, held against its targets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from xml.etree import ElementTree
+
+from ..loadgen import Result
+
+TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restarts": 0.95, "database": 0.99,
+           "memory": 1.5}
+
+
+@dataclass
+class Step:
+    """One fault and what it did.
+
+    :ivar availability: share of requests answered well from the fault to the end of its time.
+    :ivar recovery: seconds from the fault to the last failed request, 0 if none failed.
+    :ivar restored: all workers were back at the end.
+    """
+
+    name: str
+    requests: int = 0
+    failed: int = 0
+    availability: float = 1.0
+    recovery: float = 0.0
+    restored: bool = True
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Verdict:
+    """One figure against its target."""
+
+    figure: str
+    measured: str
+    target: str
+    passed: bool | None
+
+
+@dataclass
+class Report:
+    """The whole drill."""
+
+    steps: list[Step]
+    verdicts: list[Verdict]
+
+    @property
+    def passed(self) -> bool:
+        """No target was missed."""
+        return all(verdict.passed is not False for verdict in self.verdicts)
+
+    def as_json(self) -> str:
+        """Everything, for machines."""
+        return json.dumps({"passed": self.passed, "steps": [asdict(step) for step in self.steps],
+                           "verdicts": [asdict(verdict) for verdict in self.verdicts]}, indent=2)
+
+    def as_junit(self) -> str:
+        """One test case per figure, for CI."""
+        suite = ElementTree.Element("testsuite", name="flask stability drill", tests=str(len(self.verdicts)),
+                                    failures=str(sum(verdict.passed is False for verdict in self.verdicts)))
+        for verdict in self.verdicts:
+            case = ElementTree.SubElement(suite, "testcase", classname="drill", name=verdict.figure)
+            if verdict.passed is False:
+                ElementTree.SubElement(case, "failure", message=f"{verdict.measured}, target {verdict.target}")
+            elif verdict.passed is None:
+                ElementTree.SubElement(case, "skipped", message=verdict.measured)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def verdicts(steps: list[Step], result: Result, growth: float, database: bool) -> list[Verdict]:
+    recovery = max((step.recovery for step in steps), default=0.0)
+    restored = sum(step.restored for step in steps) / len(steps)
+    link = next((step.availability for step in steps if step.name.startswith("database")), 1.0)
+    target = TARGETS
+    few = result.total * (1 - target["availability"]) < 1  # a single failure would decide
+    return [
+        Verdict("availability", f"{result.availability:.3%} of {result.total}" + (": too few to tell" if few else ""),
+                f"> {target['availability']:.1%}", None if few else result.availability > target["availability"]),
+        Verdict("mean response time", f"{result.mean * 1000:.1f} ms", f"< {target['mean_latency'] * 1000:.0f} ms",
+                result.mean < target["mean_latency"]),
+        Verdict("recovery", f"{recovery:.1f} s", f"< {target['recovery']:.0f} s", recovery < target["recovery"]),
+        Verdict("restarts", f"{restored:.0%}", f"> {target['restarts']:.0%}", restored > target["restarts"]),
+        Verdict("database connections", f"{link:.2%}" if database else "not tried", f"> {target['database']:.0%}",
+                link > target["database"] if database else None),
+        Verdict("memory, end / start", f"{growth:.2f}", f"< {target['memory']:.1f}", growth < target["memory"]),
+    ]
