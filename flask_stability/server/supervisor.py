@@ -14,7 +14,6 @@ import contextlib
 import os
 import signal
 import time
-from collections import deque
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -22,17 +21,11 @@ from gunicorn.errors import HaltServer
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import (
-    SETTLED,
-    container_too_small,
-    group_decision,
-    growth_pause,
-    learned_floor,
-    limit_too_low,
-)
+from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
+from .group import Group
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
@@ -42,7 +35,6 @@ from .status import status_block
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
-PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -73,10 +65,8 @@ class Supervisor:
         self._drain_until = 0.0
         self._oom_kills = cgroup.oom_kills()
         self._last_rotation = 0.0
-        self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
-        self._past_floors: deque[int] = deque(maxlen=2)
-        self._limit_told = False
+        self.group = Group(server, self.words, settings)
         self._look_at = self._ticked = 0.0
         self.spares = 0
         self.notifier = Notifier()
@@ -257,7 +247,7 @@ class Supervisor:
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         if child.row is not None:
             if uptime >= SETTLED:
-                self._past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
+                self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
@@ -322,7 +312,7 @@ class Supervisor:
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
-        for step in (self._thaw, self._silent, self._group, self._floor, self._again):
+        for step in (self._thaw, self._silent, self.group.relieve, self.group.learn, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -487,50 +477,6 @@ class Supervisor:
             if silent > SILENT + self.settings.guard_interval and not child.stopped_at:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(silent, 1))
                 child.ask("stuck")
-
-    def _group(self, now: float, children: list[Child]) -> None:
-        """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""
-        if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
-            return
-        words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
-        rows = {slot: int(of[scoreboard.W_RSS]) for slot, of in words.items()}
-        learned = int(self.words[scoreboard.M_WARM_FLOOR])
-        floors = {slot: max(learned, int(of[scoreboard.W_WARM_FLOOR])) for slot, of in words.items()}
-        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure(),
-                              floors=floors)
-        for child in children:
-            if slot is not None and child.row is not None and child.row.slot == slot:
-                self._pressure.replaced(now)
-                child.ask("memory_pressure")
-                logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
-
-    def _floor(self, now: float, children: list[Child]) -> None:
-        """What fresh workers reach again and hold is learned as the floor; a limit too near to it is told of once."""
-        rows = [child.row.words for child in children if child.row is not None]
-        floors = [int(words[scoreboard.W_WARM_FLOOR]) for words in rows]
-        self.words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self.words[scoreboard.M_WARM_FLOOR]),
-                                                            [*floors, *self._past_floors])
-        if self._limit_told:
-            return
-        for words, floor in zip(rows, floors, strict=True):
-            if limit_too_low(int(words[scoreboard.W_MEMORY_LIMIT]), floor):
-                self._limit_told = True
-                logs.process("memory_limit_too_low", level="WARNING", limit_bytes=int(words[scoreboard.W_MEMORY_LIMIT]),
-                             warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
-                             f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
-                return
-        if self.settings.memory_limit is None:
-            self._container(max(floors, default=0))
-
-    def _container(self, floor: int) -> None:
-        """The container has not the room that its workers need: their limit is raised, and that is told once."""
-        container, workers = cgroup.limit(), self.server._num_workers
-        if container is None or not container_too_small(container, workers, floor):
-            return
-        self._limit_told = True
-        logs.process("container_too_small", level="WARNING", container_bytes=container, workers=workers,
-                     warm_floor_bytes=floor, remedy="the kernel may kill workers: give the container at least "
-                     f"{int(1.5 * floor * (workers + 1) / 0.8)} bytes of memory, or start fewer workers")
 
     # -- exits and reloads ---------------------------------------------------------------------------------------
 

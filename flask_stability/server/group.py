@@ -1,0 +1,74 @@
+"""The memory of all workers together: whom pressure on it costs, what a fresh worker needs, and whether the room is
+enough.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from .. import logs, scoreboard
+from ..config import Settings
+from ..memory import cgroup
+from ..memory.policy import container_too_small, group_decision, growth_pause, learned_floor, limit_too_low
+from .children import Child
+from .restarts import Pace
+
+PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
+
+
+class Group:
+    """Looked at in each tick.
+
+    :ivar past_floors: what the last workers that ended had needed once they were warm, in bytes.
+    """
+
+    def __init__(self, server: Any, words: Any, settings: Settings) -> None:
+        self._server, self._words, self._settings = server, words, settings
+        self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
+        self.past_floors: deque[int] = deque(maxlen=2)
+        self._limit_told = False
+
+    def relieve(self, now: float, children: list[Child]) -> None:
+        """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""
+        if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
+            return
+        words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
+        rows = {slot: int(of[scoreboard.W_RSS]) for slot, of in words.items()}
+        learned = int(self._words[scoreboard.M_WARM_FLOOR])
+        floors = {slot: max(learned, int(of[scoreboard.W_WARM_FLOOR])) for slot, of in words.items()}
+        slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure(),
+                              floors=floors)
+        for child in children:
+            if slot is not None and child.row is not None and child.row.slot == slot:
+                self._pressure.replaced(now)
+                child.ask("memory_pressure")
+                logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
+
+    def learn(self, now: float, children: list[Child]) -> None:
+        """What fresh workers reach again and hold is learned as the floor; a limit too near to it is told of once."""
+        rows = [child.row.words for child in children if child.row is not None]
+        floors = [int(words[scoreboard.W_WARM_FLOOR]) for words in rows]
+        self._words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self._words[scoreboard.M_WARM_FLOOR]),
+                                                            [*floors, *self.past_floors])
+        if self._limit_told:
+            return
+        for words, floor in zip(rows, floors, strict=True):
+            if limit_too_low(int(words[scoreboard.W_MEMORY_LIMIT]), floor):
+                self._limit_told = True
+                logs.process("memory_limit_too_low", level="WARNING", limit_bytes=int(words[scoreboard.W_MEMORY_LIMIT]),
+                             warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
+                             f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
+                return
+        if self._settings.memory_limit is None:
+            self._container(max(floors, default=0))
+
+    def _container(self, floor: int) -> None:
+        """The container has not the room that its workers need: their limit is raised, and that is told once."""
+        container, workers = cgroup.limit(), self._server._num_workers
+        if container is None or not container_too_small(container, workers, floor):
+            return
+        self._limit_told = True
+        logs.process("container_too_small", level="WARNING", container_bytes=container, workers=workers,
+                     warm_floor_bytes=floor, remedy="the kernel may kill workers: give the container at least "
+                     f"{int(1.5 * floor * (workers + 1) / 0.8)} bytes of memory, or start fewer workers")
