@@ -8,22 +8,34 @@ table that README.rst shows.
 from __future__ import annotations
 
 import difflib
-import math
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from .exceptions import ConfigError
+from .readers import (
+    Reader,
+    bind,
+    choice,
+    database_url,
+    header,
+    line,
+    names,
+    number,
+    parse_size,
+    path,
+    positive,
+    ratio,
+    seconds,
+    steps,
+    switch,
+    token,
+    web_url,
+)
 
 PREFIX = "STABILITY_"
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
-
-Reader = Callable[[Any], Any]
 
 
 class _Spec(NamedTuple):
@@ -35,136 +47,6 @@ class _Spec(NamedTuple):
     doc: str
     shown: str
     secret: bool
-
-
-# -- readers: a raw value (text from the environment, anything from app.config) to a checked one -----------------
-
-
-def parse_size(value: Any) -> int:
-    """Bytes of ``"256M"``, ``"1.5 GiB"``, ``4096``; ValueError says what is accepted."""
-    if isinstance(value, bool):
-        raise ValueError("give bytes or a size such as 256M")
-    if isinstance(value, (int, float)):
-        number, unit = float(value), ""
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
-        if match is None:
-            raise ValueError("give bytes or a size such as 256M")
-        number, unit = float(match[1]), match[2].upper()
-    if not math.isfinite(number) or number <= 0:
-        raise ValueError("give a size above 0")
-    return int(number * _UNITS[unit])
-
-
-def _number(low: float, high: float = math.inf, *, whole: bool = False, above: bool = False) -> Reader:
-    kind = "a whole number" if whole else "a number"
-
-    def read(value: Any) -> float | int:
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            number = float(value)
-            if whole and number != int(number):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"give {kind}") from None
-        if not low <= number <= high or (above and number == low) or not math.isfinite(number):
-            bounds = f"above {low:g}" if above else f"of at least {low:g}"
-            raise ValueError(f"give {kind} {bounds}" + (f" and at most {high:g}" if high < math.inf else ""))
-        return int(number) if whole else number
-
-    return read
-
-
-def _switch(value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise ValueError("give on or off")
-
-
-def _choice(*choices: str) -> Reader:
-    def read(value: Any) -> str:
-        text = str(value).strip().lower()
-        if text not in choices:
-            raise ValueError(f"give one of {', '.join(choices)}")
-        return text
-
-    return read
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    if any(ord(char) < 32 for char in text):
-        raise ValueError("give text without control characters")
-    return text
-
-
-def _header(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", str(value)):
-        raise ValueError("give the name of an HTTP header, such as X-Request-ID")
-    return str(value)
-
-
-def _path(value: Any) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", str(value)):
-        raise ValueError("give a path that begins with a slash and does not end with one, such as /health")
-    return str(value)
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts: Iterable[Any] = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, Iterable):
-        raise ValueError("give names separated by commas")
-    return tuple(name for name in (str(part).strip() for part in parts) if name)
-
-
-def _steps(value: Any) -> tuple[float, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        steps = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        steps = ()
-    if not steps or any(not 0 <= step <= 3600 for step in steps):
-        raise ValueError("give seconds separated by commas, such as 0,1,2,4,8,15")
-    return steps
-
-
-def _database_url(value: Any) -> str:
-    parts = urlsplit(str(value))
-    if parts.scheme == "sqlite" and str(value).startswith("sqlite:///") and len(str(value)) > len("sqlite:///"):
-        return str(value)
-    try:
-        usable = parts.scheme in ("mysql", "mariadb") and parts.hostname and parts.path.strip("/") and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("give mysql://user:password@host:port/database or sqlite:///path/to/file.db "
-                         "(special characters in a password percent-encoded)")
-    return str(value)
-
-
-def _web_url(value: Any) -> str:
-    parts = urlsplit(str(value))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("give an http:// or https:// address")
-    return str(value)
-
-
-def _bind(value: Any) -> str:
-    text = str(value)
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", text)
-    if not (text.startswith("unix:/") or (match and 0 < int(match[2]) < 65536)):
-        raise ValueError("give address:port, such as 127.0.0.1:9001, or unix:/path/to/socket")
-    return text
-
-
-def _token(value: Any) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]{8,}", str(value)):
-        raise ValueError("give at least 8 printable characters without spaces")
-    return str(value)
 
 
 def _setting(default: Any, read: Reader, doc: str, *, scope: str = "app", unit: str = "",
@@ -179,11 +61,6 @@ def _setting(default: Any, read: Reader, doc: str, *, scope: str = "app", unit: 
                  metadata={"spec": _Spec(scope, read, unit, doc, shown, secret)})
 
 
-_seconds = _number(0)
-_positive = _number(0, above=True)
-_ratio = _number(0, 1)
-
-
 @dataclass(frozen=True)
 class Settings:
     """All settings; the attribute of ``STABILITY_DB_TIMEOUT`` is ``db_timeout``.
@@ -194,101 +71,101 @@ class Settings:
     """
 
     # errors and logs
-    error_format: str = _setting("auto", _choice("auto", "problem", "html"), "body of an error answer: problem+json "
+    error_format: str = _setting("auto", choice("auto", "problem", "html"), "body of an error answer: problem+json "
                                  "if the client prefers JSON to HTML (auto), always, or never")
-    request_id_header: str = _setting("X-Request-ID", _header, "header that carries the request's id")
-    request_id_trust: bool = _setting(False, _switch, "take a well-formed id over from the client's header; "
+    request_id_header: str = _setting("X-Request-ID", header, "header that carries the request's id")
+    request_id_trust: bool = _setting(False, switch, "take a well-formed id over from the client's header; "
                                       "only behind a proxy that sets it")
-    log_client_errors: bool = _setting(False, _switch, "log 4xx answers too")
-    log_dir: str | None = _setting(None, _text, "directory of error.log, health.log and process-manager.log",
+    log_client_errors: bool = _setting(False, switch, "log 4xx answers too")
+    log_dir: str | None = _setting(None, line, "directory of error.log, health.log and process-manager.log",
                                    scope="master", shown="stderr")
-    log_format: str = _setting("json", _choice("json", "text"), "one JSON object or one text line per record",
+    log_format: str = _setting("json", choice("json", "text"), "one JSON object or one text line per record",
                                scope="master")
     log_max_bytes: int = _setting(50 << 20, parse_size, "size at which a log file is rotated", scope="master",
                                   unit="bytes", shown="50M")
-    log_backups: int = _setting(5, _number(0, 1000, whole=True), "rotated files kept per log", scope="master")
+    log_backups: int = _setting(5, number(0, 1000, whole=True), "rotated files kept per log", scope="master")
 
     # database
-    db_url: str | None = _setting(None, _database_url, "mysql://user:password@host:port/database or "
+    db_url: str | None = _setting(None, database_url, "mysql://user:password@host:port/database or "
                                   "sqlite:///path; unset: SQLite in the instance folder, when first asked for",
                                   secret=True)
-    db_from_env: bool = _setting(False, _switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME")
-    db_autocommit: bool = _setting(True, _switch, "each statement outside a transaction commits at once")
-    db_max_size: int = _setting(20, _number(1, 10000, whole=True), "connections of one worker at the most")
-    db_max_idle: int = _setting(10, _number(0, 10000, whole=True), "idle connections kept")
-    db_min_idle: int = _setting(0, _number(0, 10000, whole=True), "idle connections opened ahead of need")
-    db_timeout: float = _setting(10.0, _positive, "to wait for a connection; never longer than the request may",
+    db_from_env: bool = _setting(False, switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME")
+    db_autocommit: bool = _setting(True, switch, "each statement outside a transaction commits at once")
+    db_max_size: int = _setting(20, number(1, 10000, whole=True), "connections of one worker at the most")
+    db_max_idle: int = _setting(10, number(0, 10000, whole=True), "idle connections kept")
+    db_min_idle: int = _setting(0, number(0, 10000, whole=True), "idle connections opened ahead of need")
+    db_timeout: float = _setting(10.0, positive, "to wait for a connection; never longer than the request may",
                                  unit="s")
-    db_bulkhead: bool | None = _setting(None, _switch, "keep one thread of a worker out of a slow database",
+    db_bulkhead: bool | None = _setting(None, switch, "keep one thread of a worker out of a slow database",
                                         shown="on for gthread")
-    db_connect_timeout: float = _setting(5.0, _positive, "to connect", unit="s")
-    db_query_timeout: float = _setting(30.0, _seconds, "of one statement; 0 = none", unit="s")
-    db_idle_timeout: float = _setting(300.0, _positive, "after which an idle connection is closed", unit="s")
-    db_max_lifetime: float = _setting(1800.0, _positive, "after which a connection is replaced (-2.5 % jitter)",
+    db_connect_timeout: float = _setting(5.0, positive, "to connect", unit="s")
+    db_query_timeout: float = _setting(30.0, seconds, "of one statement; 0 = none", unit="s")
+    db_idle_timeout: float = _setting(300.0, positive, "after which an idle connection is closed", unit="s")
+    db_max_lifetime: float = _setting(1800.0, positive, "after which a connection is replaced (-2.5 % jitter)",
                                       unit="s")
-    db_keepalive_interval: float = _setting(120.0, _seconds, "between pings of an idle connection; 0 = none", unit="s")
-    db_alive_bypass_window: float = _setting(0.5, _seconds, "a connection used within it is not checked", unit="s")
-    db_leak_detection_threshold: float = _setting(90.0, _seconds, "after which a connection not given back is "
+    db_keepalive_interval: float = _setting(120.0, seconds, "between pings of an idle connection; 0 = none", unit="s")
+    db_alive_bypass_window: float = _setting(0.5, seconds, "a connection used within it is not checked", unit="s")
+    db_leak_detection_threshold: float = _setting(90.0, seconds, "after which a connection not given back is "
                                                   "reported; 0 = never", unit="s")
-    db_reset_on_return: str = _setting("rollback", _choice("rollback", "session"), "what clears a returned "
+    db_reset_on_return: str = _setting("rollback", choice("rollback", "session"), "what clears a returned "
                                        "connection: a rollback, or the whole session's state")
 
     # health
-    health_path: str = _setting("/health", _path, "where the health endpoints are")
-    health_interval: float = _setting(30.0, _number(0.1), "between rounds of checks (±10 %)", unit="s")
-    health_timeout: float = _setting(2.0, _positive, "of one check", unit="s")
-    health_failure_threshold: int = _setting(3, _number(1, 100, whole=True), "failures in a row that make a fail")
-    health_success_threshold: int = _setting(2, _number(1, 100, whole=True), "successes in a row that make a pass")
-    health_details: str | None = _setting(None, _choice("never", "token", "always"), "who sees details",
+    health_path: str = _setting("/health", path, "where the health endpoints are")
+    health_interval: float = _setting(30.0, number(0.1), "between rounds of checks (±10 %)", unit="s")
+    health_timeout: float = _setting(2.0, positive, "of one check", unit="s")
+    health_failure_threshold: int = _setting(3, number(1, 100, whole=True), "failures in a row that make a fail")
+    health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
+    health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
                                           shown="token if one is set, else never")
-    health_token: str | None = _setting(None, _token, "bearer token for details", secret=True)
-    health_disk_paths: tuple[str, ...] = _setting(("/",), _names, "paths whose file systems are watched")
-    health_disk_min_free: float = _setting(0.1, _ratio, "free share of a file system below which it warns")
-    health_ready_checks: tuple[str, ...] = _setting((), _names, "checks that gate /health/ready", shown="none")
-    health_mean_latency: float = _setting(0.2, _positive, "mean response time above which it warns", unit="s")
-    health_p95_latency: float = _setting(1.0, _positive, "95th percentile above which it warns", unit="s")
-    health_error_rate: float = _setting(0.05, _ratio, "share of 5xx answers above which it warns")
-    admin_bind: str | None = _setting(None, _bind, "address:port or unix:/path of a second listener that shows details",
+    health_token: str | None = _setting(None, token, "bearer token for details", secret=True)
+    health_disk_paths: tuple[str, ...] = _setting(("/",), names, "paths whose file systems are watched")
+    health_disk_min_free: float = _setting(0.1, ratio, "free share of a file system below which it warns")
+    health_ready_checks: tuple[str, ...] = _setting((), names, "checks that gate /health/ready", shown="none")
+    health_mean_latency: float = _setting(0.2, positive, "mean response time above which it warns", unit="s")
+    health_p95_latency: float = _setting(1.0, positive, "95th percentile above which it warns", unit="s")
+    health_error_rate: float = _setting(0.05, ratio, "share of 5xx answers above which it warns")
+    admin_bind: str | None = _setting(None, bind, "address:port or unix:/path of a second listener that shows details",
                                       shown="none")
-    alert_webhook: str | None = _setting(None, _web_url, "address that alerts are posted to", secret=True,
+    alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
-    service_id: str | None = _setting(None, _text, "name of the service in health documents and alerts",
+    service_id: str | None = _setting(None, line, "name of the service in health documents and alerts",
                                       shown="app name@host")
-    release_id: str | None = _setting(None, _text, "version of the service in health documents", shown="none")
+    release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
 
     # requests, memory, processes
-    guard_interval: float = _setting(1.0, _number(0.05, 60), "between looks of a worker's guard thread",
+    guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
-    request_timeout: float = _setting(60.0, _seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
+    request_timeout: float = _setting(60.0, seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
     memory_limit: int | None = _setting(None, parse_size, "resident memory of a worker above which it is replaced",
                                         scope="master", unit="bytes",
                                         shown="0.8 × container limit / (workers + 1)")
-    memory_limit_jitter: float = _setting(0.1, _ratio, "share by which each worker's limit is lowered at random",
+    memory_limit_jitter: float = _setting(0.1, ratio, "share by which each worker's limit is lowered at random",
                                           scope="worker")
-    memory_samples: int = _setting(3, _number(1, 1000, whole=True), "samples in a row above the limit",
+    memory_samples: int = _setting(3, number(1, 1000, whole=True), "samples in a row above the limit",
                                    scope="worker")
-    memory_reclaim: bool = _setting(True, _switch, "collect garbage and trim before a replacement", scope="worker")
-    memory_hard_factor: float = _setting(1.25, _number(1), "× the limit: replaced at once", scope="worker")
-    memory_growth: float = _setting(2.5, _number(1, above=True), "× the warm floor: replaced if still growing",
+    memory_reclaim: bool = _setting(True, switch, "collect garbage and trim before a replacement", scope="worker")
+    memory_hard_factor: float = _setting(1.25, number(1), "× the limit: replaced at once", scope="worker")
+    memory_growth: float = _setting(2.5, number(1, above=True), "× the warm floor: replaced if still growing",
                                     scope="worker")
-    min_worker_uptime: float = _setting(60.0, _seconds, "between replacements for growth", scope="master", unit="s")
-    surge: bool = _setting(True, _switch, "start the newcomer before the old worker leaves", scope="master")
-    retire_mercy: float | None = _setting(None, _positive, "a retiring worker may take to end", scope="master",
+    min_worker_uptime: float = _setting(60.0, seconds, "between replacements for growth", scope="master", unit="s")
+    surge: bool = _setting(True, switch, "start the newcomer before the old worker leaves", scope="master")
+    retire_mercy: float | None = _setting(None, positive, "a retiring worker may take to end", scope="master",
                                           unit="s", shown="graceful_timeout + 5")
-    crash_min_uptime: float = _setting(10.0, _seconds, "an exit before it counts as a crash loop's",
+    crash_min_uptime: float = _setting(10.0, seconds, "an exit before it counts as a crash loop's",
                                        scope="master", unit="s")
-    restart_backoff: tuple[float, ...] = _setting((0.0, 1.0, 2.0, 4.0, 8.0, 15.0), _steps,
+    restart_backoff: tuple[float, ...] = _setting((0.0, 1.0, 2.0, 4.0, 8.0, 15.0), steps,
                                                   "waits between restarts in a crash loop (±20 %)",
                                                   scope="master", unit="s")
-    max_restarts: int = _setting(16, _number(1, 100000, whole=True), "crashes within the window that are too many",
+    max_restarts: int = _setting(16, number(1, 100000, whole=True), "crashes within the window that are too many",
                                  scope="master")
-    restart_window: float = _setting(60.0, _positive, "the window", scope="master", unit="s")
-    restart_action: str = _setting("backoff", _choice("backoff", "halt"), "what too many crashes lead to",
+    restart_window: float = _setting(60.0, positive, "the window", scope="master", unit="s")
+    restart_action: str = _setting("backoff", choice("backoff", "halt"), "what too many crashes lead to",
                                    scope="master")
-    drain_delay: float = _setting(0.0, _seconds, "to keep serving after SIGTERM with /health/ready at 503",
+    drain_delay: float = _setting(0.0, seconds, "to keep serving after SIGTERM with /health/ready at 503",
                                   scope="master", unit="s")
-    gc_freeze: bool = _setting(False, _switch, "gc.freeze() before forking, with preload_app", scope="master")
-    run_dir: str | None = _setting(None, _text, "directory of the scoreboard's file", scope="master",
+    gc_freeze: bool = _setting(False, switch, "gc.freeze() before forking, with preload_app", scope="master")
+    run_dir: str | None = _setting(None, line, "directory of the scoreboard's file", scope="master",
                                    shown="XDG_RUNTIME_DIR or /dev/shm")
 
     @classmethod
@@ -364,7 +241,7 @@ def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems
     login = quote(user, safe="") + (":" + quote(password, safe="") if password else "")
     host = f"[{host}]" if ":" in host else host
     try:
-        values["db_url"] = _database_url(f"mysql://{login}@{host}:{port}/{quote(name, safe='')}")
+        values["db_url"] = database_url(f"mysql://{login}@{host}:{port}/{quote(name, safe='')}")
     except ValueError:
         problems.append(f"DB_HOST={host!r}: give the name or address of the database's host")
 

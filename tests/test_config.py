@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, parse_size, unknown_keys
+from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, unknown_keys
 from flask_stability.exceptions import ConfigError
+from flask_stability.readers import parse_size
 
 
 def test_every_default_passes_its_own_check() -> None:

@@ -14,8 +14,9 @@ import kubernetes_validate
 import pytest
 
 from flask_stability import scoreboard
-from flask_stability.config import KEYS, Settings, parse_size, unknown_keys
+from flask_stability.config import KEYS, Settings, unknown_keys
 from flask_stability.memory.policy import default_limit
+from flask_stability.readers import parse_size
 from support import ROOT
 from support_deploy import (
     DEPLOY,
