@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import requests
 
 from flask_stability.loadgen import Load, Result
 
-__all__ = ["Load", "Result", "Server", "copy_project", "free_port", "wait_until"]
+__all__ = ["Load", "Result", "Server", "copy_project", "free_port", "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -42,6 +43,18 @@ def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: fl
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {message or predicate}")
         time.sleep(interval)
+
+
+def source_distribution(folder: Path, requirement: str, *options: str) -> Path:
+    """The unpacked source distribution of ``name==version`` from the package index."""
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+                           *options, "--dest", str(folder), requirement], capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-2000:]
+    archive = next(folder.glob(f"{requirement.partition('=')[0].lower()}-*.tar.gz"))
+    with tarfile.open(archive) as packed:
+        # Python before 3.11.4 knows no filters
+        packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    return folder / archive.name.removesuffix(".tar.gz")
 
 
 def free_port() -> int:

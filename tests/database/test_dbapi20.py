@@ -6,9 +6,7 @@ The suite is read from the package index in the test run, in the version of mysq
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
-import tarfile
 import unittest
 import warnings
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import pytest
 
 from flask_stability.config import Settings
 from flask_stability.database import Pool
+from support import source_distribution
 from support_db import MariaDB
 
 
@@ -27,14 +26,7 @@ from support_db import MariaDB
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """mysqlclient's ``tests/test_MySQLdb_dbapi20.py``."""
     folder = tmp_path_factory.mktemp("mysqlclient")
-    release = version("mysqlclient")
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-                           "--dest", str(folder), f"mysqlclient=={release}"],
-                          capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-2000:]
-    with tarfile.open(next(folder.glob("mysqlclient-*.tar.gz"))) as archive:
-        archive.extractall(folder, filter="data")
-    path = str(folder / f"mysqlclient-{release}" / "tests")
+    path = str(source_distribution(folder, f"mysqlclient=={version('mysqlclient')}") / "tests")
     before = set(sys.modules)
     sys.path.insert(0, path)
     try:

@@ -9,11 +9,12 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from support import source_distribution
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -22,16 +23,6 @@ FLASK_EXCEPTIONS = {
     "tests/test_reqctx.py::test_bad_environ_raises_bad_request":
         "fails without the extension too: this Werkzeug takes the Host header that the test sends",
 }
-
-
-def _fetch(folder: Path, requirement: str) -> Path:
-    """The unpacked source distribution of a package."""
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:",
-                    "--no-build-isolation", "-d", str(folder), requirement], check=True, timeout=170)
-    archive = next(folder.glob(f"{requirement.partition('=')[0].lower()}-*.tar.gz"))
-    with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
-    return folder / archive.name.removesuffix(".tar.gz")
 
 
 def _run(source: Path, *path: Path) -> str:
@@ -56,7 +47,7 @@ def test_flasks_own_suite_passes_with_the_extension_in_every_app(tmp_path: Path)
     tools = tmp_path / "tools"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(tools), "pytest<9", "asgiref"],
                    check=True, timeout=170)
-    output = _run(_fetch(tmp_path, f"Flask=={version('flask')}"), tools)
+    output = _run(source_distribution(tmp_path, f"Flask=={version('flask')}", "--no-build-isolation"), tools)
     passed, failed = _counts(output)
     assert failed <= set(FLASK_EXCEPTIONS), output[-4000:]
     assert passed > 400, output[-2000:]
@@ -66,7 +57,7 @@ def test_flasks_own_suite_passes_with_the_extension_in_every_app(tmp_path: Path)
 @pytest.mark.timeout(600)
 def test_httpbins_own_suite_passes_with_the_extension(tmp_path: Path) -> None:
     """All of httpbin's tests pass."""
-    source = _fetch(tmp_path, "httpbin==0.10.4")
+    source = source_distribution(tmp_path, "httpbin==0.10.4", "--no-build-isolation")
     needs = tmp_path / "needs"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(needs), str(source)], check=True,
                    timeout=170)
