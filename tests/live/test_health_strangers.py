@@ -129,7 +129,8 @@ def test_no_header_and_no_way_shows_details_to_a_stranger(service: Service) -> N
                 assert not any(word in answer for word in SECRET), (name, path, headers)
         assert _body(_request(way, "/health", {})) == {"status": "pass"}
         assert b" 401 " in _request(way, "/health/history", {}).splitlines()[0]
-    assert service.runs() == 1
+    # once, and once more if the worker that leads became ready after the other one
+    assert 1 <= service.runs() <= len(service.server.worker_pids())
 
 
 @pytest.mark.parametrize("line", [
