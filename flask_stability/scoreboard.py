@@ -14,8 +14,10 @@ import contextlib
 import mmap
 import os
 import struct
+import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import add
@@ -24,11 +26,10 @@ from typing import Any
 from . import scoreboard_file
 from .scoreboard_file import board_files, default_run_dir
 from .scoreboard_parts import (
+    BUCKET_STARTS,
     BUCKETS,
     ENTRY_WORDS,
-    FIRST_BITS,
     KEY_BYTES,
-    LAST_BITS,
     Blob,
     EndpointTable,
     Entry,
@@ -40,7 +41,7 @@ from .scoreboard_parts import (
 
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
 
-MAGIC = b"FSTABLE2"
+MAGIC = b"FSTABLE3"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -52,12 +53,11 @@ PAGE = 4096
  W_N_THREADS, W_N_TIMERS, W_N_FDS, W_N_RECEIVERS, W_N_GC_OBJECTS, W_N_GARBAGE, W_GROWING,
  W_DB_SIZE, W_DB_AVAILABLE, W_DB_IN_USE, W_DB_WAITING, W_DB_BREAKER, W_DB_MAX,
  # counters: folded into the totals when the worker is gone
- W_CLASS_0, W_CLASS_1XX, W_CLASS_2XX, W_CLASS_3XX, W_CLASS_4XX, W_CLASS_5XX,
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
- ) = range(59)
-COUNTERS = range(W_CLASS_0, W_ALERTS_SENT + 1)
+ ) = range(53)
+COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
@@ -100,6 +100,17 @@ CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES = (2 * size + Blob.
 HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
+PLACES = 4096  #: of requests of one kind, remembered by a worker
+
+#: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
+#: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
+#: backward only: so in 3.11 to 3.13 (``CHECK_EVAL_BREAKER`` in Python/ceval.c); later ones and others take the lock.
+WHOLE_STATEMENTS = (sys.implementation.name == "cpython" and sys.version_info < (3, 14)
+                    and getattr(sys, "_is_gil_enabled", lambda: True)())
+
+#: Methods that are counted under their names; a client may invent any number of others.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "OTHER"
 
 
 class _Layout:
@@ -123,6 +134,24 @@ class _Layout:
         return self._view[start:self.offset]
 
 
+class _Places(dict[tuple[str, str, int], tuple[int, int, int]]):
+    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers."""
+
+    def __init__(self, endpoints: EndpointTable, lock: threading.RLock) -> None:
+        self._endpoints, self._lock = endpoints, lock
+
+    def __missing__(self, key: tuple[str, str, int]) -> tuple[int, int, int]:
+        method, endpoint, status = key
+        kind = status // 100
+        known = method if method in METHODS else OTHER_METHOD
+        with self._lock:
+            base = BUCKETS + self._endpoints.find((known, endpoint))
+        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 5 else 0)
+        if known == method and len(self) < PLACES:  # what a client may choose is not remembered
+            self[key] = place
+        return place
+
+
 class Row:
     """One worker's part of the board.
 
@@ -139,33 +168,36 @@ class Row:
         self.words = layout.words(WORDS)
         self.floats: Any = layout.words(FLOATS, "d")  # memoryview's types know no float
         self.orders = layout.words(ORDERS)
-        self.histogram = layout.words(BUCKETS)
-        self.entries = layout.words(ENDPOINTS * ENTRY_WORDS)
+        self._numbers = layout.words(BUCKETS + ENDPOINTS * ENTRY_WORDS)
+        self.histogram = self._numbers[:BUCKETS]
+        self.entries = self._numbers[BUCKETS:]
         self.endpoints = EndpointTable(layout.area(ENDPOINTS * KEY_BYTES), self.words, W_N_ENDPOINTS)
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self._all = layout.since(start)
+        if not WHOLE_STATEMENTS:
+            self.observe = self._observe_locked  # type: ignore[method-assign]
         self.renew_locks()
 
     def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """Count one answered request; `status` 0 is an answer that was cut off."""
-        kind = status // 100
-        if not 0 <= kind <= 5:
-            kind = 0
-        bits = duration_ns.bit_length()
-        bucket = (((bits - FIRST_BITS) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1  # bucket_of, a call less
-                  if FIRST_BITS <= bits <= LAST_BITS else bucket_of(duration_ns))
-        key, entries = (method, endpoint), self.entries
+        """Count one answered request; `status` 0 is an answer that was cut off.
+
+        It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
+        be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
+        """
+        duration, slowest, answers = self._places[method, endpoint, status]
+        bucket = bisect_right(BUCKET_STARTS, duration_ns)
+        numbers = self._numbers
+        numbers[duration] = numbers[duration] + duration_ns  # (+= would take more steps)
+        if duration_ns > numbers[slowest]:
+            numbers[slowest] = duration_ns
+        numbers[answers] = numbers[answers] + 1
+        numbers[bucket] = numbers[bucket] + 1
+
+    def _observe_locked(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
+        """`observe` for an interpreter whose threads may be switched at any moment."""
         with self.lock:
-            base = self.endpoints.known.get(key)
-            if base is None:
-                base = self.endpoints.find(key)
-            entries[base] += duration_ns
-            if duration_ns > entries[base + 1]:
-                entries[base + 1] = duration_ns
-            entries[base + 2 + kind] += 1
-            self.words[W_CLASS_0 + kind] += 1
-            self.histogram[bucket] += 1
+            Row.observe(self, method, endpoint, status, duration_ns)
 
     def add(self, index: int, number: int = 1) -> None:
         """Add to one of the worker's words, safely among the threads of the worker."""
@@ -173,9 +205,20 @@ class Row:
             self.words[index] += number
 
     @property
+    def by_class(self) -> list[int]:
+        """Answers of this worker by status class 0 (cut off), 1, 2, 3, 4, 5."""
+        return _by_class(words for _, words in self.endpoints.items(self.entries))
+
+    @property
     def requests(self) -> int:
         """Requests answered by this worker."""
-        return sum(self.words[W_CLASS_0:W_CLASS_5XX + 1].tolist())
+        return sum(self.histogram.tolist())
+
+    @property
+    def errors(self) -> int:
+        """Server errors, and answers that were cut off, of this worker."""
+        by_class = self.by_class
+        return by_class[0] + by_class[5]
 
     @property
     def pid(self) -> int:
@@ -191,8 +234,14 @@ class Row:
         """In a forked child: locks that other threads of the parent may have held."""
         self.lock = threading.RLock()  # a signal's handler may interrupt its own thread's count
         self.endpoints.forget()
+        self._places = _Places(self.endpoints, self.lock)
         self.checks.renew_lock()
         self.exceptions.renew_lock()
+
+
+def _by_class(entries: Iterable[Entry]) -> list[int]:
+    """Answers by status class 0..5 over all entries."""
+    return [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 6
 
 
 class _Sums:
@@ -245,7 +294,7 @@ class Totals:
     @property
     def by_class(self) -> list[int]:
         """Answers by status class 0 (cut off), 1, 2, 3, 4, 5."""
-        return [self.counters[index] for index in range(W_CLASS_0, W_CLASS_5XX + 1)]
+        return _by_class(self.endpoints.values())
 
     @property
     def requests(self) -> int:
@@ -255,7 +304,8 @@ class Totals:
     @property
     def errors(self) -> int:
         """Server errors and answers that were cut off."""
-        return self.counters[W_CLASS_5XX] + self.counters[W_CLASS_0]
+        by_class = self.by_class
+        return by_class[0] + by_class[5]
 
     @property
     def duration_ns(self) -> int:

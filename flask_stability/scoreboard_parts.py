@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,14 +24,14 @@ LAST_BITS = 37
 BUCKETS = (LAST_BITS - FIRST_BITS + 1) * 4 + 2  # and one below, one above
 
 
+#: Nanoseconds from which on a duration is in bucket 1, 2, 3 …
+BUCKET_STARTS = [(4 + quarter) << (bits - 3) for bits in range(FIRST_BITS, LAST_BITS + 1) for quarter in range(4)]
+BUCKET_STARTS.append(1 << LAST_BITS)
+
+
 def bucket_of(duration_ns: int) -> int:
     """Number of the histogram's bucket for a duration in nanoseconds."""
-    bits = duration_ns.bit_length()
-    if bits < FIRST_BITS:
-        return 0
-    if bits > LAST_BITS:
-        return BUCKETS - 1
-    return ((bits - FIRST_BITS) << 2) + ((duration_ns >> (bits - 3)) & 3) + 1
+    return bisect_right(BUCKET_STARTS, duration_ns)
 
 
 def bucket_bound(bucket: int) -> float:

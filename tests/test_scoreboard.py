@@ -68,6 +68,43 @@ def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
     assert totals.duration_ns == totals.requests * 10**6
 
 
+@pytest.mark.parametrize("whole_statements", sorted({False, sb.WHOLE_STATEMENTS}))
+def test_no_count_is_lost_where_threads_and_signals_interrupt_each_other(whole_statements: bool,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often: threads are switched each microsecond, and a signal's handler counts as well."""
+    monkeypatch.setattr(sb, "WHOLE_STATEMENTS", whole_statements)
+    row = Scoreboard.anonymous(1).rows[0]
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        row.observe("GET", "index", 200, 10**6)
+
+    def work() -> None:
+        for _ in range(30_000):
+            row.observe("GET", "index", 200, 10**6)
+
+    interval, before = sys.getswitchinterval(), signal.signal(signal.SIGALRM, handle)
+    try:
+        sys.setswitchinterval(1e-6)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.setswitchinterval(interval)
+    sent = 4 * 30_000 + handled
+    (_, words), = row.endpoints.items(row.entries)
+    assert handled > 10
+    assert (row.requests, row.by_class[2], words[0]) == (sent, sent, sent * 10**6)
+
+
 def test_totals_never_fall_while_workers_come_and_go() -> None:
     """A reader in another process sees only growing numbers while rows are folded in."""
     board = Scoreboard.anonymous(3)

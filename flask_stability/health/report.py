@@ -216,7 +216,7 @@ def _worker(row: Row, now: int) -> dict[str, Any]:
     return {"slot": row.slot, "pid": row.pid, "state": STATE_NAMES[min(max(words[board.W_STATE], 0), 4)],
             "uptime_s": round((now - words[board.W_STARTED_NS]) / 1e9, 1) if words[board.W_STARTED_NS] else None,
             "rss_bytes": int(words[board.W_RSS]), "requests": row.requests,
-            "errors": int(words[board.W_CLASS_5XX] + words[board.W_CLASS_0]), "busy": int(words[board.W_BUSY]),
+            "errors": row.errors, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]),
             "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]]}
 

@@ -33,7 +33,7 @@ def worker_block(row: Row, now: int) -> dict[str, Any]:
             "rss_bytes": int(words[board.W_RSS]), "limit_bytes": int(words[board.W_MEMORY_LIMIT]),
             "trend_bytes_per_min": round(trend) if trend == trend else 0, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]), "requests": row.requests,
-            "errors": int(words[board.W_CLASS_5XX] + words[board.W_CLASS_0]),
+            "errors": row.errors,
             "retiring": REASONS[words[board.W_RETIRE_REASON] or row.orders[board.O_RETIRE_REASON]]}
 
 
