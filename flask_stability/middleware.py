@@ -12,7 +12,6 @@ Under a test client and the development server exceptions go their usual way: an
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 import weakref
@@ -20,24 +19,17 @@ from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, cast
 
-from . import logs, scoreboard
+from flask import Flask
+from werkzeug.wsgi import ClosingIterator
+
 from .config import Settings
 from .errors import report
-from .errors.problem import response_for
-from .request import OVER, RequestRecord, current, inflight
-from .wsgi_rules import (
-    InvalidResponse,
-    are_known,
-    check_headers,
-    check_status,
-    content_length,
-    forbids_body,
-    known_statuses,
-)
+from .exchange import END, Closing, Exchange, wrong_chunk
+from .request import NO_RULE, RequestRecord, current, inflight
+from .wsgi_rules import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _ident = threading.get_ident
 _now = time.monotonic_ns
@@ -50,226 +42,6 @@ def _may_be_stopping() -> bool:
 #: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
 #: gunicorn's own signal handlers pass.
 stopping: Callable[[], bool] = _may_be_stopping
-
-
-class ResponseCut(BrokenPipeError):
-    """Raised to the server to cut a response that has begun: gunicorn closes the connection and says nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EPIPE, "response cut")
-
-
-class _Exchange(RequestRecord):
-    """One request and its response: its record, the app's ``start_response``, and the iterable for the server.
-
-    One object, since every object that is made costs the path of a good request.
-    """
-
-    __slots__ = ("chunk", "code", "done", "headers", "iterator", "middleware", "sent", "source", "start", "status",
-                 "writer")
-
-    def __init__(self, middleware: StabilityMiddleware, environ: dict[str, Any], start: Callable[..., Any],
-                 started_ns: int, thread_id: int) -> None:
-        # RequestRecord.__init__ is repeated here: a call less
-        self.environ = environ
-        self.started_ns = started_ns
-        self.timeout = middleware.timeout
-        self.thread_id = thread_id
-        self.middleware = middleware
-        self.start = start
-        self.response_started = self.health = self.overdue = self.done = False
-        self.given_id = self.recorded = self.rule = self.resources = self.outer = None
-        self.source: Any = None
-        self.iterator: Iterator[bytes] | None = None
-        self.writer: Callable[[bytes], Any] | None = None
-        self.code = self.sent = 0
-        self.chunk = b""
-
-    # -- what the app calls --------------------------------------------------------------------------------------
-
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
-        """WSGI's start_response, checked and held back."""
-        if exc_info is not None:
-            try:
-                if self.response_started:
-                    raise exc_info[1].with_traceback(exc_info[2])
-            finally:
-                exc_info = None
-        elif self.code:
-            raise InvalidResponse("start_response was called twice")
-        code = known_statuses.get(status) or check_status(status)
-        try:
-            known = type(headers) is list and are_known(headers)
-        except TypeError:
-            known = False
-        if not known or code >= 400 or self.given_id is not None:
-            headers = self._with_id(list(headers), code)
-        self.rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
-        self.code, self.status, self.headers = code, status, headers
-        return self.write
-
-    def _with_id(self, headers: list[tuple[str, str]], code: int) -> list[tuple[str, str]]:
-        """The headers, checked. An error's answer, and one to a client that gave an id, carries the request's id."""
-        name = self.middleware.id_header
-        if not check_headers(headers, name) and (code >= 400 or self.given_id is not None):
-            headers.append((name, self.id))
-        return headers
-
-    def write(self, data: bytes) -> None:
-        """WSGI's imperative way: the answer has begun."""
-        if type(data) is not bytes:
-            raise InvalidResponse(f"write() was given {type(data).__name__} instead of bytes")
-        if self.writer is None:
-            self.begin()
-        assert self.writer is not None
-        self.sent += len(data)
-        try:
-            self.writer(data)
-        except OSError as error:
-            report.mark(error, self)  # the client is gone: no fault of the app's
-            raise
-
-    def begin(self) -> None:
-        """Hand the head to the server."""
-        if not self.code:
-            raise InvalidResponse("the app did not call start_response")
-        self.writer = self.start(self.status, self.headers)
-        self.response_started = True
-
-    def passes_file(self, source: Any) -> bool:
-        """A file for the server's sendfile is handed on untouched but for its close."""
-        closing = _Closing(getattr(source, "close", None))
-        try:
-            source.close = self.close
-        except AttributeError:
-            return False
-        self.source = closing
-        self.begin()
-        return True
-
-    # -- what the server calls -----------------------------------------------------------------------------------
-
-    def __iter__(self) -> Iterator[bytes]:
-        iterator = self.iterator
-        if iterator is not None:
-            chunk = self.chunk
-            while True:
-                self.sent += len(chunk)
-                yield chunk
-                try:
-                    chunk = next(iterator)
-                except StopIteration:
-                    break
-                except BaseException as error:
-                    self.cut(error)
-                if type(chunk) is not bytes:
-                    self.cut(_wrong_chunk(chunk))
-            self.iterator = None
-        if ("Content-Length", str(self.sent)) not in self.headers:
-            self._compare_length()
-        if self.environ.get("SERVER_SOFTWARE") is None:
-            self.finish()  # a test client does not always close what it was given
-
-    def cut(self, error: BaseException) -> None:
-        """It failed in mid-stream.
-
-        :raises ResponseCut: or the error itself, where it is to pass.
-        """
-        self.iterator, self.code = None, 0
-        self.middleware.judge(error, self)
-        raise ResponseCut from None
-
-    def _compare_length(self) -> None:
-        length = content_length(self.headers)
-        if length > self.sent and self.method != "HEAD" and not forbids_body(self.code) and self.supervised:
-            logs.error("content_length_mismatch", level="WARNING", declared=length, sent=self.sent,
-                       **report.request_fields(self))
-            raise ResponseCut  # a client that keeps the connection would wait for the rest
-
-    def close(self) -> None:
-        """Called by the server at the end, however it ends."""
-        if self.done:
-            return
-        if self.iterator is not None:
-            logs.error("client_left", level="DEBUG", **report.request_fields(self))
-        self.done = True
-        source, self.source = self.source, None
-        try:
-            if hasattr(source, "close"):
-                source.close()
-        except BaseException as error:
-            self.middleware.judge(error, self)
-        finally:
-            self.finish()
-
-    # -- the end -------------------------------------------------------------------------------------------------
-
-    def fail(self, error: BaseException) -> Iterable[bytes]:
-        """Answer for what escaped before the first chunk.
-
-        :raises ResponseCut: if the app had written already.
-        """
-        self.done = True
-        self.iterator = None
-        started = self.response_started
-        try:
-            self.middleware.judge(error, self)
-            if hasattr(self.source, "close"):
-                try:
-                    self.source.close()
-                except BaseException as failure:
-                    self.middleware.judge(failure, self)
-            if started:
-                raise ResponseCut from None
-            status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
-            headers.append((self.middleware.id_header, self.id))
-            self.code = int(status[:3])
-            self.start(status, headers, (type(error), error, error.__traceback__))
-            return [] if self.method == "HEAD" else [body]
-        finally:
-            if started:
-                self.code = 0
-            self.finish()
-
-    def finish(self) -> None:
-        """The request is over: it is counted, what it held goes back. Once; never raises."""
-        environ = self.environ
-        if environ is OVER:
-            return
-        try:
-            if not self.health:
-                method, rule = environ.get("REQUEST_METHOD"), self.rule
-                (scoreboard._row or scoreboard.my_row()).observe(
-                    method if method in METHODS else "OTHER", "" if rule is None else rule.endpoint, self.code,
-                    _now() - self.started_ns)
-                if self.code >= 400:
-                    self._note()
-        except Exception as error:
-            report.record(error, event="internal_error", request=self)
-        if self.resources is not None:
-            _release(self)
-        self.leave()
-
-    def _note(self) -> None:
-        """A 5xx answer without an exception is still an error of ours; a 4xx one the client's."""
-        if self.code >= 500:
-            if self.recorded is None and self.supervised:
-                logs.error("server_error", status=self.code, **report.request_fields(self))
-        elif self.middleware.settings.log_client_errors:
-            logs.error("client_error", level="WARNING", status=self.code, **report.request_fields(self))
-
-
-class _Closing:
-    """A close function as an object that has one."""
-
-    __slots__ = ("close",)
-
-    def __init__(self, close: Callable[[], None] | None) -> None:
-        self.close = close
-
-
-def _wrong_chunk(chunk: object) -> InvalidResponse:
-    return InvalidResponse(f"the body gave {type(chunk).__name__} instead of bytes")
 
 
 class StabilityMiddleware:
@@ -301,69 +73,97 @@ class StabilityMiddleware:
         self.timeout = self.settings.request_timeout
         self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
                          if self.settings.request_id_trust else None)
-        self._rare = health_app is not None or self._trusted is not None
+        #: What the paths begin with that are looked at more closely: at the first request all of them.
+        self._special = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self.on_first_request is not None:
-            self._begin_process()
         if MARK in environ:
-            if self._rare and environ.get("PATH_INFO", "").startswith(self._health_path):
-                return self._step_aside(environ, start_response)
-            inner: Iterable[bytes] = (self._app(environ, start_response) if self._owner is None
-                                      else self._app(self._owner(), environ, start_response))
-            return inner
+            return self._inside(environ, start_response)
         thread = _ident()
-        exchange = _Exchange(self, environ, start_response, _now(), thread)
+        exchange: Exchange = Exchange()
+        exchange.started_ns = _now()
+        exchange.thread_id = thread
+        exchange.environ = environ
+        exchange.start = start_response
+        exchange.middleware = self
+        exchange.timeout = self.timeout
+        exchange.rule = NO_RULE
+        exchange.response_started = exchange.health = exchange.overdue = False
+        exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
+        exchange.head = exchange.writer = exchange.source = exchange.iterator = None
+        exchange.code = exchange.sent = 0
         environ[MARK] = True
         try:
-            app, owner = self._app, self._owner
-            if self._rare and self._is_health(environ, exchange):
-                app, owner = self.health_app or app, None
+            if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
+                source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
             else:
-                if thread in inflight:
-                    exchange.outer = _outer(inflight[thread])
+                outer = inflight.get(thread)
+                if outer is not None:
+                    exchange.outer = _outer(outer)
                 inflight[thread] = exchange
-            source: Any = (app(environ, exchange.start_response) if owner is None
-                           else app(owner(), environ, exchange.start_response))
+                source = (self._app(environ, exchange.start_response) if self._owner is None
+                          else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
-            # the first chunk is drawn here: what fails until then still gets a whole answer
-            wrapper = environ.get("wsgi.file_wrapper")
-            # (a server may give any callable as wrapper)
-            if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
-                return cast("Iterable[bytes]", source)
-            iterator = iter(source)
-            for chunk in iterator:
-                if type(chunk) is not bytes:
-                    raise _wrong_chunk(chunk)
-                exchange.chunk, exchange.iterator = chunk, iterator
-                break
+            if type(source) is not ClosingIterator:  # as Flask's are, which is its own iterator
+                iterator = self._iterator(source, exchange)
+                if iterator is None:
+                    return cast("Iterable[bytes]", source)
+                source = iterator
+            chunk = next(source, END)  # drawn here: what fails until then still gets a whole answer
+            if type(chunk) is bytes:
+                exchange.chunk = chunk
+                exchange.iterator = source
+            elif chunk is not END:
+                raise wrong_chunk(chunk)
             if exchange.writer is None:
-                if not exchange.code:
+                head = exchange.head
+                if head is None:
                     raise InvalidResponse("the app did not call start_response")
-                exchange.writer = start_response(exchange.status, exchange.headers)
+                exchange.writer = start_response(*head)
                 exchange.response_started = True
             return exchange
         except BaseException as error:
             return exchange.fail(error)
 
-    def _step_aside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    @staticmethod
+    def _iterator(source: Any, exchange: Exchange) -> Iterator[Any] | None:
+        """Of what is no response of Flask's; None if it goes to the server as it is."""
+        if not hasattr(source, "close"):
+            exchange.source = Closing(_nothing)
+        wrapper = exchange.environ.get("wsgi.file_wrapper")  # a server may give any callable
+        if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
+            return None
+        return cast("Iterator[Any]", iter(source))
+
+    def _inside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """An outer layer does the work; only the health endpoints are still ours."""
-        record = current()
-        if record is not None and self._is_health(environ, record) and self.health_app is not None:
-            return self.health_app(environ, start_response)
+        if self.on_first_request is not None:
+            self._begin_process()
+        if self.health_app is not None and environ.get("PATH_INFO", "").startswith(self._health_path):
+            record = current()
+            if record is not None and self._is_health(environ, record) and self.health_app is not None:
+                return self.health_app(environ, start_response)
         inner: Iterable[bytes] = (self._app(environ, start_response) if self._owner is None
                                   else self._app(self._owner(), environ, start_response))
         return inner
 
     def _is_health(self, environ: dict[str, Any], record: RequestRecord) -> bool:
         """Whether it goes to `health_app`; also takes over the id of a client that is trusted."""
+        if self.on_first_request is not None:
+            self._begin_process()
         if self._trusted is not None:
             record.trust(environ.get(self._trusted))
+        else:
+            self._special = self._health_path
         path: str = environ.get("PATH_INFO", "")
         if self.health_app is None or not (path == self._health_path or path.startswith(self._health_below)):
             return False
         record.health, record.timeout = True, 0.0
         return True
+
+    def let_nothing_out(self) -> None:
+        """A server serves it, and nothing stands in between: Flask's PROPAGATE_EXCEPTIONS does not count here."""
+        self._propagate = None
 
     def judge(self, error: BaseException, record: RequestRecord) -> None:
         """Record what escaped.
@@ -391,19 +191,26 @@ class StabilityMiddleware:
                 report.record(error, event="internal_error")
 
 
+def outermost(app: Any, settings: Settings) -> WSGIApp:
+    """What a server is to call instead of `app`: a layer around all of it, or, where it is the same, the app's own.
+
+    It is the same where nothing lies around the app's own layer: then that lets no exception out either.
+    """
+    own = app.wsgi_app if isinstance(app, Flask) and type(app).__call__ is Flask.__call__ else None
+    if type(own) is not StabilityMiddleware:
+        return StabilityMiddleware(app, settings=settings)
+    own.let_nothing_out()
+    return cast("WSGIApp", app)
+
+
+def _nothing() -> None:
+    return None
+
+
 def _outer(record: RequestRecord) -> RequestRecord | None:
     """The request inside which a new one begins; one whose answer a test client never read to its end is over."""
-    if isinstance(record, _Exchange) and record.response_started and not record.supervised:
-        record.finish()
-        return record.outer
-    return record
-
-
-def _release(record: RequestRecord) -> None:
-    """Give back what the request held, whatever happens."""
-    resources, record.resources = record.resources or [], None
-    for resource in resources:
-        try:
-            resource.release()
-        except Exception as error:
-            report.record(error, event="release_failed", request=record)
+    if not isinstance(record, Exchange) or not record.response_started or record.supervised:
+        return record
+    outer: RequestRecord | None = record.outer
+    record.finish()
+    return outer

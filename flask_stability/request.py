@@ -28,8 +28,9 @@ class Resource(Protocol):
         """Give back; called more than once without harm."""
 
 
-#: Requests in flight by thread. Insertion and deletion are atomic; readers iterate over ``list(inflight.values())``.
-inflight: dict[int, RequestRecord] = {}
+#: Requests in flight by thread; None between two of them, since a dict that entries leave and enter is made anew every
+#: few times. Each store is atomic; others than the thread itself ask `in_flight`.
+inflight: dict[int, RequestRecord | None] = {}
 
 #: The longest deadline that any view asked for, seconds; 0.0 = none did.
 longest_timeout = 0.0
@@ -37,6 +38,18 @@ longest_timeout = 0.0
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+
+
+class NoRule:
+    """Stands where no rule is known: no route matched, the response is not made yet, or not Flask answers."""
+
+    endpoint = rule = ""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+NO_RULE = NoRule()
 
 
 class RequestRecord:
@@ -47,7 +60,8 @@ class RequestRecord:
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
     :ivar response_started: the server was given the response's head: the deadline does not hold any more.
-    :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ.
+    :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ;
+        `NO_RULE` before, and without one.
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
     :ivar resources: what it holds, None if nothing.
@@ -55,8 +69,8 @@ class RequestRecord:
     :ivar outer: the request of the same thread inside which this one is made, if any.
     """
 
-    __slots__ = ("environ", "given_id", "health", "outer", "recorded", "resources", "response_started",
-                 "rule", "started_ns", "thread_id", "overdue", "timeout")
+    __slots__ = ("environ", "given_id", "health", "outer", "overdue", "recorded", "resources", "response_started",
+                 "rule", "started_ns", "thread_id", "timeout")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
@@ -66,7 +80,7 @@ class RequestRecord:
         self.response_started = self.health = self.overdue = False
         self.given_id: str | None = None
         self.recorded: object = None
-        self.rule: Any = None
+        self.rule: Any = NO_RULE
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
 
@@ -145,8 +159,13 @@ class RequestRecord:
         if outer is not None and not outer.over:
             inflight[self.thread_id] = outer
         elif inflight.get(self.thread_id) is self:
-            del inflight[self.thread_id]
+            inflight[self.thread_id] = None
         self.environ = OVER
+
+
+def in_flight() -> list[RequestRecord]:
+    """All requests that this process serves now."""
+    return [record for record in list(inflight.values()) if record is not None]
 
 
 def current() -> RequestRecord | None:

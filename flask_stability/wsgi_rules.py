@@ -6,7 +6,7 @@ gunicorn checks too, but keeps the headers it took before the one it refused: an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _STATUS = re.compile(r"[1-9]\d\d(?: [\t \x21-\x7e\x80-\xff]*)?")
@@ -16,56 +16,45 @@ _CACHE = 1000
 #: Headers whose values repeat: worth remembering, and no secrets.
 _REPEATING = frozenset({"content-type", "content-length", "vary", "cache-control", "x-content-type-options"})
 
-#: Status lines known to be well formed, with their numbers.
-known_statuses: dict[str, int] = {}
-_known: set[tuple[str, str]] = set()
-#: Whether all of these headers were checked before.
-are_known = _known.issuperset
-
 
 class InvalidResponse(RuntimeError):
     """The app broke the rules of WSGI (PEP 3333)."""
 
 
-def check_status(status: Any) -> int:
-    """The number of a status line.
+class _Heads(dict[tuple[Any, ...], tuple[int, int]]):
+    """`check_head` of a status line and headers, in one tuple. What repeats is remembered: it costs one look then."""
 
-    :raises InvalidResponse: for what is no status line.
-    """
-    if type(status) is not str or not _STATUS.fullmatch(status):
-        raise InvalidResponse(f"invalid status {str(status)[:100]!r}")
-    if len(known_statuses) >= _CACHE:
-        known_statuses.clear()
-    code = known_statuses[status] = int(status[:3])
-    return code
+    def __missing__(self, key: tuple[Any, ...]) -> tuple[int, int]:
+        status, *headers = key
+        head = check_head(status, headers)
+        if all(name.lower() in _REPEATING and len(value) < 100 for name, value in headers):
+            if len(self) >= _CACHE:
+                self.clear()
+            self[key] = head
+        return head
 
 
-def check_headers(headers: Sequence[tuple[Any, Any]], id_header: str) -> bool:
-    """Whether the app gave `id_header` itself.
+known_heads = _Heads()
+
+
+def check_head(status: Any, headers: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
+    """The status and the Content-Length, -1 without one, of a head.
 
     :raises InvalidResponse: naming the header; its value may carry a secret and is not shown.
     """
-    found = False
+    if type(status) is not str or not _STATUS.fullmatch(status):
+        raise InvalidResponse(f"invalid status {str(status)[:100]!r}")
+    length = -1
     for name, value in headers:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidResponse("a response header has an invalid name")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidResponse(f"the response header {name} has an invalid value")
-        lower = name.lower()
-        if lower == "content-length" and not value.strip().isdigit():
-            raise InvalidResponse("Content-Length is no number")
-        if lower == id_header.lower():
-            found = True
-        elif lower in _REPEATING and len(value) < 100:
-            if len(_known) >= _CACHE:
-                _known.clear()
-            _known.add((name, value))
-    return found
-
-
-def content_length(headers: Sequence[tuple[str, str]]) -> int:
-    """The Content-Length of checked headers, -1 without one."""
-    return next((int(value) for name, value in headers if name.lower() == "content-length"), -1)
+        if name.lower() == "content-length":
+            if not value.strip().isdecimal():
+                raise InvalidResponse("Content-Length is no number")
+            length = int(value) if length < 0 else length
+    return int(status[:3]), length
 
 
 def forbids_body(code: int) -> bool:

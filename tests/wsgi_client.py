@@ -31,13 +31,14 @@ class Answer:
 
 
 def environ(path: str = "/", method: str = "GET", **extra: Any) -> dict[str, Any]:
-    """As gunicorn makes it."""
-    return {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": "",
+    """As gunicorn makes it; without what is given as None."""
+    made = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": "",
             "SERVER_NAME": "localhost", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost",
             "SERVER_SOFTWARE": "tests/1", "REMOTE_ADDR": "192.0.2.1", "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr,
             "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False,
             "wsgi.file_wrapper": FileWrapper, **extra}
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def call(app: Any, path: str = "/", method: str = "GET", **extra: Any) -> Answer:

@@ -18,7 +18,7 @@ from ..config import Settings
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, collect
 from ..memory.sampler import Action, MemoryWatch
-from ..request import RequestRecord, inflight
+from ..request import RequestRecord, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
 from .leaving import let_go
@@ -96,16 +96,16 @@ class Guard:
     def _beat(self, now: float) -> None:
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
-        words[scoreboard.W_BUSY] = len(inflight)
+        words[scoreboard.W_BUSY] = len(in_flight())
         if self._threads > 1:
             words[scoreboard.W_QUEUE] = queued(self._worker)
         else:  # its one thread has been in the same request for long, and others wait: the master may help
-            words[scoreboard.W_STUCK] = stuck = sum(one.seconds() > LONG for one in list(inflight.values()))
+            words[scoreboard.W_STUCK] = stuck = sum(one.seconds() > LONG for one in in_flight())
             words[scoreboard.W_QUEUE] = int(bool(stuck) and knocking(self._worker.sockets))
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
-        for record in list(inflight.values()):
+        for record in in_flight():
             if record.deadline and now > record.deadline and not record.response_started and not record.overdue:
                 record.overdue = True
                 self._row.add(scoreboard.W_OVERDUE)
@@ -119,7 +119,7 @@ class Guard:
         """All threads stuck while work waits: spare threads, then replacement, and threads for what was accepted."""
         if self._threads < 2:
             return
-        records = list(inflight.values())
+        records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self._back, record.started_ns / 1e9) for record in records]
         wanted = self._stuck.look(now, queued(self._worker), progress, began)
@@ -154,7 +154,7 @@ class Guard:
         if not self._ending_since:
             self._begin_ending(now)
         grace = float(self._worker.cfg.graceful_timeout)
-        if not self._cut_told and inflight and now - self._ending_since > max(0.5, grace - 1.5):
+        if not self._cut_told and in_flight() and now - self._ending_since > max(0.5, grace - 1.5):
             self._cut_told = True
             tell_cut()
 
@@ -234,7 +234,7 @@ def wake_master(worker: Any) -> None:
 
 def tell_cut() -> None:
     """Log every request in flight with its stack: it is about to be cut."""
-    for record in list(inflight.values()):
+    for record in in_flight():
         logs.error("request_cut", **request_fields(record), stack=stack_of(record.thread_id))
 
 

@@ -16,8 +16,8 @@ from .. import config, extension, logs, middleware, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
-from ..middleware import StabilityMiddleware
-from ..request import inflight
+from ..middleware import outermost
+from ..request import in_flight
 from .guard import Guard, tell_cut, wake_master
 from .leaving import leave_well
 from .notify import Notifier
@@ -229,7 +229,7 @@ def _set_up_logs(worker: Any) -> None:
 def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in extension.apps()), _settings)
     if _is(type(worker), "sync", "gthread", "base_async", "gtornado"):
-        worker.wsgi = StabilityMiddleware(worker.wsgi, settings=settings)
+        worker.wsgi = outermost(worker.wsgi, settings)
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
@@ -299,7 +299,7 @@ def _worker_exit(server: Any, worker: Any) -> None:
     extension.stop_process()
     if guard is not None:
         _contained("worker_exit", guard.last_words, ())
-    if inflight and not worker.alive and getattr(worker, "tpool", None) is not None:
+    if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
         tell_cut()
         sys.stderr.flush()
         os._exit(0)

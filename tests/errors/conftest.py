@@ -11,7 +11,7 @@ import pytest
 
 from flask_stability import logs
 from flask_stability.config import Settings
-from flask_stability.request import inflight
+from flask_stability.request import in_flight, inflight
 from wsgi_client import Answer, call, environ
 
 
@@ -46,4 +46,4 @@ def nothing_left_in_flight() -> Iterator[None]:
     """Every request that a test began has ended."""
     inflight.clear()
     yield
-    assert not inflight
+    assert not in_flight()

@@ -21,7 +21,7 @@ from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
 from flask_stability.middleware import MARK, StabilityMiddleware
-from flask_stability.request import RequestRecord, current, inflight, remaining
+from flask_stability.request import RequestRecord, current, in_flight, inflight, remaining
 
 SETTINGS = Settings()
 PLAIN = [("Content-Type", "text/plain")]
@@ -293,7 +293,7 @@ def test_a_failure_in_mid_stream_cuts_the_connection(error: BaseException, writt
     assert answer.cut.errno == errno.EPIPE
     record, = records()
     assert record["response_started"] is True
-    assert scoreboard.my_row().words[scoreboard.W_CLASS_0] >= 1
+    assert scoreboard.my_row().by_class[0] >= 1
 
 
 def test_a_chunk_of_a_wrong_type_in_mid_stream_cuts_the_connection(serve: Serve, records: Records) -> None:
@@ -652,12 +652,12 @@ def test_a_response_that_a_test_client_does_not_close_leaves_the_table(make_envi
     app = wrap(a_list)
     first = app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
     app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
-    record, = inflight.values()
+    record, = in_flight()
     assert record is not first
     assert record.outer is None
     third = app(make_environ(SERVER_SOFTWARE=None), lambda *_: lambda data: None)
     list(third)
-    assert not inflight
+    assert not in_flight()
 
 
 def test_a_stream_with_context_works_through_both_layers(serve: Serve) -> None:
