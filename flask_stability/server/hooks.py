@@ -18,7 +18,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import StabilityMiddleware
 from ..request import inflight
-from .guard import Guard, tell_cut, wake_master
+from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
@@ -216,7 +216,7 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _start_guard, _leave_well, _start_process, _say_ready):
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -238,6 +238,10 @@ def _wrap_app(worker: Any) -> None:
     if _is(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
         worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
                            "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
+
+
+def _tell_stacks(worker: Any) -> None:
+    tell_stacks_on_demand()
 
 
 def _start_guard(worker: Any) -> None:
