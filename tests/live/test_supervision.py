@@ -383,7 +383,8 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class
     for number in (signal.SIGKILL, signal.SIGABRT):
         victim = server.worker_pids()[0]
         os.kill(victim, number)
-        wait_until(lambda victim=victim: victim not in server.worker_pids() and len(server.worker_pids()) == 2)
+        server.retired(victim)
+        wait_until(lambda: len(server.worker_pids()) == 2)
         assert server.get("/").ok
     server.signal(signal.SIGTTIN)
     wait_until(lambda: len(server.worker_pids()) == 3)
