@@ -6,18 +6,21 @@ import itertools
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
-from flask_stability.scoreboard import Scoreboard
+from flask_stability.scoreboard import Blob, Scoreboard
 from support import wait_until
 
 
@@ -45,7 +48,7 @@ def count(row: sb.Row, requests: list[Request]) -> None:
         row.observe("GET", endpoint, status, duration)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.lists(REQUESTS, min_size=1, max_size=3), st.booleans()), min_size=1, max_size=4))
 def test_whatever_forked_processes_and_their_threads_count_is_in_the_totals(
         plan: list[tuple[list[list[Request]], bool]]) -> None:
@@ -221,3 +224,88 @@ def test_latencies_from_a_tenth_of_a_millisecond_to_a_hundred_seconds_have_bucke
     ratios = [bound / before for before, bound in itertools.pairwise(bounds[:-1])]
     assert all(1.1 < ratio <= 1.25 for ratio in ratios)
     assert [sb.bucket_of(int(bound * 1e9)) for bound in bounds[:-1]] == list(range(1, sb.BUCKETS))
+
+
+def test_threads_that_meet_new_endpoints_at_once_share_no_entry() -> None:
+    """Each of 6 threads its own 20 names, switched as often as the interpreter can: every name has its own counts."""
+    between = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            board = Scoreboard.anonymous(1)
+            row, begin = board.rows[0], threading.Barrier(6)
+            row.orders[sb.O_ALLOCATED] = 1
+
+            def work(mine: int, row: sb.Row = row, begin: threading.Barrier = begin) -> None:
+                begin.wait(60)
+                count(row, [(f"{mine}-{number}", 200, 1000) for number in range(20)] * 2)
+
+            running = [threading.Thread(target=work, args=(mine,)) for mine in range(6)]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join()
+            found = {endpoint: sum(words[2:]) for (_, endpoint), words in board.totals().endpoints.items()}
+            assert found == {f"{mine}-{number}": 2 for mine in range(6) for number in range(20)}
+    finally:
+        sys.setswitchinterval(between)
+
+
+def _at_every_line(function: Callable[[], object], look: Callable[[], None]) -> int:
+    """Call a function, and another one before each line that it runs of the scoreboard; gives how often."""
+    looks = 0
+    files = {sb.__file__, Blob.write.__code__.co_filename}
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal looks
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            looks += 1
+            sys.settrace(None)
+            try:
+                look()
+            finally:
+                sys.settrace(trace)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return looks
+
+
+def test_wherever_in_folding_a_reader_looks_the_totals_are_the_same() -> None:
+    """Before each line of a row's release, and of its next worker's beginning: nothing is missing or twice in them."""
+    board = Scoreboard.anonymous(3)
+    rows = [board.allocate(age) for age in range(3)]
+    for number, row in enumerate(rows):
+        assert row is not None
+        count(row, [("index", 200, 10**6), ("orders", 500, 10**9), (f"own-{number}", 0, 10**7)])
+    expected = board.totals()
+    assert expected.requests == 9
+
+    def look() -> None:
+        assert board.totals() == expected
+
+    for row in rows[:2]:
+        assert row is not None
+        assert _at_every_line(lambda row=row: board.release(row), look) > 30  # type: ignore[misc]
+        assert _at_every_line(lambda: board.allocate(7), look) > 3
+        look()
+
+
+def test_wherever_in_its_writing_a_reader_looks_a_blob_is_whole() -> None:
+    """Before each line of a write: the former content, or the new one, never a mixture and never nothing."""
+    row = Scoreboard.anonymous(1).rows[0]
+    contents = [bytes([number]) * (number * 700) for number in range(1, 12)]
+    row.checks.write(contents[0])
+    for before, after in itertools.pairwise(contents):
+        def look(before: bytes = before, after: bytes = after) -> None:
+            assert row.checks.read() in (before, after)
+
+        assert _at_every_line(lambda after=after: row.checks.write(after), look) > 5  # type: ignore[misc]
+        assert row.checks.read() == after
