@@ -104,18 +104,24 @@ def test_idle_clients_that_keep_their_connection_notice_nothing(supervised: Star
 @pytest.mark.long
 @pytest.mark.parametrize("preload", [False, True])
 def test_reload_under_load_loses_nothing(supervised: Start, worker_class: str, preload: bool) -> None:
-    """SIGHUP three times, the app taking half a second to import: nothing lost, and all workers are new."""
+    """SIGHUP three times, always with a request in flight, the app taking half a second to import: nothing lost, every
+    request counted, and all workers are new.
+    """
     server = supervised(worker_class=worker_class, env={"IMPORT_SECONDS": "0.5"},
                         config=f"preload_app = {preload}\nkeepalive = 1")
     server.full(2)
-    load = Load(server.url, ["/"], 40).start()
+    loads = [Load(server.url, ["/"], 30).start(), Load(server.url, ["/slow/0.3"], 4).start()]
     for _ in range(3):
         old = set(server.worker_pids())
+        wait_until(lambda before=loads[1].result.ok: loads[1].result.ok > before + 4)  # type: ignore[misc]
         server.signal(signal.SIGHUP)
         wait_until(lambda old=old: old.isdisjoint(server.worker_pids()), message="all workers are new")
         server.full(2)
-    result = load.stop()
-    assert result.failed == 0, result.errors()
+    results = [load.stop() for load in loads]
+    assert [result.errors() for result in results] == [{}, {}]
+    board, sent = server.board(), sum(result.total for result in results)
+    wait_until(lambda: board.totals().requests == sent, message=f"{sent} requests are counted")
+    assert server.exits() == ["reload"] * 6
 
 
 @pytest.mark.long
