@@ -72,6 +72,7 @@ def test_the_service_starts_and_runs_without_the_boards_file(supervised: Start, 
     wait_until(lambda: full() and len(workers()) == 2)
     for _ in range(10):
         assert server.get("/").ok
+    wait_until(lambda: server.health()["detailed"]["requests"]["total"] == 10)  # counted after the answer
     victim = server.worker_pids()[0]
     os.kill(victim, signal.SIGKILL)
     server.retired(victim)

@@ -40,6 +40,7 @@ def test_five_hundred_workers_leave_the_service_as_it_was(supervised: Start, wor
             assert all(answer.ok for answer in pool.map(lambda _: server.get("/"), range(100)))
             sent += 100
     server.full(4)
+    wait_until(lambda: board.totals().requests == sent, message="all are counted")
     totals = board.totals()
     assert totals.requests == sent == sum(totals.histogram)
     assert set(totals.restarts) == {"max_requests"}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from support import Server
+from support import Server, wait_until
 
 SOURCE = '''
 import time
@@ -53,7 +53,7 @@ def test_a_file_is_sent_by_the_kernel(server: Callable[..., Server], worker_clas
     answer = one.get("/file")
     assert (answer.status_code, answer.content) == (200, content)
     assert (one.folder / "sendfile").read_text() == "True FileWrapper\n"
-    assert one.health()["detailed"]["requests"]["by_class"]["2xx"] == 1
+    wait_until(lambda: one.health()["detailed"]["requests"]["by_class"]["2xx"] == 1, message="it is counted")
 
 
 def test_a_streams_first_piece_is_with_the_client_before_the_second_is_made(server: Callable[..., Server],
