@@ -29,6 +29,8 @@ LONG = 2.0  #: seconds in one request after which a sync worker keeps others wai
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
+#: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
+TELL_STACKS = signal.SIGURG
 
 
 class Guard:
@@ -230,6 +232,11 @@ def wake_master(worker: Any) -> None:
             os.kill(worker.ppid, signal.SIGCHLD)
         except OSError:
             pass
+
+
+def tell_stacks_on_demand() -> None:
+    """`TELL_STACKS` writes the stacks of all threads to error.log, in C: also while no thread of Python's runs."""
+    faulthandler.register(TELL_STACKS, file=logs.error_file(), all_threads=True)
 
 
 def tell_cut() -> None:

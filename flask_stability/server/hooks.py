@@ -18,7 +18,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from .guard import Guard, tell_cut, wake_master
+from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
@@ -182,7 +182,9 @@ def _pre_fork(server: Any, worker: Any) -> None:
     if supervisor is not None:
         supervisor.forking(worker)
     else:
-        worker.stability_row = scoreboard.current().allocate(worker.age)
+        board = scoreboard.current()
+        worker.stability_row = board.allocate(worker.age)
+        board.master.words[scoreboard.M_BOOTS] += 1
 
 
 def _child_exit(server: Any, worker: Any) -> None:
@@ -190,10 +192,13 @@ def _child_exit(server: Any, worker: Any) -> None:
         supervisor.exited(worker)
     elif getattr(worker, "stability_row", None) is not None:
         board, row = scoreboard.current(), worker.stability_row
-        uptime = (time.monotonic_ns() - row.words[scoreboard.W_STARTED_NS]) / 1e9
-        board.add_restart(scoreboard.REASONS[row.words[scoreboard.W_RETIRE_REASON]] if
-                          row.words[scoreboard.W_RETIRE_REASON] else "unknown", worker.pid, uptime, row.slot)
+        begun = row.words[scoreboard.W_STARTED_NS]
+        uptime = (time.monotonic_ns() - begun) / 1e9 if begun else 0.0
+        reason = scoreboard.REASONS[row.words[scoreboard.W_RETIRE_REASON]] if (
+            row.words[scoreboard.W_RETIRE_REASON]) else "unknown"
+        board.add_restart(reason, worker.pid, uptime, row.slot)
         board.release(row)
+        logs.process("worker_exit", worker_pid=worker.pid, reason=reason, uptime_s=round(uptime, 1))
 
 
 def _on_exit(server: Any) -> None:
@@ -212,11 +217,12 @@ def _post_fork(server: Any, worker: Any) -> None:
     if row is not None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
+    logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
 
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _start_guard, _leave_well, _start_process, _say_ready):
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -238,6 +244,10 @@ def _wrap_app(worker: Any) -> None:
     if _is(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
         worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
                            "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
+
+
+def _tell_stacks(worker: Any) -> None:
+    tell_stacks_on_demand()
 
 
 def _start_guard(worker: Any) -> None:
@@ -279,13 +289,19 @@ def _say_ready(worker: Any) -> None:
     row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
     if supervisor is not None:
         wake_master(worker)
+    begun = row.words[scoreboard.W_STARTED_NS] or row.words[scoreboard.W_READY_NS]
+    logs.process("worker_ready", worker_pid=os.getpid(),
+                 uptime_s=round((row.words[scoreboard.W_READY_NS] - begun) / 1e9, 1))
 
 
 def _pre_request(worker: Any, req: Any) -> None:
     """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
-    row = scoreboard._row
-    if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
-        req.force_close()
+    try:
+        row = scoreboard._row
+        if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
+            req.force_close()
+    except Exception as error:  # here, since it is called unwrapped: no request is to fail for it
+        logs.process("hook_failed", level="ERROR", hook="pre_request", error=f"{type(error).__name__}: {error}"[:500])
 
 
 def _worker_abort(worker: Any) -> None:

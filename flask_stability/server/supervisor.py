@@ -26,6 +26,7 @@ from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
 from .group import Group
+from .guard import TELL_STACKS
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
@@ -35,6 +36,7 @@ from .status import status_block
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
+LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -67,7 +69,7 @@ class Supervisor:
         self._last_rotation = 0.0
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.group = Group(server, self.words, settings)
-        self._look_at = self._ticked = 0.0
+        self._look_at = self._ticked = self._murder_again = 0.0
         self.spares = 0
         self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
@@ -82,6 +84,8 @@ class Supervisor:
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
+        if hasattr(server, "murder_workers"):
+            self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
@@ -92,6 +96,20 @@ class Supervisor:
         """gunicorn's rest between two ticks, shorter where something is due sooner."""
         due = self._look_at - time.monotonic()
         return self._wait(timeout=max(0.01, min(timeout, due)) if self._look_at else timeout)
+
+    def murder_workers(self) -> None:
+        """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
+        other worker has something to say, and the stacks of a busy machine's worker were lost.
+        """
+        if time.monotonic() < self._murder_again:
+            return
+        before = self._aborted()
+        self._murder()
+        if self._aborted() - before:
+            self._murder_again = time.monotonic() + LAST_WORDS
+
+    def _aborted(self) -> set[int]:
+        return {pid for pid, worker in list(self.server.WORKERS.items()) if getattr(worker, "aborted", False)}
 
     def manage_workers(self) -> None:
         """One tick, then gunicorn's own management with our target."""
@@ -476,6 +494,7 @@ class Supervisor:
             silent = now - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
             if silent > SILENT + self.settings.guard_interval and not child.stopped_at:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(silent, 1))
+                child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
                 child.ask("stuck")
 
     # -- exits and reloads ---------------------------------------------------------------------------------------

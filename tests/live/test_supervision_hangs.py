@@ -102,13 +102,16 @@ def test_hung_threads_beside_idle_clients_leave_the_service_answering(supervised
 @pytest.mark.long
 def test_worker_whose_interpreter_hangs_is_replaced_before_gunicorn_notices(supervised: Start,
                                                                             worker_class: str) -> None:
-    """No thread of the only worker runs: a newcomer serves long before the timeout."""
+    """No thread of the only worker runs: a newcomer serves long before the timeout, and where it hung is told."""
     server = supervised(worker_class=worker_class, workers=1, config="timeout = 100",
                         env={"STABILITY_REQUEST_TIMEOUT": "90"})
     server.full(1)
     hung = send(server, "/hang-gil")
     wait_until(lambda: server.records("process-manager", "worker_silent"), 60)
     assert server.get("/", timeout=40).ok
+    # told before SIGTERM, which ends this very call: no deadline and no timeout had come
+    wait_until(lambda: "in hang_gil" in (server.logs_dir / "error.log").read_text(), message="its stack is told")
+    assert not server.records("error", "request_overdue")
     for connection in hung:
         connection.close()
 

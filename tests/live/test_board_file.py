@@ -1,0 +1,83 @@
+"""A run directory that takes no file: the service starts and runs, with a board that has none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supervised import Supervised, starting
+
+from support import wait_until
+
+Start = Callable[..., Supervised]
+#: In the master, before the hooks run; a mount in a namespace of its own goes with the process.
+IN_PLACE = """
+import os
+_place = os.path.join(os.environ["STABILITY_RUN_DIR"], f"flask_stability-{os.getpid()}.board")
+"""
+FAULTS = {
+    "a foreign link": IN_PLACE + "os.path.lexists(_place) or os.symlink(os.path.abspath('precious'), _place)\n",
+    "a foreign directory": IN_PLACE + "os.makedirs(_place, exist_ok=True)\n",
+    "a full disk": "size=64k",
+    "a read-only disk": "ro,size=64m",
+}
+MOUNT = """
+import ctypes, os, subprocess
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", {options!r}, "none", os.environ["STABILITY_RUN_DIR"]], check=True)
+"""
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers that end with the test."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+def _may_mount() -> bool:
+    return (os.geteuid() == 0 and shutil.which("unshare") is not None
+            and subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"],
+                               capture_output=True).returncode == 0)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_service_starts_and_runs_without_the_boards_file(supervised: Start, worker_class: str, fault: str,
+                                                             preload: bool) -> None:
+    """One warning; /health knows all workers, a killed one is replaced, and what it had counted stays."""
+    config = FAULTS[fault]
+    if "=" in config and "\n" not in config:
+        if not _may_mount():
+            pytest.skip("may not mount")
+        config = MOUNT.format(options=config)
+    server = supervised(worker_class=worker_class, config=f"{config}\npreload_app = {preload}")
+    (server.folder / "precious").touch()
+    assert server.logs().count("no scoreboard file in") == 1
+
+    def workers() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = server.health()["detailed"]["workers"]
+        return found
+
+    def full() -> bool:
+        return {one["pid"] for one in workers() if one["state"] == "ready"} == set(server.worker_pids()) != set()
+
+    wait_until(lambda: full() and len(workers()) == 2)
+    for _ in range(10):
+        assert server.get("/").ok
+    wait_until(lambda: server.health()["detailed"]["requests"]["total"] == 10)  # counted after the answer
+    victim = server.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    server.retired(victim)
+    wait_until(lambda: full() and len(workers()) == 2)
+    document = server.health()["detailed"]
+    assert document["requests"]["total"] == 10
+    assert document["restarts"]["by_reason"] == {"crash_signal": 1}
+    assert (server.folder / "precious").read_bytes() == b""

@@ -1,0 +1,60 @@
+"""Five hundred workers over time, really forked and ended: the board stays as large as it was, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from supervised import Supervised, starting
+
+from flask_stability.scoreboard import M_BOOTS, O_ALLOCATED
+from support import wait_until
+
+Start = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers that end with the test."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_five_hundred_workers_leave_the_service_as_it_was(supervised: Start, worker_class: str) -> None:
+    """Each ends after a few requests: all answered, each counted once, each exit recorded, no row and no file left."""
+    server = supervised(worker_class=worker_class, workers=4,
+                        config="preload_app = True\nmax_requests = 3\nkeepalive = 1")
+    server.full(4)
+    board = server.board()
+    size, files = os.path.getsize(str(board.path)), len(os.listdir(f"/proc/{server.pid}/fd"))
+    sent, end = 0, time.monotonic() + 300
+    with ThreadPoolExecutor(4) as pool:
+        while sum(board.totals().restarts.values()) < 500:
+            assert time.monotonic() < end, board.totals().restarts
+            assert all(answer.ok for answer in pool.map(lambda _: server.get("/"), range(100)))
+            sent += 100
+    server.full(4)
+    wait_until(lambda: board.totals().requests == sent, message="all are counted")
+    totals = board.totals()
+    assert totals.requests == sent == sum(totals.histogram)
+    assert set(totals.restarts) == {"max_requests"}
+    assert board.master.words[M_BOOTS] == totals.restarts["max_requests"] + 4
+    assert sum(bool(row.orders[O_ALLOCATED]) for row in board.rows) == 4
+    assert max(row.slot for row in board.live()) < 16
+    exits = server.records("process-manager", "worker_exit")
+    assert len({record["worker_pid"] for record in exits}) == len(exits) == totals.restarts["max_requests"]
+    assert os.path.getsize(str(board.path)) == size
+    wait_until(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= files, message="the master has no more files open")
+    assert server.health()["detailed"]["requests"]["total"] == sent
+
+    def told() -> bool:  # the question itself may be a worker's last request
+        workers = server.health()["detailed"]["workers"]
+        return {worker["pid"] for worker in workers} == set(server.worker_pids())
+
+    wait_until(told, message="/health knows the workers that are there")

@@ -1,0 +1,46 @@
+"""The master's wrapped methods, around an arbiter in miniature."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flask_stability.config import Settings
+from flask_stability.scoreboard import Scoreboard
+from flask_stability.server import supervisor as module
+from flask_stability.server.supervisor import Supervisor
+
+
+class Arbiter(SimpleNamespace):
+    """As much of gunicorn's as the supervisor wraps; what murders workers does it as gunicorn's own does."""
+
+    def __init__(self) -> None:
+        super().__init__(WORKERS={}, sent=[], worker_age=0, reexec_pid=0, master_pid=0, _num_workers=1, log=None,
+                         cfg=SimpleNamespace(), LISTENERS=[])
+        for name in ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1"):
+            setattr(self, name, lambda *_: None)
+
+    def murder_workers(self) -> None:
+        """SIGABRT at the first look, SIGKILL at the next."""
+        for pid, worker in self.WORKERS.items():
+            self.sent.append((pid, "SIGKILL" if worker.aborted else "SIGABRT"))
+            worker.aborted = True
+
+
+def test_a_worker_past_its_timeout_has_time_for_its_stacks_however_often_the_master_looks(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer's ready word wakes the master at once: SIGKILL still comes no sooner than from an idle master."""
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], monotonic_ns=lambda: 0))
+    arbiter: Any = Arbiter()
+    assert Supervisor(arbiter, Scoreboard.anonymous(1), Settings()).wrap()
+    arbiter.WORKERS[7] = SimpleNamespace(aborted=False)
+    for _ in range(5):
+        arbiter.murder_workers()
+        now[0] += 0.01
+    assert arbiter.sent == [(7, "SIGABRT")]
+    now[0] += 1.0
+    arbiter.murder_workers()
+    assert arbiter.sent == [(7, "SIGABRT"), (7, "SIGKILL")]
