@@ -117,12 +117,12 @@ class Exchange(RequestRecord):
 
     def passes_file(self, source: Any) -> bool:
         """A file for the server's sendfile is handed on untouched but for its close."""
-        close = source.close
+        closing = closable(source)
         try:
             source.close = self.close
         except AttributeError:
             return False
-        self.source = Closing(close)
+        self.source = closing
         self.begin()
         return True
 
@@ -248,13 +248,22 @@ class Exchange(RequestRecord):
             logs.error("client_error", level="WARNING", status=self.code, **report.request_fields(self))
 
 
-class Closing:
+class _Closing:
     """A close function as an object that has one."""
 
     __slots__ = ("close",)
 
     def __init__(self, close: Callable[[], object]) -> None:
         self.close = close
+
+
+def closable(source: Any) -> _Closing:
+    """What closes what the app returned, whether that has a close or not, and also once it was given another one."""
+    return _Closing(getattr(source, "close", _nothing))
+
+
+def _nothing() -> None:
+    return None
 
 
 def wrong_chunk(chunk: object) -> InvalidResponse:

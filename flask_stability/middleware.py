@@ -24,7 +24,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from .config import Settings
 from .errors import report
-from .exchange import END, Closing, Exchange, wrong_chunk
+from .exchange import END, Exchange, closable, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
 from .wsgi_rules import InvalidResponse
 
@@ -129,7 +129,7 @@ class StabilityMiddleware:
     def _iterator(source: Any, exchange: Exchange) -> Iterator[Any] | None:
         """Of what is no response of Flask's; None if it goes to the server as it is."""
         if not hasattr(source, "close"):
-            exchange.source = Closing(_nothing)
+            exchange.source = closable(source)
         wrapper = exchange.environ.get("wsgi.file_wrapper")  # a server may give any callable
         if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
             return None
@@ -201,10 +201,6 @@ def outermost(app: Any, settings: Settings) -> WSGIApp:
         return StabilityMiddleware(app, settings=settings)
     own.let_nothing_out()
     return cast("WSGIApp", app)
-
-
-def _nothing() -> None:
-    return None
 
 
 def _outer(record: RequestRecord) -> RequestRecord | None:

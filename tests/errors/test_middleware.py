@@ -106,6 +106,24 @@ def test_a_file_wrapper_is_passed_through(serve: Serve) -> None:
     assert (answer.status, answer.body, file.closed) == (200, b"hello", True)
 
 
+def test_a_file_wrapper_without_a_close_is_passed_through(serve: Serve) -> None:
+    """PEP 3333 asks for one only where the file has one."""
+    class Wrapper:
+        def __init__(self, chunks: list[bytes]) -> None:
+            self.chunks = chunks
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self.chunks)
+
+    def app(environ: Any, start: Any) -> Any:
+        start("200 OK", PLAIN)
+        return environ["wsgi.file_wrapper"]([b"hello"])
+
+    answer = serve(wrap(app), **{"wsgi.file_wrapper": Wrapper})
+    assert type(answer.source) is Wrapper
+    assert (answer.status, answer.body) == (200, b"hello")
+
+
 def test_a_file_wrapper_that_is_no_class_does_no_harm(serve: Serve) -> None:
     """uWSGI's is a function."""
     assert serve(wrap(a_list), **{"wsgi.file_wrapper": lambda file: iter(file)}).body == b"hello"

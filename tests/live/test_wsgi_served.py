@@ -52,7 +52,8 @@ def test_a_file_is_sent_by_the_kernel(server: Callable[..., Server], worker_clas
     (one.folder / "large").write_bytes(content)
     answer = one.get("/file")
     assert (answer.status_code, answer.content) == (200, content)
-    assert (one.folder / "sendfile").read_text() == "True FileWrapper\n"
+    told = one.folder / "sendfile"
+    wait_until(lambda: told.exists() and told.read_text() == "True FileWrapper\n", message="the server's way is told")
     wait_until(lambda: one.health()["detailed"]["requests"]["by_class"]["2xx"] == 1, message="it is counted")
 
 
