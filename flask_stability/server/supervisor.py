@@ -244,12 +244,14 @@ class Supervisor:
             max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
+        answered = child.row is not None and child.row.requests > 0
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         if child.row is not None:
             if uptime >= SETTLED:
                 self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
+                                           answered=answered,
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
                                            others=any(other.serves() and alive(other.pid)
                                                       for other in self.children.values())):
