@@ -18,9 +18,11 @@ from ..config import Settings
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, collect
 from ..memory.sampler import Action, MemoryWatch
+from ..memory.trackers import descriptors
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import request_overdue, send, worker_retired
+from .descriptors import Filling, clients, limit, make_room
 from .leaving import let_go
 from .threads import Stuck, add_threads, knocking, queued
 
@@ -53,6 +55,7 @@ class Guard:
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
         self._lasts = False
+        self._filling, self._count_at = Filling(), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}
@@ -60,7 +63,7 @@ class Guard:
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
         self._looks: tuple[Callable[[float], None], ...] = (
             self._beat, self._requests, self._threads_stuck, self._parent, self._ending, self._orders,
-            self._look_at_memory)
+            self._look_at_memory, self._descriptors)
         row.words[scoreboard.W_THREADS] = self._threads
 
     def start(self) -> None:
@@ -220,9 +223,19 @@ class Guard:
         elif decision.action is Action.RETIRE_NOW:
             self.retire("memory_hard", decision.text)
 
+    def _descriptors(self, now: float) -> None:
+        """More and more files or sockets are open: out of them, a worker could not even accept a connection."""
+        if now < self._count_at or self._row.words[scoreboard.W_RETIRE_REASON]:
+            return
+        told = self._filling.look(descriptors(), clients(self._worker), limit())
+        self._count_at = now + 1000 * (time.monotonic() - now)  # counting takes longer the more there are
+        if told:
+            make_room()
+            self.retire("open_files", told)
+
     def last_words(self) -> None:
-        """After the last answer: what a worker was holding that had to go for its memory."""
-        if self._reason.startswith("memory"):
+        """After the last answer: what a worker was holding that had to go for its memory or its open files."""
+        if self._reason.startswith("memory") or self._reason == "open_files":
             logs.error("memory_autopsy", level="WARNING", **autopsy.report(self._reason))
 
     # -- asking for replacement ----------------------------------------------------------------------------------
