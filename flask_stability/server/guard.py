@@ -21,7 +21,7 @@ from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
 from ..request import RequestRecord, inflight
 from ..scoreboard import CODE, Row, Scoreboard
-from ..signals import request_overdue, send, worker_retired
+from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from .descriptors import Filling, clients, limit, make_room
 from .leaving import let_go
 from .threads import Stuck, add_threads, knocking, queued
@@ -68,6 +68,7 @@ class Guard:
 
     def start(self) -> None:
         """Begin."""
+        leak_suspected.connect(self._leaked)
         self._thread.start()
 
     def ask_collect(self) -> None:
@@ -222,6 +223,11 @@ class Guard:
             self.retire(decision.reason, decision.text)
         elif decision.action is Action.RETIRE_NOW:
             self.retire("memory_hard", decision.text)
+
+    def _leaked(self, sender: object, kind: str = "", detail: object = None, **more: object) -> None:
+        """A leak informs; but a worker whose pool is gone for good has to go."""
+        if kind == POOL:
+            self.retire("leaked_connections", f"all connections of the pool are held for long: {detail}")
 
     def _descriptors(self, now: float) -> None:
         """More and more files or sockets are open: out of them, a worker could not even accept a connection."""

@@ -29,7 +29,7 @@ COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard"})
 #: No good any more: goes even if no newcomer becomes ready.
-BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure", "open_files"})
+BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure", "open_files", "leaked_connections"})
 #: Cannot answer its kept-alive connections, or must not stay that long.
 NO_CLOSING = frozenset({"stuck", "memory_pressure"})
 
