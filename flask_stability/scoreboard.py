@@ -86,7 +86,7 @@ MASTER_WORDS = 64
 #: Why a worker was or is to be replaced; the index is the code in the words.
 REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
            "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown")
+           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
 CODE = {name: code for code, name in enumerate(REASONS)}
 #: Reasons that are a worker's own failure; only they count towards the restart limit.
 CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})

@@ -20,6 +20,8 @@ worker_retired: Signal = _namespace.signal("worker-retired")
 
 #: Memory, a connection or another resource looks leaked. Keywords: ``kind``, ``detail``.
 leak_suspected: Signal = _namespace.signal("leak-suspected")
+#: The kind of leak that took all connections of a pool: only a new process has some again.
+POOL = "pool"
 
 #: A request passed its deadline. Keywords: ``request_id``, ``path``, ``seconds``.
 request_overdue: Signal = _namespace.signal("request-overdue")

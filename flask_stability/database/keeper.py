@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import scoreboard
 from ..exceptions import TooManyRequests
-from ..signals import leak_suspected, send
+from ..signals import POOL, leak_suspected, send
 from .calls import cut
 from .entry import IDLE, IN_USE, RESERVED, Entry
 from .opening import open_ahead
@@ -53,6 +53,7 @@ class Keeper:
         self._probed = self._answered = self._published = self._maintained = 0.0
         self._maintaining = False
         self._moves = 0
+        self._exhausted = False
 
     def start(self) -> None:
         """Begin."""
@@ -90,6 +91,7 @@ class Keeper:
         for entry in entries:
             self._cut_if_due(pool, entry, now)
             self._tell_if_leaked(pool, entry, now)
+        self._tell_if_exhausted(pool, entries)
         self._leave_moved(pool, entries, now)
         self._keep_one_free(pool, now)
         self._probe_if_due(pool, entries, now)
@@ -211,6 +213,15 @@ class Keeper:
             "taken_at": entry.taken_at()}
         pool.tell("connection_leak_suspected", **detail)
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
+
+    def _tell_if_exhausted(self, pool: Pool, entries: list[Entry]) -> None:
+        """Requests wait, and every connection that there may be is held by somebody who does not give back."""
+        if self._exhausted or not pool.waiters or len(entries) < pool.settings.db_max_size or not all(
+                entry.reported and entry.state is IN_USE for entry in entries):
+            return
+        self._exhausted = True
+        pool.tell("pool_exhausted", level="ERROR", remedy="connection_leak_suspected names who holds them")
+        send(leak_suspected, "flask_stability", kind=POOL, detail={"connections": len(entries)})
 
     def _leave_moved(self, pool: Pool, entries: list[Entry], now: float) -> None:
         """A database file was removed or replaced: what is open goes on writing to the one that is gone."""

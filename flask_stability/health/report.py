@@ -26,7 +26,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     now = time.monotonic_ns() if now_ns is None else now_ns
     rows = shared.live()
     own = {row.slot: _read(row.checks, now) for row in rows}
-    found = _merged(own, shared, now)
+    found = _merged([own[row.slot] for row in _staying(rows)], shared, now)
     totals = shared.totals()
     words = shared.master.words
     notes = [f"{name}: {result['note'] or result['error'] or result['status']}" for name, result in found.items()
@@ -77,7 +77,14 @@ def is_down(shared: Scoreboard, name: str) -> bool:
 def results(shared: Scoreboard, now_ns: int | None = None) -> Results:
     """Each check's result over all workers, judged by its age: the newest of a shared one, the worst of a local one."""
     now = time.monotonic_ns() if now_ns is None else now_ns
-    return _merged({row.slot: _read(row.checks, now) for row in shared.live()}, shared, now)
+    return _merged([_read(row.checks, now) for row in _staying(shared.live())], shared, now)
+
+
+def _staying(rows: list[Row]) -> list[Row]:
+    """Without those that have been sent SIGTERM, unless there are no others: they serve nobody, and one that hangs
+    would make its last results look stuck for as long as it takes to die.
+    """
+    return [row for row in rows if not row.orders[board.O_RETIRE_SINCE_NS]] or rows
 
 
 def _read(blob: Blob, now: int) -> Results:
@@ -94,10 +101,10 @@ def _decoded(data: bytes) -> Results:
     return read if isinstance(read, dict) else {}
 
 
-def _merged(own: dict[int, Results], shared: Scoreboard, now: int) -> Results:
+def _merged(own: list[Results], shared: Scoreboard, now: int) -> Results:
     """Shared results are also on the master's part of the board: they outlive the leader that found them."""
     found: Results = {}
-    for source in [*own.values(), _read(shared.master.shared, now)]:
+    for source in [*own, _read(shared.master.shared, now)]:
         for name, judged in source.items():
             known = found.get(name)
             if known is None or (judged["at_ns"] > known["at_ns"] if judged["shared"] else

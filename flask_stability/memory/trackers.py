@@ -5,8 +5,10 @@ Elsewhere these are timers and listeners. Each is counted, has a trend, and is w
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import sys
 import threading
 import time
@@ -142,8 +144,9 @@ def descriptors() -> int:
     """Open descriptors."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1  # its own
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno == errno.EMFILE:  # all that there may be
+            return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         return int(psutil.Process().num_fds())
     except (psutil.Error, AttributeError):

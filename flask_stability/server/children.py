@@ -77,6 +77,11 @@ class Child:
         """It became ready, and nothing is known that ended it, or will."""
         return bool(self.ready_at) and not self.term_at and not self.killed
 
+    def held(self) -> bool:
+        """It is a sync worker that a long request keeps."""
+        return self.row is not None and self.row.words[scoreboard.W_THREADS] == 1 and (
+            self.row.words[scoreboard.W_STUCK] > 0)
+
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""
         if self.pid:

@@ -18,14 +18,18 @@ from ..config import Settings
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, collect
 from ..memory.sampler import Action, MemoryWatch
+from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
-from ..signals import request_overdue, send, worker_retired
+from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
+from .descriptors import Filling, clients, limit, make_room
 from .leaving import let_go
 from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
-LONG = 2.0  #: seconds in one request after which a sync worker keeps others waiting
+LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
+LONG_BUSY = 2.0  #: the same for one that computes: more workers on the same processors help less
+SOON = 0.25  #: seconds between two looks while something lasts
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
@@ -51,6 +55,9 @@ class Guard:
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
         self._file = logs.error_file()
         self._ending_since = self._back = 0.0
+        self._computed = time.monotonic(), time.process_time()
+        self._lasts = False
+        self._filling, self._count_at = Filling(), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}
@@ -58,11 +65,12 @@ class Guard:
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
         self._looks: tuple[Callable[[float], None], ...] = (
             self._beat, self._requests, self._threads_stuck, self._parent, self._ending, self._orders,
-            self._look_at_memory)
+            self._look_at_memory, self._descriptors)
         row.words[scoreboard.W_THREADS] = self._threads
 
     def start(self) -> None:
         """Begin."""
+        leak_suspected.connect(self._leaked)
         self._thread.start()
 
     def ask_collect(self) -> None:
@@ -83,7 +91,8 @@ class Guard:
                 if time.monotonic() - started > PAUSE:
                     self._back = time.monotonic()
             try:
-                interval = min(interval, self._memory.next_interval(), 0.25 if self._stuck.since else interval)
+                interval = min(interval, self._memory.next_interval(),
+                               SOON if self._stuck.since or self._lasts else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
 
@@ -101,9 +110,24 @@ class Guard:
         words[scoreboard.W_BUSY] = len(in_flight())
         if self._threads > 1:
             words[scoreboard.W_QUEUE] = queued(self._worker)
-        else:  # its one thread has been in the same request for long, and others wait: the master may help
-            words[scoreboard.W_STUCK] = stuck = sum(one.seconds() > LONG for one in in_flight())
-            words[scoreboard.W_QUEUE] = int(bool(stuck) and knocking(self._worker.sockets))
+        else:
+            self._held(now)
+
+    def _held(self, now: float) -> None:
+        """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
+        words, master = self._row.words, self._board.master.words
+        seconds = max((one.seconds() for one in in_flight()), default=0.0)
+        self._lasts = seconds >= SOON
+        (then, before), self._computed = self._computed, (now, time.process_time())
+        if self._computed[1] - before > 0.5 * (now - then):
+            long = LONG_BUSY
+        else:
+            long = LONG if master[scoreboard.M_TARGET] <= master[scoreboard.M_BASE_WORKERS] else LONG / 2
+        known = words[scoreboard.W_STUCK] and words[scoreboard.W_QUEUE]
+        words[scoreboard.W_STUCK] = int(seconds > long)
+        words[scoreboard.W_QUEUE] = int(seconds > long and knocking(self._worker.sockets))
+        if words[scoreboard.W_QUEUE] and not known and self._supervised:
+            wake_master(self._worker)
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
@@ -202,9 +226,24 @@ class Guard:
         elif decision.action is Action.RETIRE_NOW:
             self.retire("memory_hard", decision.text)
 
+    def _leaked(self, sender: object, kind: str = "", detail: object = None, **more: object) -> None:
+        """A leak informs; but a worker whose pool is gone for good has to go."""
+        if kind == POOL:
+            self.retire("leaked_connections", f"all connections of the pool are held for long: {detail}")
+
+    def _descriptors(self, now: float) -> None:
+        """More and more files or sockets are open: out of them, a worker could not even accept a connection."""
+        if now < self._count_at or self._row.words[scoreboard.W_RETIRE_REASON]:
+            return
+        told = self._filling.look(descriptors(), clients(self._worker), limit())
+        self._count_at = now + 1000 * (time.monotonic() - now)  # counting takes longer the more there are
+        if told:
+            make_room()
+            self.retire("open_files", told)
+
     def last_words(self) -> None:
-        """After the last answer: what a worker was holding that had to go for its memory."""
-        if self._reason.startswith("memory"):
+        """After the last answer: what a worker was holding that had to go for its memory or its open files."""
+        if self._reason.startswith("memory") or self._reason == "open_files":
             logs.error("memory_autopsy", level="WARNING", **autopsy.report(self._reason))
 
     # -- asking for replacement ----------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ from dataclasses import dataclass
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
+SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
+NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
 PLENTY = 1000  #: workers: more than anybody would start
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard"})
 #: No good any more: goes even if no newcomer becomes ready.
-BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure"})
+BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure", "open_files", "leaked_connections"})
 #: Cannot answer its kept-alive connections, or must not stay that long.
 NO_CLOSING = frozenset({"stuck", "memory_pressure"})
 
@@ -59,6 +61,7 @@ class Seen:
     :ivar asked: the reason to replace it, "" for none.
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
+    :ivar held: its only thread is kept by a long request.
     """
 
     pid: int
@@ -67,6 +70,7 @@ class Seen:
     asked: str = ""
     term_at: float = 0.0
     ready_for: float = 0.0
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,9 @@ def _covered(state: Replacement, alive: Sequence[Seen], base: int) -> bool:
 def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, surge: bool, close_time: float) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
-        # who does not serve yet goes first, then who is to go anyway, then the oldest
-        chosen = sorted(alive, key=lambda seen: (seen.ready, not seen.asked, seen.age))[:surplus]
+        # who is no good goes first, then who does not serve yet, who is to go anyway, whom no request keeps, the oldest
+        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.ready, not seen.asked, seen.held,
+                                                 seen.age))[:surplus]
         return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
@@ -174,20 +179,33 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
                                                 covered and reason not in BROKEN))
 
 
-def spares(before: int, base: int, stuck: Sequence[bool], *, knocking: bool, room: int) -> int:
+def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, coming: int = 0, knocking: bool,
+           room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
-    have no spare threads. They stay until about half of the long requests have ended: gunicorn ends the oldest workers
-    first, which are those that are kept, so it must not be asked for fewer before.
+    have no spare threads. They stay until most of the long requests have ended.
 
-    :param stuck: of each worker that serves, whether its request lasts for long.
+    :param held: of each worker that serves and is not to go, whether its request lasts for long.
+    :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
+    :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
     :param room: how many more there is memory for.
     """
-    held = sum(stuck)
-    if stuck and held == len(stuck) and knocking:
+    number = sum(held) + overdue
+    if number and all(held) and knocking:
         # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
-        return max(before, min(3 * held - base, MOST_SPARES * base, before + room))
-    return before if 6 * held >= before else held
+        return max(before, min(3 * number - base, MOST_SPARES * base, before + room))
+    others = len(held) + coming
+    if overdue and others - sum(held) >= base:
+        before = min(before, others - base)
+    return before if 6 * sum(held) >= before else sum(held)
+
+
+def patience(silent: Sequence[float]) -> float:
+    """Seconds without a sign of life that a worker is given.
+
+    :param silent: of each worker that serves, the seconds since its last one.
+    """
+    return NOBODY if silent and min(silent) > NOBODY else SILENT
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:

@@ -15,6 +15,7 @@ CALM = 30.0  #: seconds without a crash after which the first step is due again
 WAVE = 0.5  #: crashes closer together than this are one wave, one step
 SERVED = 1.0  #: seconds of service after which an end is no sign of a loop, however young the worker was
 WAIT_SERVED = 0.5  #: seconds to wait at the most after a worker that became ready
+WAIT_ANSWERED = 0.1  #: seconds to wait at the most after a worker that has answered: it was a request that ended it
 WAIT_NOBODY = 2.0  #: seconds to wait at the most while no worker serves
 
 
@@ -36,15 +37,17 @@ class Restarts:
         self._last_wave = float("-inf")
         self.hold_until = float("-inf")
 
-    def crashed(self, now: float, uptime: float, *, served: float | None = None, others: bool = True) -> bool:
+    def crashed(self, now: float, uptime: float, *, served: float | None = None, answered: bool = False,
+                others: bool = True) -> bool:
         """A worker ended by its own failure after `uptime` seconds; whether one newcomer is to be tried alone now.
 
         :param served: seconds since it became ready, None if it never did.
+        :param answered: it has answered requests.
         :param others: another worker serves.
         """
         self._times.append(now)
         self._prune(now)
-        longest = WAIT_SERVED if served is not None else float("inf") if others else WAIT_NOBODY
+        longest = _longest(served, answered, others)
         self.hold_until = min(self.hold_until, now + longest)
         if uptime >= self._min_uptime or (served is not None and served >= SERVED):
             return False
@@ -56,7 +59,7 @@ class Restarts:
         self._last_wave = now
         self._level += 1
         self.hold_until = now + wait
-        return wait > 0
+        return wait > 0 and not answered
 
     def hold(self, until: float) -> None:
         """Nothing is started before, whatever the reason."""
@@ -78,6 +81,13 @@ class Restarts:
     def _prune(self, now: float) -> None:
         while self._times and now - self._times[0] > self._window:
             del self._times[0]
+
+
+def _longest(served: float | None, answered: bool, others: bool) -> float:
+    """Seconds to wait at the most after such an end."""
+    if served is not None:
+        return WAIT_ANSWERED if answered else WAIT_SERVED
+    return float("inf") if others else WAIT_NOBODY
 
 
 class Pace:

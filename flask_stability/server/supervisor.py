@@ -34,7 +34,6 @@ from .restarts import Pace, Restarts
 from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
-SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
@@ -263,12 +262,14 @@ class Supervisor:
         self._oom_kills = kills
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
+        answered = child.row is not None and child.row.requests > 0
         if child.row is not None:
             if uptime >= SETTLED:
                 self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
+                                           answered=answered,
                                            others=any(other.serves() and alive(other.pid)
                                                       for other in self.children.values())):
             self.canary = self.server.worker_age
@@ -363,7 +364,7 @@ class Supervisor:
                 self._upgrading() and asked not in plan.BROKEN):
             asked = ""
         return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
-                         now - child.ready_at if child.ready_at else 0.0)
+                         now - child.ready_at if child.ready_at else 0.0, child.held())
 
     def _upgrading(self) -> bool:
         """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
@@ -371,16 +372,18 @@ class Supervisor:
 
     def _spare_workers(self, children: list[Child]) -> None:
         """Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
-        # who is to be replaced gets a newcomer anyway
-        rows = [child.row.words for child in children if child.row is not None and child.serves() and not child.asked]
-        stuck = [words[scoreboard.W_THREADS] == 1 and words[scoreboard.W_STUCK] > 0 for words in rows]
+        serving = [child for child in children if child.row is not None and child.serves()]
+        held = [child.held() for child in serving if not child.asked]
+        overdue = sum(child.held() for child in serving if child.asked in plan.BROKEN)
         before = self.spares
-        if before or any(stuck):
-            knocking = any(words[scoreboard.W_QUEUE] for words in rows)
-            self.spares = plan.spares(before, self.server._num_workers, stuck, knocking=knocking, room=self._room())
+        if before or overdue or any(held):
+            self.spares = plan.spares(
+                before, self.server._num_workers, held, overdue=overdue, room=self._room(),
+                coming=sum(not (child.ready_at or child.term_at or child.killed) for child in children),
+                knocking=any(child.row.words[scoreboard.W_QUEUE] for child in serving if child.row is not None))
         if self.spares != before:
             logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
-                         stuck=sum(stuck))
+                         stuck=sum(held) + overdue)
 
     def _advance(self, seen: list[plan.Seen], now: float, base: int) -> None:
         cfg = self.server.cfg
@@ -487,13 +490,14 @@ class Supervisor:
         it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile.
         """
         starved, self._ticked = now - self._ticked > STARVED, now
-        for child in children:
-            row = child.row
-            if starved or row is None or not child.serves() or child.asked or not row.words[scoreboard.W_THREADS]:
-                continue
-            silent = now - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
-            if silent > SILENT + self.settings.guard_interval and not child.stopped_at:
-                logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(silent, 1))
+        if starved:
+            return
+        silent = {child: now - child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 for child in children
+                  if child.row is not None and child.serves() and child.row.words[scoreboard.W_THREADS]}
+        patience = self.settings.guard_interval + plan.patience(list(silent.values()))
+        for child, seconds in silent.items():
+            if seconds > patience and not child.stopped_at and not child.asked:
+                logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
                 child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
                 child.ask("stuck")
 

@@ -21,9 +21,10 @@ from flask_stability.exceptions import (
     CircuitOpen,
     DatabaseUnavailable,
     DeadlineExceeded,
+    PoolTimeout,
     TooManyRequests,
 )
-from flask_stability.signals import leak_suspected
+from flask_stability.signals import POOL, leak_suspected
 from support import wait_until
 from support_db import FaultProxy, MariaDB, serving
 
@@ -345,6 +346,33 @@ def test_what_a_background_thread_holds_is_only_reported(make_pool: MakePool, to
     wait_until(lambda: [event for event, _ in told if event == "connection_leak_suspected"])
     assert connection.execute("SELECT 1").fetchall() == ((1,),)
     connection.close()
+
+
+def test_pool_whose_connections_are_all_held_for_long_is_told_of_once_a_request_waits(make_pool: MakePool,
+                                                                                      told: list[Any]) -> None:
+    """Once, in the log and by the signal; not while nobody wants one, and not as long as one comes back."""
+    received: list[str] = []
+
+    def receive(sender: Any, kind: str, **more: Any) -> None:
+        received.append(kind)
+
+    def exhausted() -> list[str]:
+        return [event for event, _ in told if event == "pool_exhausted"]
+
+    leak_suspected.connect(receive)
+    pool = make_pool(db_leak_detection_threshold=0.1, db_max_size=2, db_timeout=0.5)
+    pool.start()
+    kept = [pool.connection(), pool.connection()]
+    wait_until(lambda: received == ["connection"] * 2)
+    assert not exhausted()
+    for _ in range(2):
+        with pytest.raises(PoolTimeout):
+            pool.connection()
+        wait_until(exhausted)
+    assert exhausted() == ["pool_exhausted"]
+    assert received == ["connection"] * 2 + [POOL]
+    for connection in kept:
+        connection.close()
 
 
 def test_lost_proxies_come_back(make_pool: MakePool) -> None:

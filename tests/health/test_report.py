@@ -190,3 +190,16 @@ def test_the_document_needs_no_input_or_output() -> None:
         report.summary(board)
         report.started(board)
     assert seen == []
+
+
+def test_a_worker_that_was_sent_away_is_not_judged_by() -> None:
+    """It hangs, its results get old; those of the others are the service's, and if there are none its own are."""
+    board = Scoreboard.anonymous(2)
+    old = _result(shared=False, at_ns=time.monotonic_ns() - 200 * SECOND)
+    hung, other = _worker(board, 11, database=old), _worker(board, 12, database=_result(shared=False))
+    assert report.summary(board) == "fail"
+    hung.orders[sb.O_RETIRE_SINCE_NS] = time.monotonic_ns()
+    assert report.summary(board) == report.build(board, SETTINGS)["status"] == "pass"
+    assert len(report.build(board, SETTINGS)["detailed"]["workers"]) == 2
+    board.release(other)
+    assert report.summary(board) == "fail"

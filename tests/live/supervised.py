@@ -70,6 +70,13 @@ def hang_gil():
 def own_deadline():
     time.sleep(600)
 
+opened = []
+
+@app.get("/files/<int:number>")
+def files(number):
+    opened.extend(open(os.devnull) for _ in range(number))
+    return {"pid": os.getpid()}
+
 @app.get("/exit/<int:code>")
 def leave(code):
     os._exit(code)

@@ -350,7 +350,9 @@ def test_views_that_keep_their_connections(start: Start, mariadb: MariaDB, worke
 
 
 def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> None:
-    """What a background thread holds is told of, with where it was taken; when none is left, the rest still serves."""
+    """What a background thread holds is told of, with where it was taken; when none is left, the rest still
+    serves, and a new worker takes its place.
+    """
     server = start(mariadb.url, workers=1, STABILITY_DB_MAX_SIZE="4", STABILITY_DB_TIMEOUT="1",
                    STABILITY_DB_LEAK_DETECTION_THRESHOLD="1")
     for _ in range(3):
@@ -370,6 +372,9 @@ def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> 
     print(f"\nall leaked: {result.errors()}, without database worst {plain.worst:.2f} s")
     assert plain.failed == 0, plain.errors()
     assert _slow(plain) <= plain.total // 20
+    wait_until(lambda: server.get("/read").status_code == 200, 60, message="a new worker has connections")
+    assert [record["reason"] for record in server.records("process-manager", "replacement_asked")] == [
+        "leaked_connections"]
 
 
 EMBEDDED = SOURCE + '''

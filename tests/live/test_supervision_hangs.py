@@ -185,6 +185,26 @@ def test_sync_workers_that_all_hang_get_helpers(supervised: Start) -> None:
 
 
 @pytest.mark.long
+def test_many_hung_requests_on_sync_workers_past_their_deadline_are_outlived(supervised: Start) -> None:
+    """Twelve on two workers, one after the other, the first past their deadline while the last arrive: the rest is
+    served, and in the end there are two workers, none of which hangs.
+    """
+    server = supervised(worker_class="sync", env={"STABILITY_REQUEST_TIMEOUT": "3"}, config="graceful_timeout = 2")
+    server.full(2)
+    hung = []
+    for _ in range(12):
+        hung += send(server, "/hang")
+        time.sleep(0.4)
+    wait_until(lambda: len(server.records("error", "request_overdue")) == 12, 120)
+    assert server.get("/", timeout=60).ok
+    server.full(2, 60)
+    assert server.get("/", timeout=60).ok
+    assert set(server.exits()) <= {"asked", "scale", "deadline", "timeout"}
+    for connection in hung:
+        connection.close()
+
+
+@pytest.mark.long
 def test_what_sigterm_cuts_is_logged(supervised: Start) -> None:
     """A request longer than graceful_timeout: its record says that it was cut."""
     server = supervised(config="graceful_timeout = 3")

@@ -274,3 +274,28 @@ def test_spare_workers_come_only_when_all_are_kept_and_leave_when_they_are_not_n
     assert plan.spares(16, 2, [long] * 3 + [free] * 15, knocking=False, room=99) == 16
     assert plan.spares(16, 2, [long] * 2 + [free] * 16, knocking=False, room=99) == 2
     assert plan.spares(1, 2, [free, free, free], knocking=False, room=99) == 0
+
+
+def test_held_workers_past_their_deadline_go_without_newcomers_as_soon_as_enough_others_serve_or_come() -> None:
+    """The spare ones that are there, or about to be, take their place; until then more are wanted, and none leaves."""
+    long, free = True, False
+    assert plan.spares(0, 2, [], overdue=2, knocking=True, room=99) == 4
+    assert plan.spares(16, 2, [long, long], overdue=6, coming=10, knocking=False, room=99) == 10
+    assert plan.spares(16, 2, [free] * 10, overdue=8, knocking=False, room=99) == 0
+    assert plan.spares(16, 2, [long] * 9 + [free], overdue=8, knocking=False, room=99) == 16
+    assert plan.spares(0, 2, [free, free], overdue=1, knocking=False, room=99) == 0
+
+
+def test_who_is_no_good_is_let_go_before_a_newcomer_and_who_is_kept_by_a_request_last() -> None:
+    """Of too many workers."""
+    workers = [Seen(1, 1, True, held=True), Seen(2, 2, True, "deadline", held=True), Seen(3, 3, True),
+               Seen(4, 4, False)]
+    for gone in ((2,), (2, 4), (2, 4, 3)):
+        step = plan.next_step(Replacement(), workers, 0.0, base=4 - len(gone), surge=True, close_time=0.0, mercy=10.0)
+        assert (step.action, step.pids) == (Action.TERM, gone)
+
+
+def test_workers_that_are_all_silent_are_given_less_time() -> None:
+    """Then nobody serves."""
+    assert plan.patience([]) == plan.patience([0.5, 9.0]) == plan.SILENT
+    assert plan.patience([2.5, 9.0]) == plan.NOBODY

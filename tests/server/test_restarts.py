@@ -83,6 +83,16 @@ def test_worker_that_has_served_is_never_waited_for_long() -> None:
     assert max(waits) == pytest.approx(0.5)
 
 
+def test_after_workers_that_have_answered_none_is_tried_alone() -> None:
+    """It was a request that ended them, not their start: a tenth of a second at the most, and all are started."""
+    policy, now, waits = restarts(), 100.0, []
+    for _ in range(6):
+        assert policy.crashed(now, 0.8, served=0.5, answered=True) is False
+        waits.append(policy.hold_until - now)
+        now = max(policy.hold_until, now) + 1.0
+    assert max(waits) == pytest.approx(0.1)
+
+
 def test_while_nobody_serves_the_waits_are_short() -> None:
     """Newcomers that do not start are tried again after two seconds at the most, also if others served till now."""
     policy, now = restarts(), 100.0

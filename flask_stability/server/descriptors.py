@@ -1,0 +1,52 @@
+"""A worker's open files and sockets: it is replaced before it can open none, since then it could not even accept."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from typing import Any
+
+FULL = 0.8  #: share of the limit that a worker may hold beside its clients' connections
+ROOM = 256  #: descriptors more for one that is to go, to leave in good order
+
+
+class Filling:
+    """Watches how many descriptors a worker holds; pure.
+
+    One that holds about as many when it is warm needs them: a newcomer would not be better.
+    """
+
+    def __init__(self) -> None:
+        self._least = 0
+
+    def look(self, number: int, clients: int, limit: int) -> str:
+        """What to tell if the worker has to go, else "".
+
+        :param number: open descriptors.
+        :param clients: how many of them are connections of clients.
+        :param limit: how many there may be.
+        """
+        held = number - clients
+        self._least = min(self._least or held, held)
+        if held <= FULL * limit or held < 2 * self._least:
+            return ""
+        return f"{held} open files and sockets beside {clients} connections of clients, {limit} are allowed"
+
+
+def limit() -> int:
+    """How many descriptors this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def make_room() -> None:
+    """Raise the limit a little, as far as that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + ROOM
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE,
+                           (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def clients(worker: Any) -> int:
+    """Connections of clients that a worker holds; told by gthread alone, the others have one at the most."""
+    return int(getattr(worker, "nr_conns", 0))
