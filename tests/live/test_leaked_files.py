@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from supervised import starting
 
+from flask_stability.scoreboard import W_HEARTBEAT_NS, W_READY_NS
 from support import Load, wait_until
 
 LIMIT = """
@@ -21,6 +22,8 @@ def test_worker_that_leaks_files_is_replaced_before_it_can_open_none(tmp_path: P
     with starting(tmp_path) as start:
         server = start(worker_class=worker_class, workers=1, config=LIMIT)
         server.full(1)
+        words = server.board().live()[0].words
+        wait_until(lambda: words[W_HEARTBEAT_NS] > words[W_READY_NS], message="the guard has seen it while it was warm")
         load = Load(server.url, ["/"], 20).start()
         leaking = server.get("/files/210").json()["pid"]
         wait_until(lambda: server.exits() == ["open_files"], 60)
