@@ -28,7 +28,7 @@ from .threads import Stuck, add_threads, knocking, queued
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
-LONG_BUSY = 2.0  #: the same for one that computes: more workers on the same processors help less
+LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
 SOON = 0.25  #: seconds between two looks while something lasts
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
@@ -116,10 +116,11 @@ class Guard:
     def _held(self, now: float) -> None:
         """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
         words, master = self._row.words, self._board.master.words
-        seconds = max((one.seconds() for one in in_flight()), default=0.0)
+        records = in_flight()
+        seconds = max((record.seconds() for record in records), default=0.0)
         self._lasts = seconds >= SOON
         (then, before), self._computed = self._computed, (now, time.process_time())
-        if self._computed[1] - before > 0.5 * (now - then):
+        if self._computed[1] - before > 0.5 * (now - then) or any(record.resources for record in records):
             long = LONG_BUSY
         else:
             long = LONG if master[scoreboard.M_TARGET] <= master[scoreboard.M_BASE_WORKERS] else LONG / 2

@@ -18,6 +18,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
+from . import orphans
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .leaving import leave_well
 from .notify import Notifier
@@ -117,6 +118,8 @@ def _on_starting(server: Any) -> None:
     run_dir = _settings.run_dir or scoreboard.default_run_dir()
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
     gid = cfg.gid if cfg.gid != os.getegid() else -1
+    if not server.master_pid:
+        _contained("on_starting", orphans.end_stuck, (run_dir, orphans.ports_of(cfg.address)))
     board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)

@@ -613,6 +613,37 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
     wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("stuck", ["stopped", "held in C"])
+def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: Start, worker_class: str,
+                                                                    stuck: str) -> None:
+    """Such a one can never let go of the port: the new master ends it before it listens, and says so."""
+    server = supervised(worker_class=worker_class)
+    server.full(2)
+    orphans = server.worker_pids()
+    hung = threading.Thread(target=server.lost, args=("/hang-gil" if stuck == "held in C" else "/",))
+    hung.start()
+    if stuck == "stopped":
+        os.kill(orphans[0], signal.SIGSTOP)
+    else:
+        time.sleep(0.5)  # or later it will be
+    server.process.kill()
+    server.process.wait(10)
+    server.start(wait=False)
+
+    def served_anew() -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return server.get("/", timeout=5).json()["pid"] not in orphans
+        return False
+
+    wait_until(served_anew)
+    assert server.alive()
+    ended = {record["worker_pid"] for record in server.records("process-manager", "orphan_ended")}
+    assert ended
+    assert ended <= set(orphans)
+    hung.join(60)
+
+
 def test_bad_settings_stop_the_start_before_it_listens(supervised: Start) -> None:
     """All of them together, one line each."""
     server = supervised(wait=False, env={"STABILITY_MEMORY_LIMIT": "lots", "STABILITY_SURGE": "perhaps"})
