@@ -13,11 +13,13 @@ ROOM = 256  #: descriptors more for one that is to go, to leave in good order
 class Filling:
     """Watches how many descriptors a worker holds; pure.
 
-    One that holds about as many when it is warm needs them: a newcomer would not be better.
+    One that holds about as many from the start needs them: a newcomer would not be better.
+
+    :param number: open descriptors before the first request.
     """
 
-    def __init__(self) -> None:
-        self._least = 0
+    def __init__(self, number: int) -> None:
+        self._first = number
 
     def look(self, number: int, clients: int, limit: int) -> str:
         """What to tell if the worker has to go, else "".
@@ -27,8 +29,7 @@ class Filling:
         :param limit: how many there may be.
         """
         held = number - clients
-        self._least = min(self._least or held, held)
-        if held <= FULL * limit or held < 2 * self._least:
+        if held <= FULL * limit or held < 2 * self._first:
             return ""
         return f"{held} open files and sockets beside {clients} connections of clients, {limit} are allowed"
 

@@ -57,7 +57,7 @@ class Guard:
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
         self._lasts = False
-        self._filling, self._count_at = Filling(), 0.0
+        self._filling, self._count_at = Filling(descriptors()), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
         self._failed: dict[str, float] = {}

@@ -24,15 +24,15 @@ def small_limit() -> Iterator[int]:
 
 def test_worker_whose_descriptors_become_more_has_to_go_before_they_are_all_taken() -> None:
     """Told with the numbers; connections of clients do not count."""
-    filling = Filling()
-    assert [filling.look(number, 0, 100) for number in (20, 40, 80)] == ["", "", ""]
+    filling = Filling(20)
+    assert [filling.look(number, 0, 100) for number in (40, 60, 80)] == ["", "", ""]
     assert filling.look(90, 10, 100) == ""
     assert filling.look(91, 10, 100) == "81 open files and sockets beside 10 connections of clients, 100 are allowed"
 
 
 def test_worker_that_needs_many_from_the_start_stays() -> None:
     """A newcomer would not be better."""
-    filling = Filling()
+    filling = Filling(85)
     assert [filling.look(number, 0, 100) for number in (85, 99, 100)] == ["", "", ""]
 
 
