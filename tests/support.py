@@ -33,6 +33,19 @@ install(globals())
 """
 
 
+def fork(function: Callable[[], None]) -> int:
+    """Run in a child that ends without a trace; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
 def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05, message: str = "") -> Any:
     """Wait for a true value and return it; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,20 +20,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
-from support import wait_until
-
-
-def _fork(function: Callable[[], None]) -> int:
-    """Run in a child that ends without a trace; its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+from support import fork, wait_until
 
 
 def _join(pid: int) -> None:
@@ -58,7 +44,7 @@ def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
             for thread in threads:
                 thread.join()
 
-        pids.append(_fork(work))
+        pids.append(fork(work))
     for pid in pids:
         _join(pid)
     totals = board.totals()
@@ -118,7 +104,7 @@ def test_totals_never_fall_while_workers_come_and_go() -> None:
             stop.master.words[1] += now > last
             last = now
 
-    reader = _fork(read)
+    reader = fork(read)
     expected, end = 0, time.monotonic() + 60
     while stop.master.words[1] < 50 and time.monotonic() < end and not os.waitpid(reader, os.WNOHANG)[0]:
         row = board.allocate(1)
@@ -173,7 +159,7 @@ def test_a_master_killed_while_folding_leaves_whole_totals() -> None:
 
     for _ in range(15):
         rounds = start[0]
-        master = _fork(fold_for_ever)
+        master = fork(fold_for_ever)
         wait_until(lambda rounds=rounds: start[0] > rounds + 3)  # type: ignore[misc]
         os.kill(master, signal.SIGKILL)
         os.waitpid(master, 0)
@@ -263,7 +249,7 @@ def test_a_reader_sees_one_whole_writing_at_any_moment() -> None:
             number += 1
             assert row.checks.write(bytes([number % 251]) * (1 + number * 37 % 16000))
 
-    writer = _fork(write)
+    writer = fork(write)
     seen, ended = set(), (0, 0)
     while ended[0] == 0:
         data = row.checks.read()
@@ -289,7 +275,7 @@ def test_a_reader_does_not_wait_for_a_writer_that_is_stopped() -> None:
             row.checks.write(bytes([number % 251]) * (1 + number * 37 % 16000))
 
     for _ in range(5):
-        writer = _fork(write)
+        writer = fork(write)
         before = row.checks.read()
         wait_until(lambda before=before: row.checks.read() != before)  # type: ignore[misc]
         for _ in range(20):
@@ -418,7 +404,7 @@ def test_a_missing_directory_and_a_full_disk_give_a_board_without_a_file(tmp_pat
         assert row is not None
         row.observe("GET", "index", 200, 1)
 
-    _join(_fork(full))
+    _join(fork(full))
     assert not list(tmp_path.glob("*.board"))
 
 
@@ -458,13 +444,13 @@ def test_a_board_is_not_opened_through_a_link_nor_of_another_user(tmp_path: Path
                 Scoreboard.attach(str(board.path))
         for parent in tmp_path.parents[:2]:
             parent.chmod(0o755)
-        _join(_fork(as_another))
+        _join(fork(as_another))
     board.unlink()
 
 
 def test_files_of_masters_that_were_killed_are_removed(tmp_path: Path) -> None:
     """The next start tidies up; a living process's file stays."""
-    dead = _fork(lambda: None)
+    dead = fork(lambda: None)
     _join(dead)
     (tmp_path / f"flask_stability-{dead}.board").write_bytes(b"x")
     (tmp_path / f"flask_stability-{os.getppid()}.board").write_bytes(b"x")
@@ -512,7 +498,7 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
     row = board.allocate(1)
     sb.install(board, row)
     try:
-        pid = _fork(lambda: sb.my_row().observe("GET", "child", 200, 1))
+        pid = fork(lambda: sb.my_row().observe("GET", "child", 200, 1))
         _join(pid)
         assert board.totals().requests == 0
     finally:

@@ -21,21 +21,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
-from support import wait_until
-
-
-def _fork(function: Callable[[], None]) -> int:
-    """Run in a child that ends without a trace; its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
+from support import fork, wait_until
 
 Request = tuple[str, int, int]
 REQUESTS = st.lists(st.tuples(st.sampled_from(["index", "orders", "café"]), st.sampled_from([0, 200, 302, 404, 500]),
@@ -74,7 +60,7 @@ def test_whatever_forked_processes_and_their_threads_count_is_in_the_totals(
             if killed:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        pids.append(_fork(work))
+        pids.append(fork(work))
     requests = [one for threads, _ in plan for part in threads for one in part]
     seen, waiting = 0, set(range(len(plan)))
     while waiting:  # a reader in mid-work, and the master that releases whoever is gone
@@ -113,7 +99,7 @@ def test_no_word_is_ever_seen_half_written() -> None:
             row.words[sb.W_RSS] = low
             row.floats[sb.F_MEMORY_TREND] = 0.1
 
-    writer = _fork(write)
+    writer = fork(write)
     try:
         seen: set[int] = set()
         looks, end = 0, time.monotonic() + 30
@@ -141,7 +127,7 @@ def test_what_a_killed_worker_counted_stays() -> None:
             while True:
                 row.observe("GET", "index", 200, 1000)
 
-        worker = _fork(work)
+        worker = fork(work)
         wait_until(lambda before=before: board.totals().requests > before + 100, interval=0.001)  # type: ignore[misc]
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
@@ -164,7 +150,7 @@ def test_a_blob_tells_its_version() -> None:
         assert row.checks.write(b"two")
         assert not row.checks.write(bytes(row.checks.capacity + 1))
 
-    assert os.waitpid(_fork(write), 0)[1] == 0
+    assert os.waitpid(fork(write), 0)[1] == 0
     assert (row.checks.writes, row.checks.read()) == (2, b"two")
 
 
@@ -201,7 +187,7 @@ def test_the_file_belongs_to_the_workers_user(tmp_path: Path) -> None:
         os.setuid(65534)
         assert Scoreboard.attach(str(board.path)).totals().requests == 0
 
-    assert os.waitpid(_fork(as_worker), 0)[1] == 0
+    assert os.waitpid(fork(as_worker), 0)[1] == 0
     board.unlink()
 
 
