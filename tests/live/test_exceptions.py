@@ -133,7 +133,8 @@ def test_a_forked_child_that_raises_leaves_the_worker_alone(running: Server) -> 
     worker, known = running.worker_pids(), len(running.records())
     answer = ask(running, "/fork")
     assert answer.status in (200, 500)
-    record = wait_until(lambda: running.records()[known:], 10)[0]
+    # Python 3.12 and later warn of the fork itself, as a worker has threads
+    record = wait_until(lambda: [one for one in running.records()[known:] if one["event"] != "warning"], 30)[0]
     assert _matches(record, {"event": "exception", "type": "ValueError"})
     assert record["pid"] not in worker
     wait_until(lambda: not os.path.exists(f"/proc/{record['pid']}/cmdline")
