@@ -36,6 +36,7 @@ def leave_well(worker: Any, last: Callable[[], bool]) -> None:
 
 def _threaded(worker: Any, last: Callable[[], bool]) -> None:
     """gthread: its main loop says when it stops accepting."""
+    quit_without_locks(worker)
     switch = worker.set_accept_enabled
 
     def set_accept_enabled(enabled: bool) -> None:
@@ -48,6 +49,20 @@ def _threaded(worker: Any, last: Callable[[], bool]) -> None:
             let_go(listener)
 
     worker.set_accept_enabled = set_accept_enabled
+
+
+def quit_without_locks(worker: Any) -> None:
+    """SIGINT and SIGQUIT: gunicorn's handler shuts the pool of threads down, for which it needs a lock that the main
+    thread, which it interrupts, may hold: it is in `submit` at each request. Then it waited for itself until it was
+    killed. The end of the interpreter shuts the pool down as well.
+    """
+    def handle_quit(number: int, frame: Any) -> None:
+        worker.tpool.shutdown = lambda *_, **__: None
+        worker.handle_quit(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == worker.handle_quit:
+            signal.signal(number, handle_quit)
 
 
 def _accept_all(worker: Any, listener: Any) -> None:

@@ -18,6 +18,17 @@ from support import Load, wait_until
 Start = Callable[..., Supervised]
 #: A connection that completes between a worker's last accept and its letting go is reset: microseconds, not seconds.
 UNLUCKY = 1
+SLOW_SUBMIT = """
+def post_worker_init(worker):
+    import pathlib, time
+    submit = worker.tpool._adjust_thread_count  # is called by it, under its lock
+    def slow():
+        if pathlib.Path("armed").exists():
+            pathlib.Path("submitting").touch()
+            time.sleep(5)
+        submit()
+    worker.tpool._adjust_thread_count = slow
+"""
 
 
 @pytest.fixture
@@ -70,6 +81,21 @@ def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: st
     slow.join(30)
     server.process.wait(30)
     wait_until(lambda: not worker.is_running())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_thread_worker_quits_while_it_hands_a_request_to_its_threads(supervised: Start, number: int) -> None:
+    """The signal interrupts its main thread where that holds the pool's lock; it need not be killed for it."""
+    server = supervised(worker_class="gthread", workers=1, config=SLOW_SUBMIT)
+    server.full(1)
+    (server.folder / "armed").touch()
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+        wait_until((server.folder / "submitting").exists)
+        server.signal(number)
+        server.process.wait(60)
+    last = server.records("process-manager", "worker_exit")[-1]
+    assert (last["reason"], last["detail"]) == ("shutdown", "exit 0")
 
 
 @pytest.mark.long
