@@ -26,7 +26,7 @@ def test_process_that_is_not_the_boards_worker_is_left_alone(tmp_path: Path) -> 
         row.words[W_PID] = other.pid
         done = subprocess.Popen([sys.executable, "-c", ""])
         done.wait()
-        os.rename(board.path, board.path.replace(str(os.getpid()), str(done.pid)))
+        os.rename(board.path, Path(board.path).with_name(f"flask_stability-{done.pid}.board"))
         assert [master for master, _ in board_files(str(tmp_path))] == [done.pid]
         assert orphans._listens(other.pid) == {port}
         orphans.end_stuck(str(tmp_path), {port})
