@@ -26,7 +26,7 @@ need_packages() {
 
 # find_python: sets `python` to one that is new enough, `debian` to what Debian calls its packages.
 find_python() {
-    for python in python3 python3.13 python3.12 python3.11; do
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
         debian=$("$python" -c 'import sys; v = sys.version_info; print(f"python3.{v.minor}"); sys.exit(v < (3, 11))' \
             2>/dev/null) && return 0
     done
