@@ -151,12 +151,18 @@ class EndpointTable:
         """First word of the entry of (method, endpoint), made if there is room, else that of "other"."""
         base = self.known.get(key)
         if base is None:
-            number = self._counter[self._index]
-            if number >= self._last or key == OTHER:
+            if self._counter[self._index] >= self._last or key == OTHER:
                 return self._last * ENTRY_WORDS
             # not cut in the middle of a character: a reader is to see the same text as the next one
             name = f"{key[0]} {key[1]}".encode(errors="replace")[:KEY_BYTES].decode(errors="ignore").encode()
-            self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES] = name.ljust(KEY_BYTES, b"\0")
+            name = name.ljust(KEY_BYTES, b"\0")
+            # a signal's handler may have made an entry meanwhile; from here on nothing is called, so that none can
+            if key in self.known:
+                return self.known[key]
+            number = self._counter[self._index]
+            if number >= self._last:
+                return self._last * ENTRY_WORDS
+            self._keys[number * KEY_BYTES:(number + 1) * KEY_BYTES] = name
             base = self.known[key] = number * ENTRY_WORDS
             self._counter[self._index] = number + 1
         return base

@@ -91,6 +91,35 @@ def test_no_count_is_lost_where_threads_and_signals_interrupt_each_other(whole_s
     assert (row.requests, row.by_class[2], words[0]) == (sent, sent, sent * 10**6)
 
 
+def test_a_new_endpoint_has_one_entry_also_where_a_signals_handler_meets_it_too() -> None:
+    """Interrupted anywhere, thousands of times: what the handler counts is under the same name, or under its own."""
+    row = Scoreboard.anonymous(1).rows[0]
+    name, handled = "", 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        row.observe("GET", name, 200, 1)
+        row.observe("PUT", name, 200, 1)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(300):
+            row.clear()
+            for number in range(50):
+                name = f"e{number}"
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + number))
+                row.observe("GET", name, 200, 1)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            keys = [key for key, _ in row.endpoints.items(row.entries)]
+            assert len(keys) == len(set(keys))
+            assert {("GET", f"e{number}") for number in range(50)} <= set(keys)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled > 100
+
+
 def test_totals_never_fall_while_workers_come_and_go() -> None:
     """A reader in another process sees only growing numbers while rows are folded in."""
     board = Scoreboard.anonymous(3)
