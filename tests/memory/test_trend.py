@@ -214,12 +214,14 @@ def test_every_leak_is_found() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_false_alarms_are_rare_over_a_day() -> None:
     """The same on many more traces, over 24 hours."""
     assert sum(_false_alarms(50, 1440)) <= 0.01 * 50 * len(HARMLESS)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_every_leak_is_found_within_a_day() -> None:
     """From 0.1 to 50 MB a minute."""
     rates = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
