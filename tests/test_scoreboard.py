@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
+from flask_stability.scoreboard_parts import BUCKET_STARTS
 from support import fork, wait_until
 
 
@@ -345,6 +346,17 @@ def test_a_duration_is_inside_its_bucket(duration: int) -> None:
     bucket = sb.bucket_of(duration)
     assert duration / 1e9 < sb.bucket_bound(bucket) or bucket == sb.BUCKETS - 1
     assert bucket == 0 or duration / 1e9 >= sb.bucket_bound(bucket - 1)
+
+
+@given(st.one_of(st.integers(0, 10**12), st.sampled_from(BUCKET_STARTS).flatmap(lambda start: st.sampled_from(
+    [start - 1, start, start + 1]))))
+def test_a_request_is_counted_in_that_bucket(duration: int) -> None:
+    """At the bounds too, and beyond the durations whose bucket is found by one look."""
+    row = sb.my_row()
+    before = row.histogram.tolist()
+    row.observe("GET", "view", 200, duration)
+    after = row.histogram.tolist()
+    assert [bucket for bucket, number in enumerate(after) if number != before[bucket]] == [sb.bucket_of(duration)]
 
 
 @given(st.lists(st.integers(70_000, 10**11), min_size=20, max_size=200), st.sampled_from([0.5, 0.95, 0.99]))
