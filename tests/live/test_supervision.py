@@ -484,9 +484,8 @@ def test_sigterm_does_not_wait_for_workers_that_boot(supervised: Start, worker_c
 @pytest.mark.long
 def test_binary_upgrade_stays_gunicorns(supervised: Start, worker_class: str) -> None:
     """SIGUSR2 starts a second master; the first one leaves, and the second serves and supervises."""
-    # "python -m gunicorn" cannot be executed again: its own http package would hide Python's
-    server = supervised(worker_class=worker_class, config="import os, sys\n"
-                        "sys.argv[0] = os.path.join(os.path.dirname(sys.executable), 'gunicorn')")
+    # started as "python -m gunicorn", which gunicorn by itself cannot execute again
+    server = supervised(worker_class=worker_class)
     server.full(2)
     load = Load(server.url, ["/"], 30).start()
     old = server.worker_pids()
