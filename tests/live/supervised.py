@@ -63,6 +63,7 @@ def hang_stubborn():
 
 @app.get("/hang-gil")
 def hang_gil():
+    Path("holds-gil").touch()
     ctypes.PyDLL(None).sleep(600)
 
 @app.get("/own-deadline")

@@ -625,7 +625,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: 
     if stuck == "stopped":
         os.kill(orphans[0], signal.SIGSTOP)
     else:
-        time.sleep(0.5)  # or later it will be
+        wait_until((server.folder / "holds-gil").exists, message="it holds the interpreter")
     server.process.kill()
     server.process.wait(10)
     server.start(wait=False)
