@@ -53,6 +53,12 @@ def hang():
     while True:
         time.sleep(0.1)
 
+@app.get("/until-told")
+def until_told():
+    while not Path("told").exists():
+        time.sleep(0.1)
+    return {"pid": os.getpid()}
+
 @app.get("/hang-stubborn")
 def hang_stubborn():
     while True:

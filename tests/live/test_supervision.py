@@ -591,7 +591,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
     """The master is killed while a request hangs: a new one listens at once, not after graceful_timeout."""
     server = supervised(worker_class=worker_class, config="graceful_timeout = 60")
     server.full(2)
-    hung = threading.Thread(target=server.lost, args=("/slow/45.0",))
+    hung = threading.Thread(target=server.lost, args=("/until-told",))
     hung.start()
     orphans = server.workers()
     server.busy()
@@ -608,6 +608,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
 
     wait_until(served_anew)
     assert any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans)
+    (server.folder / "told").touch()
     hung.join(90)
     wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
 
