@@ -173,7 +173,7 @@ def test_a_master_killed_while_folding_leaves_whole_totals() -> None:
         start[0] = 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=120), st.sampled_from([0, 200, 302, 404, 500, 799]),
                           st.integers(0, 2**40), st.booleans()), max_size=60))
 def test_totals_are_the_sum_of_all_that_was_observed(steps: list[tuple[int, str, int, int, bool]]) -> None:
@@ -291,7 +291,7 @@ def test_a_reader_does_not_wait_for_a_writer_that_is_stopped() -> None:
         assert len(set(row.checks.read())) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=12))
 def test_a_blob_gives_back_what_was_written_last_that_fits(writes: list[bytes]) -> None:
     """What is too long changes nothing."""
