@@ -3,12 +3,13 @@
 import os
 import sys
 
-from flask_stability.config import load_dotenv
+from flask_stability.config import load_dotenv, server_bind
 from flask_stability.exceptions import ConfigError
 from flask_stability.server import install
 
 try:
     load_dotenv()  # what is set in the environment already stays
+    bind = server_bind()  # SERVER_HOST, SERVER_PORT
 except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
@@ -17,13 +18,7 @@ except ConfigError as error:
 os.environ.setdefault("STABILITY_LOG_DIR", "logs")
 os.environ.setdefault("STABILITY_DB_FROM_ENV", "on")
 
-_port = os.environ.get("SERVER_PORT") or "3007"
-if not _port.isdecimal() or not 0 < int(_port) < 65536:
-    print(f"SERVER_PORT={_port!r}: give a port between 1 and 65535", file=sys.stderr)
-    sys.exit(1)
-
 wsgi_app = "sample_app:create_app()"
-bind = f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{_port}"
 worker_class = "gthread"
 workers = min(4, 2 * (os.cpu_count() or 1))
 threads = 4

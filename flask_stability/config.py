@@ -8,7 +8,9 @@ table that README.rst shows.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -36,6 +38,8 @@ from .readers import (
 )
 
 PREFIX = "STABILITY_"
+NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
+                  "pip install 'flask_stability[mysql]'")
 
 
 class _Spec(NamedTuple):
@@ -219,10 +223,17 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
             problems.append(f"{key}={shown}: {error}")
     if values.get("db_from_env") and "db_url" not in values:
         _url_from_parts(environ, values, problems)
+    if (values.get("db_url") or "").startswith(("mysql", "mariadb")) and not _has_mysqlclient():
+        problems.append(NO_MYSQLCLIENT)
     _check_together(values, problems)
     if problems:
         raise ConfigError(problems)
     return Settings(**values)
+
+
+def _has_mysqlclient() -> bool:
+    """Without importing it; a stand-in that was put in its place counts."""
+    return "MySQLdb" in sys.modules or importlib.util.find_spec("MySQLdb") is not None
 
 
 def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
@@ -300,6 +311,17 @@ def load_dotenv(path: str = ".env") -> None:
     for binding in bindings:
         if binding.key and binding.value is not None:
             os.environ.setdefault(binding.key, binding.value)
+
+
+def server_bind() -> str:
+    """Where our gunicorn configurations listen: SERVER_HOST (0.0.0.0) and SERVER_PORT (3007).
+
+    :raises ConfigError: if that is no port.
+    """
+    port = os.environ.get("SERVER_PORT") or "3007"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"SERVER_PORT={port!r}: give a port between 1 and 65535")
+    return f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{port}"
 
 
 def table() -> str:

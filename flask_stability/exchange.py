@@ -7,9 +7,13 @@ server, and its functions look up little: every object and every name costs the 
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from flask import Response
+from werkzeug.wrappers import response as werkzeug_response
 
 from . import logs, scoreboard
 from .errors import report
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 
 END: Any = object()  #: of a body
 
+_exc_info = sys.exc_info
 _now = time.monotonic_ns
+#: What gives the body of a response of Flask's, chunk by chunk.
+_ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
 
 
 class ResponseCut(BrokenPipeError):
@@ -42,12 +49,14 @@ class Exchange(RequestRecord):
     :ivar code: the answer's status; 0 before start_response, and for an answer that was cut off.
     :ivar length: its Content-Length, -1 without one.
     :ivar source: what the app returned, with a close; None before that, and once it was closed.
-    :ivar chunk: the first of the body.
+    :ivar body: all of it, where that is known to be one chunk.
+    :ivar chunk: else the first of it.
     :ivar iterator: what the rest of the body comes from; None before the first chunk, and at the end.
     :ivar sent: bytes that the app wrote itself, by the write callable.
     """
 
-    __slots__ = ("chunk", "code", "head", "iterator", "length", "middleware", "sent", "source", "start", "writer")
+    __slots__ = ("body", "chunk", "code", "head", "iterator", "length", "middleware", "sent", "source", "start",
+                 "writer")
 
     __init__ = object.__init__  # the layer that makes it sets all of them: a call less
     middleware: StabilityMiddleware
@@ -57,6 +66,7 @@ class Exchange(RequestRecord):
     code: int
     length: int
     source: Any
+    body: Iterator[bytes] | None
     chunk: bytes
     iterator: Iterator[bytes] | None
     sent: int
@@ -73,12 +83,13 @@ class Exchange(RequestRecord):
                 exc_info = None
         elif self.code:
             raise InvalidResponse("start_response was called twice")
+        headers = [*headers]
         try:
-            headers = [*headers]
-            self.code, self.length = known_heads[status, *headers]
+            head = known_heads.get((status, *headers))
         except TypeError:
             headers = [(name, value) for name, value in headers]  # pairs that are lists, or nothing of the kind
-            self.code, self.length = check_head(status, headers)
+            head = None
+        self.code, self.length = head or check_head(status, headers)
         if self.code >= 400 or self.given_id is not None:
             self._add_id(headers)
         self.head = status, headers
@@ -126,9 +137,37 @@ class Exchange(RequestRecord):
         self.begin()
         return True
 
+    def takes_whole(self, source: Any) -> bool:
+        """Whether `source` is a plain view's answer: one of Flask's own responses, its body one chunk of known length.
+
+        Such a body goes to the server as it is, since nothing of it can fail. It is looked for where the installed
+        werkzeug keeps it; what does not look exactly like that goes the general way, chunk by chunk.
+        """
+        try:
+            drawn, closed = source._callbacks
+            response = closed.__self__
+            if type(response) is Response and drawn.__self__.gi_code is _ENCODING:
+                chunks: Any = response.response
+                if type(chunks) is list and len(chunks) == 1:
+                    chunk = chunks[0]
+                    if type(chunk) is bytes and len(chunk) == self.length:
+                        self.source, self.body = response, iter(chunks)
+                        return True
+        except (AttributeError, TypeError, ValueError):
+            pass
+        return False
+
     # -- what the server calls -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[bytes]:
+        body = self.body
+        if body is None:
+            return self._stream()
+        if "SERVER_SOFTWARE" not in self.environ:
+            self.finish()  # a test client does not always close what it was given
+        return body
+
+    def _stream(self) -> Iterator[bytes]:
         sent, iterator = 0, self.iterator
         if iterator is not None:
             chunk = self.chunk
@@ -171,7 +210,7 @@ class Exchange(RequestRecord):
         source, self.source = self.source, None
         if source is None:
             return
-        if self.iterator is not None:
+        if self.iterator is not None or isinstance(_exc_info()[1], OSError):  # what the server could not send
             logs.error("client_left", level="DEBUG", **report.request_fields(self))
         try:
             source.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from .database.retry import Transactions
 from .errors import handlers, hooks
 from .exceptions import StabilityError
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
-from .health.checks import Check, database_check
+from .health.checks import Check, broken_database_check, database_check
 from .health.monitor import Monitor
 from .middleware import StabilityMiddleware
 
@@ -98,7 +99,10 @@ class _Process:
                 if state.pool_or_none is not None:
                     self.watch_pool(state, state.pool_or_none)
                 elif state.wants_database:
-                    _ = state.pool  # made, and watched by that
+                    try:
+                        _ = state.pool  # made, and watched by that
+                    except Exception as error:  # the checks run all the same, and one says so
+                        self.monitor.add(broken_database_check(error))
             self.monitor.start()
 
     def stop(self) -> None:
@@ -227,9 +231,7 @@ class StabilityExt:
         def register(function: F) -> F:
             check = Check(name, function, critical=critical, interval=interval, timeout=timeout, shared=shared)
             self._checks.append(check)
-            for state in self._states:
-                state.checks.append(check)
-                _process.add(check)
+            _add(check, *self._states)
             return function
 
         return register
@@ -247,8 +249,14 @@ class StabilityExt:
         return request.request_timeout(seconds)
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
-        """Bring an SQLAlchemy engine's pool into /health and its outages to 503."""
-        self.health_check(name, critical=True)(lambda: engine_probe(engine))
+        """Bring an SQLAlchemy engine's pool into /health and its outages to 503.
+
+        Inside an app context it is that app's alone: what a factory makes for one app is not held for the next.
+        """
+        if has_app_context():
+            _add(Check(name, lambda: engine_probe(engine), critical=True), self._state())
+        else:
+            self.health_check(name, critical=True)(lambda: engine_probe(engine))
 
     @property
     def health_blueprint(self) -> Blueprint:
@@ -267,6 +275,12 @@ class StabilityExt:
             raise StabilityError("no app: call init_app(app) first" if not states else
                                  "several apps share this StabilityExt: use it inside `with app.app_context():`")
         return states[0]
+
+
+def _add(check: Check, *states: AppState) -> None:
+    for state in states:
+        state.checks.append(check)
+        _process.add(check)
 
 
 def _named(settings: Settings, app: Flask) -> Settings:
@@ -295,6 +309,15 @@ def _propagation(state: AppState) -> Callable[[], bool]:
     return propagates
 
 
+def _look_for_hooks() -> None:
+    """Under gunicorn half of what this package is for needs its hooks, and nothing fails without them: say so."""
+    gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    if gunicorn and "flask_stability.server.hooks" not in sys.modules:
+        logs.error("server_hooks_missing", level="WARNING", remedy="no worker is replaced and no deadline ends a "
+                   "request: start gunicorn with -c python:flask_stability.server.conf, or end gunicorn.conf.py with "
+                   "`from flask_stability.server import install; install(globals())`")
+
+
 def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable[[], None]:
     """What the middleware calls before an app's first request."""
     reference = weakref.ref(state)
@@ -313,6 +336,7 @@ def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable
             logs.error("health_path_taken", level="WARNING", path=path,
                        remedy="the app's own route answers there: set STABILITY_HEALTH_PATH to another path")
         if not app.testing:
+            _look_for_hooks()
             start_process()
 
     return begin

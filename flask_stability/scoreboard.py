@@ -26,10 +26,12 @@ from typing import Any
 from . import scoreboard_file
 from .scoreboard_file import board_files, default_run_dir
 from .scoreboard_parts import (
+    BUCKET_OF_STEP,
     BUCKET_STARTS,
     BUCKETS,
     ENTRY_WORDS,
     KEY_BYTES,
+    STEP_BITS,
     Blob,
     EndpointTable,
     Entry,
@@ -186,7 +188,10 @@ class Row:
         be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
         """
         duration, slowest, answers = self._places[method, endpoint, status]
-        bucket = bisect_right(BUCKET_STARTS, duration_ns)
+        try:
+            bucket = BUCKET_OF_STEP[duration_ns >> STEP_BITS]
+        except IndexError:
+            bucket = bisect_right(BUCKET_STARTS, duration_ns)
         numbers = self._numbers
         numbers[duration] = numbers[duration] + duration_ns  # (+= would take more steps)
         if duration_ns > numbers[slowest]:

@@ -6,55 +6,68 @@ gunicorn checks too, but keeps the headers it took before the one it refused: an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 _STATUS = re.compile(r"[1-9]\d\d(?: [\t \x21-\x7e\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t \x21-\x7e\x80-\xff]*")
-_CACHE = 1000
+_KEPT = 200
 #: Headers whose values repeat: worth remembering, and no secrets.
-_REPEATING = frozenset({"content-type", "content-length", "vary", "cache-control", "x-content-type-options"})
+_REPEATING = frozenset({"Content-Type", "Content-Length", "Vary", "Cache-Control", "X-Content-Type-Options"})
 
 
 class InvalidResponse(RuntimeError):
     """The app broke the rules of WSGI (PEP 3333)."""
 
 
-class _Heads(dict[tuple[Any, ...], tuple[int, int]]):
-    """`check_head` of a status line and headers, in one tuple. What repeats is remembered: it costs one look then."""
+class _Statuses(dict[str, int]):
+    """The code of each status line that was good before."""
 
-    def __missing__(self, key: tuple[Any, ...]) -> tuple[int, int]:
-        status, *headers = key
-        head = check_head(status, headers)
-        if all(name.lower() in _REPEATING and len(value) < 100 for name, value in headers):
-            if len(self) >= _CACHE:
-                self.clear()
-            self[key] = head
-        return head
+    def __missing__(self, status: Any) -> int:
+        if type(status) is not str or not _STATUS.fullmatch(status):
+            raise InvalidResponse(f"invalid status {str(status)[:100]!r}")
+        if len(self) < _KEPT:
+            self[status] = int(status[:3])
+        return int(status[:3])
 
 
-known_heads = _Heads()
+class _Names(dict[str, bool]):
+    """Of each header's name that was good before, whether it is Content-Length."""
+
+    def __missing__(self, name: Any) -> bool:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InvalidResponse("a response header has an invalid name")
+        is_length = name.lower() == "content-length"
+        if type(name) is str and len(self) < _KEPT:
+            self[name] = is_length
+        return is_length
 
 
-def check_head(status: Any, headers: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
+_statuses, _names = _Statuses(), _Names()
+#: What `check_head` said of status lines with headers, each in one tuple: what repeats costs one look. Nothing is
+#: ever dropped from it, since heads that do not repeat would cost more by coming and going than by being checked.
+known_heads: dict[tuple[Any, ...], tuple[int, int]] = {}
+
+
+def check_head(status: Any, headers: Sequence[tuple[Any, Any]]) -> tuple[int, int]:
     """The status and the Content-Length, -1 without one, of a head.
 
     :raises InvalidResponse: naming the header; its value may carry a secret and is not shown.
     """
-    if type(status) is not str or not _STATUS.fullmatch(status):
-        raise InvalidResponse(f"invalid status {str(status)[:100]!r}")
-    length = -1
+    code, length = _statuses[status], -1
     for name, value in headers:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidResponse("a response header has an invalid name")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+        is_length = _names[name]
+        if not isinstance(value, str) or not ((value.isascii() and value.isprintable()) or _VALUE.fullmatch(value)):
             raise InvalidResponse(f"the response header {name} has an invalid value")
-        if name.lower() == "content-length":
+        if is_length:
             if not value.strip().isdecimal():
                 raise InvalidResponse("Content-Length is no number")
-            length = int(value) if length < 0 else length
-    return int(status[:3]), length
+            if length < 0:
+                length = int(value)
+    if len(known_heads) < _KEPT and all(name in _REPEATING and len(value) < 100 for name, value in headers):
+        known_heads[status, *headers] = code, length
+    return code, length
 
 
 def forbids_body(code: int) -> bool:

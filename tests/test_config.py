@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,18 @@ def test_all_bad_values_are_reported_together() -> None:
     assert len(lines) == 4
     assert "STABILITY_DB_TIMEOUT='soon': give a number" in lines
     assert "STABILITY_RESTART_ACTION='panic': give one of backoff, halt" in lines
+
+
+def test_a_mysql_address_without_mysqlclient_is_a_bad_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told with the others before the start, however the address was given; SQLite needs none."""
+    monkeypatch.delitem(sys.modules, "MySQLdb", raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    importlib.invalidate_caches()
+    for environ in ({"STABILITY_DB_URL": "mysql://u:p@db/shop"}, {"STABILITY_DB_URL": "mariadb://u:p@db/shop"},
+                    {"STABILITY_DB_FROM_ENV": "on", "DB_HOST": "db", "DB_NAME": "shop"}):
+        with pytest.raises(ConfigError, match="mysqlclient is not installed"):
+            Settings.from_environ(environ)
+    assert Settings.from_environ({"STABILITY_DB_URL": "sqlite:///shop.db"}).db_url == "sqlite:///shop.db"
 
 
 def test_app_config_wins_over_the_environment() -> None:

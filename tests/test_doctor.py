@@ -134,6 +134,12 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
     assert finding.status == "ok"
 
 
+def test_what_is_no_port_is_told() -> None:
+    """The resolver would take it for another one."""
+    finding, = machine.ports(_changed(binds=(["127.0.0.1", 99999],)))
+    assert (finding.name, finding.status) == ("port 99999", "fail")
+
+
 def test_a_unix_socket_somebody_listens_on_is_told(tmp_path: Path) -> None:
     """A file that nobody listens on is not."""
     path = str(tmp_path / "s")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask, g
+from sqlalchemy import create_engine
 
 from flask_stability import ConfigError, StabilityError, StabilityExt
 from flask_stability.extension import AppState
@@ -115,6 +116,25 @@ def test_transactions_commit_roll_back_and_join(tmp_path: Path) -> None:
         with stability.transaction():
             add(4)
         assert rows() == [1, 4]
+
+
+def test_an_engine_that_a_factory_made_is_its_apps_alone(tmp_path: Path) -> None:
+    """The next app does not ask it, and the extension does not keep it alive."""
+    stability = StabilityExt()
+
+    def create_app(name: str) -> Flask:
+        app = _app(tmp_path / name, TESTING=True)
+        stability.init_app(app)
+        with app.app_context():
+            stability.register_engine(create_engine("sqlite://"))
+        return app
+
+    apps = [create_app(name) for name in "ab"]
+    assert [[check.name for check in app.extensions["stability"].checks] for app in apps] == [["sqlalchemy"]] * 2
+    engine = create_engine("sqlite://")
+    stability.register_engine(engine, "shared")
+    third = create_app("c")
+    assert {check.name for check in third.extensions["stability"].checks} == {"shared", "sqlalchemy"}
 
 
 def test_the_health_path_is_served_out_of_reach_of_the_app(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
+from flask_stability.scoreboard_parts import BUCKET_STARTS
 from support import fork, wait_until
 
 
@@ -201,7 +202,7 @@ def test_a_master_killed_while_folding_leaves_whole_totals() -> None:
         start[0] = 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=120), st.sampled_from([0, 200, 302, 404, 500, 799]),
                           st.integers(0, 2**40), st.booleans()), max_size=60))
 def test_totals_are_the_sum_of_all_that_was_observed(steps: list[tuple[int, str, int, int, bool]]) -> None:
@@ -319,7 +320,7 @@ def test_a_reader_does_not_wait_for_a_writer_that_is_stopped() -> None:
         assert len(set(row.checks.read())) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=12))
 def test_a_blob_gives_back_what_was_written_last_that_fits(writes: list[bytes]) -> None:
     """What is too long changes nothing."""
@@ -374,6 +375,17 @@ def test_a_duration_is_inside_its_bucket(duration: int) -> None:
     bucket = sb.bucket_of(duration)
     assert duration / 1e9 < sb.bucket_bound(bucket) or bucket == sb.BUCKETS - 1
     assert bucket == 0 or duration / 1e9 >= sb.bucket_bound(bucket - 1)
+
+
+@given(st.one_of(st.integers(0, 10**12), st.sampled_from(BUCKET_STARTS).flatmap(lambda start: st.sampled_from(
+    [start - 1, start, start + 1]))))
+def test_a_request_is_counted_in_that_bucket(duration: int) -> None:
+    """At the bounds too, and beyond the durations whose bucket is found by one look."""
+    row = sb.my_row()
+    before = row.histogram.tolist()
+    row.observe("GET", "view", 200, duration)
+    after = row.histogram.tolist()
+    assert [bucket for bucket, number in enumerate(after) if number != before[bucket]] == [sb.bucket_of(duration)]
 
 
 @given(st.lists(st.integers(70_000, 10**11), min_size=20, max_size=200), st.sampled_from([0.5, 0.95, 0.99]))

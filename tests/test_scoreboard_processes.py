@@ -34,7 +34,7 @@ def count(row: sb.Row, requests: list[Request]) -> None:
         row.observe("GET", endpoint, status, duration)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(REQUESTS, min_size=1, max_size=3), st.booleans()), min_size=1, max_size=4))
 def test_whatever_forked_processes_and_their_threads_count_is_in_the_totals(
         plan: list[tuple[list[list[Request]], bool]]) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from ..config import DatabaseAddress, Settings
+from ..config import NO_MYSQLCLIENT, DatabaseAddress, Settings
 from ..dberrors import ErrorClass, mysql_class
 from ..exceptions import ConfigError
 
@@ -49,8 +49,7 @@ class MySQLDriver:
             import MySQLdb
             import MySQLdb.cursors
         except ImportError as error:
-            raise ConfigError("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
-                              "pip install 'flask_stability[mysql]'") from error
+            raise ConfigError(f"{NO_MYSQLCLIENT} ({error})") from error
         self.dbapi: Any = MySQLdb
         self.unbuffered: tuple[type, ...] = (MySQLdb.cursors.SSCursor, MySQLdb.cursors.SSDictCursor)
         self._settings = settings

@@ -31,7 +31,8 @@ def wiring(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding("hooks", "fail", "gunicorn's configuration is without our hooks: no replacement, no deadlines, "
                       "no restart limit", "end it with `from flask_stability.server import install; "
-                      "install(globals())`, or start gunicorn with -c python:flask_stability.server.conf")
+                      "install(globals())`, or start gunicorn with -c python:flask_stability.server.conf and give "
+                      "the doctor the same -c")
     if facts.app_error:
         yield Finding("app", "fail", f"it cannot be loaded: {facts.app_error}", "repair it: no worker would boot")
     elif facts.loaded and not facts.apps:

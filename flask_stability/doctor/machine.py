@@ -36,6 +36,8 @@ def ports(facts: Facts) -> Iterator[Finding]:
 
 def _port(host: str, port: int, facts: Facts) -> Finding:
     name = f"port {port}"
+    if not 0 <= port < 65536:  # getaddrinfo takes it modulo 65536
+        return Finding(name, "fail", "no port", "give one between 1 and 65535 (SERVER_PORT, bind)")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
                                                                 flags=socket.AI_PASSIVE)[0]

@@ -72,6 +72,14 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
     return Check("database", ask, critical=True, shared=shared, sign=sign)
 
 
+def broken_database_check(error: Exception) -> Check:
+    """In place of `database_check` where no pool can be made: a named database that nobody can ask."""
+    def fail() -> Details:
+        raise error
+
+    return Check("database", fail, critical=True)
+
+
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     """The checks that every service has."""
     return [Check("memory", lambda: _memory(settings, shared, row), shared=False),

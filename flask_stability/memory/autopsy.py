@@ -143,10 +143,11 @@ def _held(thing: Any, objects_inside: bool = False) -> int:
 def _containers() -> Iterator[tuple[str, Any]]:
     """The containers that stand in modules under a name, one name each."""
     seen: set[int] = set()
-    for module, name, value in names_in_modules():
-        if id(type(value)) in _SIZED and len(value) >= FEWEST and id(value) not in seen and module != __name__:
-            seen.add(id(value))
-            yield f"{module}.{name}", value
+    for module, names in names_in_modules():
+        for name, value in list(names.items()):
+            if id(type(value)) in _SIZED and len(value) >= FEWEST and id(value) not in seen and module != __name__:
+                seen.add(id(value))
+                yield f"{module}.{name}", value
 
 
 def _grown_globals() -> list[dict[str, Any]]:

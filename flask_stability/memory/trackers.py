@@ -132,12 +132,11 @@ def is_timer(thread: threading.Thread) -> bool:
     return issubclass(type(thread), threading.Timer)
 
 
-def names_in_modules() -> Iterator[tuple[str, str, Any]]:
-    """(module, name, value) of all that stands in modules; runs no code of a module or value, however it was made."""
+def names_in_modules() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each module's name and its names, live: list them before a look. Runs no code, however a module was made."""
     for module, found in list(sys.modules.items()):
         if issubclass(type(found), ModuleType) and type(module) is str:
-            for name, value in list(_names_of(found).items()):
-                yield module, name, value
+            yield module, _names_of(found)
 
 
 def descriptors() -> int:
@@ -158,9 +157,12 @@ def signals() -> list[tuple[str, blinker.Signal]]:
     found: dict[int, tuple[str, blinker.Signal]] = {
         id(signal): (name if type(name) is str else "unnamed", signal)
         for name, signal in list(getattr(blinker.signal, "__self__", {}).items())}
-    for module, name, value in names_in_modules():
-        if id(type(value)) in _SIGNALS:
-            found.setdefault(id(value), (f"{module}.{name}", value))
+    for module, names in names_in_modules():
+        if _SIGNALS.isdisjoint(map(id, map(type, list(names.values())))):
+            continue  # nearly all: tens of thousands of names, with no loop of Python's over them
+        for name, value in list(names.items()):
+            if id(type(value)) in _SIGNALS:
+                found.setdefault(id(value), (f"{module}.{name}", value))
     return list(found.values())
 
 

@@ -58,13 +58,17 @@ def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float 
     """
     if len(floors) < SHORTEST:
         return False
-    parts = [min(part) for part in _parts(floors)]
-    growth = parts[-1] - parts[0]
-    if growth < max(least, share * parts[0]) or mann_kendall(parts) < 2.3:
+    pieces = _parts(floors)
+    first, last = min(pieces[0]), min(pieces[-1])
+    growth = last - first
+    if growth < max(least, share * first):
+        return False  # as nearly always: the other pieces need no look
+    parts = [first, *map(min, pieces[1:-1]), last]
+    if mann_kendall(parts) < 2.3:
         return False
     half = PARTS // 2
-    first, second = parts[half - 1] - parts[0], parts[-1] - parts[half]
-    if second < 0.6 * first:
+    early, late = parts[half - 1] - first, last - parts[half]
+    if late < 0.6 * early:
         return False
     if min(parts[i + 1] - parts[i - 1] for i in (2, 4, 6)) < 0.15 * growth:
         return False  # the top or the bottom of a wave

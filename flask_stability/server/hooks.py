@@ -8,12 +8,14 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .. import config, extension, logs, middleware, request, scoreboard
 from ..config import Settings
+from ..database import calls, pool
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
@@ -97,6 +99,9 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
     global supervisor, _settings
+    for key, nearest in config.unknown_keys(os.environ).items():
+        if nearest is not None:
+            server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
     try:
         _settings = Settings.from_environ()
     except ConfigError as error:
@@ -106,9 +111,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for key, nearest in config.unknown_keys(os.environ).items():
-        if nearest is not None:
-            server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
+    _contained("on_starting", _make_upgradable, (server,))
     _adjust(server)
     cfg = server.cfg
     if not _is(cfg.worker_class, "sync", "gthread"):
@@ -134,6 +137,17 @@ def _on_starting(server: Any) -> None:
                            "workers retire by themselves%s", "; take WatchdogSec= out of the systemd unit: nobody "
                            "feeds its watchdog" if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _make_upgradable(server: Any) -> None:
+    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
+
+    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
+    ``http`` hides Python's, and the second master dies at its first import.
+    """
+    script = os.path.abspath(server.START_CTX["args"][1])
+    if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":
+        server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
 
 
 def _adjust(server: Any) -> None:
@@ -225,8 +239,15 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process, _say_ready):
+    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process,
+                 _say_ready):
         _contained("post_worker_init", step, (worker,))
+
+
+def _meet_greenlets(worker: Any) -> None:
+    """gevent's worker patches `threading` after the master imported us: what was taken from it is taken again."""
+    for module, name in ((middleware, "_ident"), (pool, "get_ident"), (calls, "get_ident")):
+        setattr(module, name, threading.get_ident)
 
 
 def _set_up_logs(worker: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -49,6 +50,14 @@ def ours() -> WSGI:
     return app  # type: ignore[no-any-return]
 
 
+def any_length() -> WSGI:
+    """The heads of a real app's answers seldom repeat: each is as long as its content."""
+    app: Any = ours()
+    numbers = itertools.count()
+    app.view_functions["hello"] = lambda name: "x" * (next(numbers) % 1500)
+    return app  # type: ignore[no-any-return]
+
+
 def both() -> WSGI:
     """With a second layer around it, as the server puts one around an app with middleware of its own."""
     from flask_stability import StabilityMiddleware
@@ -73,6 +82,7 @@ def sentry() -> WSGI:
 
 
 CONTENDERS = {"bare Flask": bare, "flask_stability": ours, "  in two layers": both,
+              "  bodies of any length": any_length,
               "prometheus-flask-exporter": prometheus, "sentry-sdk without a DSN": sentry}
 
 

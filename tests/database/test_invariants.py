@@ -207,7 +207,7 @@ _PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # shrinking repeats wha
 _CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, database=None, phases=_PHASES,
+@settings(max_examples=5, derandomize=True, database=None, phases=_PHASES,
           suppress_health_check=_CHECKS)
 @given(schedule=schedules)
 def test_what_always_holds(mariadb_server: MariaDB, crowd_proxy: FaultProxy, schedule: list[list[Step]]) -> None:
@@ -217,7 +217,7 @@ def test_what_always_holds(mariadb_server: MariaDB, crowd_proxy: FaultProxy, sch
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(max_examples=100, deadline=None, phases=_PHASES, suppress_health_check=_CHECKS)
+@settings(max_examples=100, phases=_PHASES, suppress_health_check=_CHECKS)
 @given(schedule=schedules)
 def test_what_always_holds_in_a_hundred_schedules(mariadb_server: MariaDB, crowd_proxy: FaultProxy,
                                                   schedule: list[list[Step]]) -> None:

@@ -375,8 +375,8 @@ def test_cursors_that_were_dropped_are_forgotten(make_pool: MakePool) -> None:
 def test_who_was_silent_for_long_has_not_shown_that_the_link_is_good(make_pool: MakePool, mariadb: MariaDB,
                                                                     proxy: FaultProxy) -> None:
     """Held idle for longer than the bypass window: the next borrower's checkout asks first; else it costs nothing."""
-    pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=0.3)
-    for silence, pings in ((0.0, 0), (0.5, 1)):
+    for window, silence, pings in ((60.0, 0.0, 0), (0.3, 0.5, 1)):
+        pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=window)
         pool.connection().close()
         connection = pool.connection()
         connection.execute("SELECT 1")

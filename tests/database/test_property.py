@@ -135,7 +135,7 @@ _PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # shrinking repeats wha
 _CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, phases=_PHASES,
+@settings(max_examples=25, derandomize=True, database=None, phases=_PHASES,
           suppress_health_check=_CHECKS)
 @given(schedule=schedules)
 def test_the_books_are_right_whatever_the_schedule(mariadb_server: MariaDB, bank_proxy: FaultProxy,
@@ -145,7 +145,7 @@ def test_the_books_are_right_whatever_the_schedule(mariadb_server: MariaDB, bank
 
 
 @pytest.mark.long
-@settings(max_examples=150, deadline=None, phases=_PHASES, suppress_health_check=_CHECKS)
+@settings(max_examples=150, phases=_PHASES, suppress_health_check=_CHECKS)
 @given(schedule=schedules)
 def test_the_books_are_right_in_hundreds_of_schedules(mariadb_server: MariaDB, bank_proxy: FaultProxy,
                                                       schedule: list[list[Transfer]]) -> None:

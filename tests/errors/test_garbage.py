@@ -41,7 +41,7 @@ def _app(status: Any, headers: Any, chunks: Any, late: bool, write: bool) -> Any
     return app
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(STATUS, HEADERS, st.one_of(st.lists(CHUNK, max_size=4), ANYTHING), st.booleans(), st.booleans())
 def test_an_app_can_return_what_it_likes(status: Any, headers: Any, chunks: Any, late: bool, write: bool) -> None:
     """The client gets one whole answer, or one that is visibly cut; the server gets an OSError or nothing."""

@@ -155,7 +155,7 @@ def test_the_cookie_is_of_one_token_and_one_path() -> None:
     assert client.get("/state/history").status_code == 401
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_categories=("Cc",)), max_size=120),
                  st.from_regex(r"[0-9]{1,12}\.[0-9a-f]{64}", fullmatch=True)))
 def test_no_other_cookie_does(value: str) -> None:

@@ -154,7 +154,7 @@ def test_availability_without_requests_or_rounds_is_unknown() -> None:
     assert (quiet["ratio"], quiet["probes"]) == (None, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40),
        st.integers(1, 500))
 def test_availability_agrees_with_counting(rounds: list[tuple[int, int, int]], window: int) -> None:

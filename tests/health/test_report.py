@@ -145,7 +145,7 @@ def test_a_check_cannot_hide_its_status_behind_its_details() -> None:
     assert (part["status"], part["critical"], part["hits"]) == ("fail", True, 3)
 
 
-@trials(max_examples=80, deadline=None)
+@trials(max_examples=80)
 @given(st.lists(st.tuples(st.sampled_from(["database", "disk", "memory", "own:check"]), st.integers(0, 2),
                           st.sampled_from(["pass", "warn", "fail"]), st.booleans(), st.booleans(),
                           st.integers(0, 300)), max_size=8))

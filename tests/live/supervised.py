@@ -53,6 +53,12 @@ def hang():
     while True:
         time.sleep(0.1)
 
+@app.get("/until-told")
+def until_told():
+    while not Path("told").exists():
+        time.sleep(0.1)
+    return {"pid": os.getpid()}
+
 @app.get("/hang-stubborn")
 def hang_stubborn():
     while True:
@@ -63,6 +69,7 @@ def hang_stubborn():
 
 @app.get("/hang-gil")
 def hang_gil():
+    Path("holds-gil").touch()
     ctypes.PyDLL(None).sleep(600)
 
 @app.get("/own-deadline")

@@ -103,7 +103,7 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
     """It is replaced with a request in flight; when the service ends meanwhile, nothing waits for it in vain."""
     server = supervised(worker_class=worker_class, workers=1, config="graceful_timeout = 25\nkeepalive = 1")
     server.full(1)
-    slow = threading.Thread(target=lambda: server.get("/slow/15.0"))
+    slow = threading.Thread(target=lambda: server.get("/until-told"))
     slow.start()
     server.busy()
     old = server.worker_pids()[0]
@@ -121,6 +121,7 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
     wait_until(refused)
     assert psutil.pid_exists(old)
     assert slow.is_alive()
+    (server.folder / "told").touch()
     slow.join(30)
 
 

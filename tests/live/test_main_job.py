@@ -114,11 +114,21 @@ def _start_and_fail(tmp_path: Path, env: dict[str, str], *arguments: str) -> str
 def test_bad_settings_are_reported_together_before_the_server_listens(tmp_path: Path) -> None:
     """One line each, naming key, value and remedy."""
     output = _start_and_fail(tmp_path, {"SERVER_PORT": str(free_port()), "STABILITY_MEMORY_LIMIT": "much",
-                                        "STABILITY_DB_TIMEOUT": "soon"})
+                                        "STABILITY_DB_TIMEOUT": "soon", "STABILITY_DB_MAX_SISE": "3"})
     assert "STABILITY_MEMORY_LIMIT='much': give bytes or a size such as 256M" in output
     assert "STABILITY_DB_TIMEOUT='soon': give a number" in output
+    assert "STABILITY_DB_MAX_SISE is no setting: did you mean STABILITY_DB_MAX_SIZE?" in output
     assert "Traceback" not in output
     assert "Listening at" not in output
+
+
+@pytest.mark.parametrize("config", [str(ROOT / "gunicorn.conf.py"), "python:flask_stability.server.conf"])
+def test_a_port_that_is_none_is_one_clear_line(tmp_path: Path, config: str) -> None:
+    """In the sample's configuration and in the one that comes with the package."""
+    for port in ("99999", "web"):
+        output = _start_and_fail(tmp_path, {"SERVER_PORT": port}, "-c", config)
+        assert f"SERVER_PORT='{port}': give a port between 1 and 65535" in output
+        assert "Traceback" not in output
 
 
 def test_a_broken_dotenv_file_names_the_line(tmp_path: Path) -> None:

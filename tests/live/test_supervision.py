@@ -484,9 +484,8 @@ def test_sigterm_does_not_wait_for_workers_that_boot(supervised: Start, worker_c
 @pytest.mark.long
 def test_binary_upgrade_stays_gunicorns(supervised: Start, worker_class: str) -> None:
     """SIGUSR2 starts a second master; the first one leaves, and the second serves and supervises."""
-    # "python -m gunicorn" cannot be executed again: its own http package would hide Python's
-    server = supervised(worker_class=worker_class, config="import os, sys\n"
-                        "sys.argv[0] = os.path.join(os.path.dirname(sys.executable), 'gunicorn')")
+    # started as "python -m gunicorn", which gunicorn by itself cannot execute again
+    server = supervised(worker_class=worker_class)
     server.full(2)
     load = Load(server.url, ["/"], 30).start()
     old = server.worker_pids()
@@ -592,7 +591,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
     """The master is killed while a request hangs: a new one listens at once, not after graceful_timeout."""
     server = supervised(worker_class=worker_class, config="graceful_timeout = 60")
     server.full(2)
-    hung = threading.Thread(target=server.lost, args=("/slow/45.0",))
+    hung = threading.Thread(target=server.lost, args=("/until-told",))
     hung.start()
     orphans = server.workers()
     server.busy()
@@ -609,6 +608,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
 
     wait_until(served_anew)
     assert any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans)
+    (server.folder / "told").touch()
     hung.join(90)
     wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
 
@@ -626,7 +626,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: 
     if stuck == "stopped":
         os.kill(orphans[0], signal.SIGSTOP)
     else:
-        time.sleep(0.5)  # or later it will be
+        wait_until((server.folder / "holds-gil").exists, message="it holds the interpreter")
     server.process.kill()
     server.process.wait(10)
     server.start(wait=False)

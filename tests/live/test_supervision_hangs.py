@@ -166,18 +166,17 @@ def test_sync_worker_with_a_hung_request_is_replaced_by_a_newcomer_first(supervi
 
 @pytest.mark.long
 def test_sync_workers_that_all_hang_get_helpers(supervised: Start) -> None:
-    """Six requests of 25 seconds on two workers: the rest is served meanwhile, all six are answered, then the helpers
-    go.
-    """
+    """Six long requests on two workers: the rest is served meanwhile, all six are answered, then the helpers go."""
     server = supervised(worker_class="sync")
     server.full(2)
     answers: list[int] = []
-    threads = [threading.Thread(target=lambda: answers.append(server.get("/slow/25.0", timeout=100).status_code))
+    threads = [threading.Thread(target=lambda: answers.append(server.get("/until-told", timeout=100).status_code))
                for _ in range(6)]
     for thread in threads:
         thread.start()
     wait_until(lambda: server.records("process-manager", "spare_workers"))
     assert server.get("/", timeout=60).ok
+    (server.folder / "told").touch()
     for thread in threads:
         thread.join(100)
     assert answers == [200] * 6

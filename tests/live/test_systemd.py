@@ -141,7 +141,7 @@ def test_sigterm_without_a_drain_says_stopping(service: Start, systemd: Systemd)
 @pytest.mark.long
 def test_a_binary_upgrade_hands_the_service_over(service: Start, systemd: Systemd) -> None:
     """SIGUSR2: the second master is silent until the first is done; that one names it to systemd as its last word."""
-    server = service(config="import os, sys\nsys.argv[0] = os.path.join(os.path.dirname(sys.executable), 'gunicorn')")
+    server = service()
     server.full(2)
     first = server.pid
     server.signal(signal.SIGUSR2)

@@ -140,9 +140,12 @@ def test_collections_that_take_long_are_made_seldom(row: Row, monkeypatch: pytes
     for second in range(0, 180, 5):
         watch.tick(now + second)
     assert row.words[sb.W_GC_RUNS] == 1
-    for second in range(180, 250, 5):
+    second = 180
+    while row.words[sb.W_GC_RUNS] == 1:  # the slower the machine was, the later
+        second += 5
+        assert second < 20_000
         watch.tick(now + second)
-    assert row.words[sb.W_GC_RUNS] == 2
+    assert second >= 195
 
 
 def test_without_figures_nothing_is_decided(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_every_sequence_of_events_ends_with_the_right_number_of_workers(base: in
         world.check_settled()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from((*EVENTS, "tick", "tick", "boot")), max_size=60), st.integers(1, 4), st.booleans())
 def test_long_sequences_end_well_too(events: list[str], base: int, surge: bool) -> None:
     """Sixty events in any order, with surge and without: the service never ends a good worker for nothing."""
