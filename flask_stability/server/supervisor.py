@@ -392,7 +392,8 @@ class Supervisor:
         before = self.state
         step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
-                              mercy=self.mercy() + 2.0)  # the dead man's switch in the worker comes first
+                              mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
+                              room=self._room())
         self.state = step.state
         if step.action is Action.NOTHING:
             return
