@@ -143,20 +143,21 @@ class Guard:
                      seconds=record.seconds())
 
     def _threads_stuck(self, now: float) -> None:
-        """All threads stuck while work waits: spare threads, then replacement, and threads for what was accepted."""
+        """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
         if self._threads < 2:
             return
         records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self._back, record.started_ns / 1e9) for record in records]
+        before = self._stuck.times
         wanted = self._stuck.look(now, queued(self._worker), progress, began)
-        if not wanted:
+        if self._stuck.times == before:
             return
         self._row.words[scoreboard.W_STUCK] += 1
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
                        requests=[_with_stack(record) for record in records[:8]])
-        if not add_threads(self._worker, wanted) or self._stuck.times > 1:
+        if not add_threads(self._worker, wanted) or self._stuck.lasting(now):
             self.retire("stuck", f"all threads are stuck, {self._stuck.added} spare ones included")
 
     def _parent(self, now: float) -> None:
