@@ -57,6 +57,7 @@ class Guard:
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
         self._lasts = False
+        self._deaf_since, self._deaf_nr = 0.0, 0
         self._filling, self._count_at = Filling(descriptors()), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
@@ -117,8 +118,8 @@ class Guard:
         """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        seconds = max((record.seconds() for record in records), default=0.0)
-        self._lasts = seconds >= SOON
+        seconds = max((record.seconds() for record in records), default=0.0) if records else self._deaf_for(now)
+        self._lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
         if self._computed[1] - before > 0.5 * (now - then) or any(record.resources for record in records):
             long = LONG_BUSY
@@ -129,6 +130,16 @@ class Guard:
         words[scoreboard.W_QUEUE] = int(seconds > long and knocking(self._worker.sockets))
         if words[scoreboard.W_QUEUE] and not known and self._supervised:
             wake_master(self._worker)
+
+    def _deaf_for(self, now: float) -> float:
+        """Seconds for which a sync worker with no request in flight has let others wait: a slow client's keeps it, that
+        is still to be read.
+        """
+        if not self._worker.alive or not knocking(self._worker.sockets):
+            self._deaf_since = 0.0
+        elif not self._deaf_since or self._worker.nr != self._deaf_nr:
+            self._deaf_since, self._deaf_nr = now, self._worker.nr
+        return now - self._deaf_since if self._deaf_since else 0.0
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
