@@ -78,6 +78,10 @@ class Guard:
         """From a signal handler: collect garbage at the next look."""
         self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
 
+    def kept(self) -> bool:
+        """Whether long requests keep all threads."""
+        return sum(record.seconds() > LONG for record in in_flight()) >= self._threads
+
     def _run(self) -> None:
         interval = self._settings.guard_interval
         while True:
