@@ -29,6 +29,7 @@ from .threads import Stuck, add_threads, knocking, queued
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
+HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
@@ -79,8 +80,8 @@ class Guard:
         self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
 
     def kept(self) -> bool:
-        """Whether long requests keep all threads."""
-        return sum(record.seconds() > LONG for record in in_flight()) >= self._threads
+        """Whether a request that most likely hangs keeps a sync worker; gthread has spare threads for what it took."""
+        return not hasattr(self._worker, "tpool") and any(record.seconds() > HANGS for record in in_flight())
 
     def _run(self) -> None:
         interval = self._settings.guard_interval

@@ -32,6 +32,7 @@ from flask_stability.scoreboard import (
     Scoreboard,
     board_files,
 )
+from flask_stability.server.guard import HANGS
 from flask_stability.server.hooks import ARITY
 from support import Load, wait_until
 
@@ -623,6 +624,8 @@ def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
     hung, waiting = (socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(2))
     hung.sendall(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
     wait_until(lambda: any(row.words[W_STUCK] for row in server.board().live()), message="it is known to be kept")
+    since = time.monotonic()
+    wait_until(lambda: time.monotonic() - since > HANGS, message="for long")
     waiting.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
     orphan = server.workers()[0]
     server.process.kill()
