@@ -91,7 +91,7 @@ class Keeper:
         for entry in entries:
             self._cut_if_due(pool, entry, now)
             self._tell_if_leaked(pool, entry, now)
-        self._tell_if_exhausted(pool, entries)
+        self._tell_if_exhausted(pool, entries, now)
         self._leave_moved(pool, entries, now)
         self._keep_one_free(pool, now)
         self._probe_if_due(pool, entries, now)
@@ -201,7 +201,11 @@ class Keeper:
 
     def _tell_if_leaked(self, pool: Pool, entry: Entry, now: float) -> None:
         threshold = pool.settings.db_leak_detection_threshold
-        if not threshold or entry.reported or entry.state is not IN_USE or now - entry.since < threshold:
+        if threshold and entry.state is IN_USE and now - entry.since >= threshold:
+            self._tell_leak(pool, entry, now)
+
+    def _tell_leak(self, pool: Pool, entry: Entry, now: float) -> None:
+        if entry.reported:
             return
         request = entry.request
         entry.reported = True
@@ -214,12 +218,25 @@ class Keeper:
         pool.tell("connection_leak_suspected", **detail)
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
 
-    def _tell_if_exhausted(self, pool: Pool, entries: list[Entry]) -> None:
-        """Requests wait, and every connection that there may be is held by somebody who does not give back."""
-        if self._exhausted or not pool.waiters or len(entries) < pool.settings.db_max_size or not all(
-                entry.reported and entry.state is IN_USE for entry in entries):
+    def _tell_if_exhausted(self, pool: Pool, entries: list[Entry], now: float) -> None:
+        """Requests wait, and every connection that there may be is held by somebody who does not give back: known for
+        long, or threads of no request let all of them lie for half of the time that a request may wait for one.
+        """
+        threshold = pool.settings.db_leak_detection_threshold
+        if self._exhausted or not threshold or len(entries) < pool.settings.db_max_size:
+            return
+        with pool._lock:
+            since = min((waiter.since for waiter in pool.waiters), default=0.0)
+        if not since:
+            return
+        quiet = pool.settings.db_timeout / 2
+        lying = now - since > quiet
+        if not all(entry.state is IN_USE and (entry.reported or (lying and _lies(entry, now, quiet)))
+                   for entry in entries):
             return
         self._exhausted = True
+        for entry in entries:
+            self._tell_leak(pool, entry, now)
         pool.tell("pool_exhausted", level="ERROR", remedy="connection_leak_suspected names who holds them")
         send(leak_suspected, "flask_stability", kind=POOL, detail={"connections": len(entries)})
 
@@ -278,3 +295,8 @@ class Keeper:
                 pool._connections += 1
                 chosen.append((entry, unwanted))
         return chosen[::-1]
+
+
+def _lies(entry: Entry, now: float, quiet: float) -> bool:
+    """Whether a thread of no request has had a connection for `quiet` seconds without a word."""
+    return entry.request is None and not entry.inside and now - max(entry.since, entry.used) > quiet

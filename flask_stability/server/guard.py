@@ -29,6 +29,7 @@ from .threads import Stuck, add_threads, knocking, queued
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
+HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
@@ -57,6 +58,7 @@ class Guard:
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
         self._lasts = False
+        self._deaf_since, self._deaf_nr = 0.0, 0
         self._filling, self._count_at = Filling(descriptors()), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
         self._reason = ""
@@ -76,6 +78,10 @@ class Guard:
     def ask_collect(self) -> None:
         """From a signal handler: collect garbage at the next look."""
         self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
+
+    def kept(self) -> bool:
+        """Whether a request that most likely hangs keeps a sync worker; gthread has spare threads for what it took."""
+        return not hasattr(self._worker, "tpool") and any(record.seconds() > HANGS for record in in_flight())
 
     def _run(self) -> None:
         interval = self._settings.guard_interval
@@ -117,8 +123,8 @@ class Guard:
         """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        seconds = max((record.seconds() for record in records), default=0.0)
-        self._lasts = seconds >= SOON
+        seconds = max((record.seconds() for record in records), default=0.0) if records else self._deaf_for(now)
+        self._lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
         if self._computed[1] - before > 0.5 * (now - then) or any(record.resources for record in records):
             long = LONG_BUSY
@@ -129,6 +135,16 @@ class Guard:
         words[scoreboard.W_QUEUE] = int(seconds > long and knocking(self._worker.sockets))
         if words[scoreboard.W_QUEUE] and not known and self._supervised:
             wake_master(self._worker)
+
+    def _deaf_for(self, now: float) -> float:
+        """Seconds for which a sync worker with no request in flight has let others wait: a slow client's keeps it, that
+        is still to be read.
+        """
+        if not self._worker.alive or not knocking(self._worker.sockets):
+            self._deaf_since = 0.0
+        elif not self._deaf_since or self._worker.nr != self._deaf_nr:
+            self._deaf_since, self._deaf_nr = now, self._worker.nr
+        return now - self._deaf_since if self._deaf_since else 0.0
 
     def _requests(self, now: float) -> None:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
@@ -143,20 +159,21 @@ class Guard:
                      seconds=record.seconds())
 
     def _threads_stuck(self, now: float) -> None:
-        """All threads stuck while work waits: spare threads, then replacement, and threads for what was accepted."""
+        """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
         if self._threads < 2:
             return
         records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self._back, record.started_ns / 1e9) for record in records]
+        before = self._stuck.times
         wanted = self._stuck.look(now, queued(self._worker), progress, began)
-        if not wanted:
+        if self._stuck.times == before:
             return
         self._row.words[scoreboard.W_STUCK] += 1
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
                        requests=[_with_stack(record) for record in records[:8]])
-        if not add_threads(self._worker, wanted) or self._stuck.times > 1:
+        if not add_threads(self._worker, wanted) or self._stuck.lasting(now):
             self.retire("stuck", f"all threads are stuck, {self._stuck.added} spare ones included")
 
     def _parent(self, now: float) -> None:

@@ -290,8 +290,14 @@ def _start_guard(worker: Any) -> None:
 
 def _leave_well(worker: Any) -> None:
     words = scoreboard.current().master.words
+
+    def last() -> bool:
+        if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
+            return guard is None or not guard.kept()
+        return bool(words[scoreboard.M_DRAINING] == scoreboard.ENDING)
+
     if _is(type(worker), "sync", "gthread"):
-        leave_well(worker, lambda: words[scoreboard.M_DRAINING] == scoreboard.ENDING or os.getppid() != worker.ppid)
+        leave_well(worker, last)
 
 
 def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:

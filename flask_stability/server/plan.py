@@ -9,7 +9,8 @@
      │ └──────────────── SIGTERM, all of them ◀── the kept-alive time is over, and as many others serve ───┘
      └──more than there are to be, or surge off──▶ CLOSING
 
-Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones. After its SIGTERM a worker is
+Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones, or all that serve nothing any more;
+of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is
 *dying*: it counts beside the target until it is gone, and past its mercy it is killed. Each pass crosses one edge.
 gunicorn itself never has to end a worker: it would take the oldest, whoever that is.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
@@ -30,8 +31,10 @@ COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 URGENT = frozenset({"memory_hard"})
 #: No good any more: goes even if no newcomer becomes ready.
 BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure", "open_files", "leaked_connections"})
-#: Cannot answer its kept-alive connections, or must not stay that long.
-NO_CLOSING = frozenset({"stuck", "memory_pressure"})
+#: Serve little or nothing: all of them are replaced at once, as far as there is room for newcomers.
+USELESS = frozenset({"stuck", "leaked_connections"})
+#: Cannot answer its kept-alive connections well, or must not stay that long.
+NO_CLOSING = USELESS | {"memory_pressure"}
 
 
 class Phase(enum.Enum):
@@ -106,13 +109,14 @@ def reloaded(old: Sequence[Seen], now: float) -> Replacement:
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
-              mercy: float) -> Step:
+              mercy: float, room: int = 1) -> Step:
     """The edge to cross now.
 
     :param base: how many workers there are to be.
     :param surge: a newcomer may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param mercy: seconds after SIGTERM at which a worker is killed.
+    :param room: for how many newcomers there is memory; one is started in any case.
     """
     overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
     if overdue:
@@ -122,12 +126,12 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     if urgent:
         return Step(Action.TERM, urgent, state)
     if state.phase is Phase.IDLE:
-        return _begin(state, alive, now, base, surge, close_time)
+        return _begin(state, alive, now, base, surge, close_time, room)
     going = tuple(seen.pid for seen in alive if seen.pid in state.pids)
     if not going:
         return Step(Action.NOTHING, (), _idle(state))
     if state.phase is Phase.SURGING:
-        return _surging(state, alive, going, now, base, close_time)
+        return _surging(state, alive, going, now, base, close_time, room)
     if now - state.since >= close_time and (_covered(state, alive, base) or not state.covered):
         return Step(Action.TERM, going, _idle(state))
     return Step(Action.NOTHING, (), state)
@@ -141,7 +145,8 @@ def _covered(state: Replacement, alive: Sequence[Seen], base: int) -> bool:
     return sum(seen.ready for seen in alive if seen.pid not in state.pids) >= base
 
 
-def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, surge: bool, close_time: float) -> Step:
+def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, surge: bool, close_time: float,
+           room: int) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
         # who is no good goes first, then who does not serve yet, who is to go anyway, whom no request keeps, the oldest
@@ -156,18 +161,39 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
     worker = min(asked, key=lambda seen: (seen.asked not in BROKEN, seen.age))
     if not surge:
         return _close(state, (worker.pid,), worker.asked, now, close_time, covered=False)
-    return Step(Action.SURGE, (worker.pid,),
-                Replacement(Phase.SURGING, frozenset({worker.pid}), worker.asked, now, state.quiet_until))
+    return _join(state, (worker, *_useless(asked, worker))[:max(1, room)], worker.asked, now)
+
+
+def _useless(asked: Sequence[Seen], first: Seen | None) -> list[Seen]:
+    """Who goes together with `first`."""
+    if first is not None and first.asked not in USELESS:
+        return []
+    return [seen for seen in asked if seen is not first and seen.asked in USELESS]
+
+
+def _join(state: Replacement, more: Sequence[Seen], reason: str, now: float) -> Step:
+    pids = tuple(seen.pid for seen in more)
+    return Step(Action.SURGE, pids,
+                Replacement(Phase.SURGING, state.pids | set(pids), reason, now, state.quiet_until))
 
 
 def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], now: float, base: int,
-             close_time: float) -> Step:
+             close_time: float, room: int) -> Step:
+    if state.reason in USELESS:
+        others = [seen for seen in alive if seen.pid not in state.pids]
+        more = _useless(others, None)[:max(0, room - len(going))]
+        if more:
+            return _join(state, more, state.reason, now)
+        ready = sum(seen.ready for seen in others)
+        if 0 < ready + len(going) - base < len(going):
+            gone = going[:ready + len(going) - base]
+            return Step(Action.TERM, gone, replace(state, pids=state.pids - set(gone)))
     if _covered(state, alive, base):
         return _close(state, going, state.reason, now, close_time)
     if state.reason == "reload" or now - state.since <= READY_TIMEOUT:
         return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
     if state.reason in BROKEN:
-        return Step(Action.TERM, going, _idle(state))
+        return Step(Action.TERM, going[:1], _idle(state))
     return Step(Action.GIVE_UP, going, Replacement(quiet_until=now + COOLDOWN))
 
 

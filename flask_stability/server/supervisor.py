@@ -36,6 +36,7 @@ from .status import status_block
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
+AT_ONCE, REST = 8, 0.25  #: workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -85,6 +86,8 @@ class Supervisor:
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
         if hasattr(server, "murder_workers"):
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
+        if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
+            server.spawn_workers = self.spawn_workers
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
@@ -106,6 +109,16 @@ class Supervisor:
         self._murder()
         if self._aborted() - before:
             self._murder_again = time.monotonic() + LAST_WORDS
+
+    def spawn_workers(self) -> None:
+        """gunicorn's, but it rests after some, not after each: where dozens are to help that was seconds in which the
+        master looked after nobody.
+        """
+        server = self.server
+        for _ in range(min(AT_ONCE, server._num_workers - len(server.WORKERS))):
+            server.spawn_worker()
+        if len(server.WORKERS) < server._num_workers:
+            self._look_again(time.monotonic() + REST)
 
     def _aborted(self) -> set[int]:
         return {pid for pid, worker in list(self.server.WORKERS.items()) if getattr(worker, "aborted", False)}
@@ -381,7 +394,7 @@ class Supervisor:
                 before, self.server._num_workers, held, overdue=overdue, room=self._room(),
                 coming=sum(not (child.ready_at or child.term_at or child.killed) for child in children),
                 knocking=any(child.row.words[scoreboard.W_QUEUE] for child in serving if child.row is not None))
-        if self.spares != before:
+        if self.spares > before or (before and not self.spares):
             logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
                          stuck=sum(held) + overdue)
 
@@ -392,7 +405,8 @@ class Supervisor:
         before = self.state
         step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
-                              mercy=self.mercy() + 2.0)  # the dead man's switch in the worker comes first
+                              mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
+                              room=self._room())
         self.state = step.state
         if step.action is Action.NOTHING:
             return

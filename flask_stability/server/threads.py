@@ -6,16 +6,16 @@ import contextlib
 import select
 from typing import Any
 
-#: Seconds without progress, with work queued, after which spare threads come: the first, the second, all later ones.
-PAUSES = (1.0, 2.0, 1.0)
+FIRST, AGAIN = 1.0, 0.5  #: seconds without progress, with work queued, after which spare threads come, and more of them
+LASTING = 2.0  #: seconds from the first spare threads on in which it has to get better
 MOST = 8  #: × the worker's threads: so many spare ones at the most
 
 
 class Stuck:
     """Watches one worker's progress.
 
-    The first time as many spare threads as there are threads are wanted. If those get stuck too the worker is to be
-    replaced; until it has gone, more are wanted as long as work that it accepted waits, up to a limit.
+    The first time as many spare threads as there are threads are wanted. As long as those get stuck too and work that
+    was accepted waits, more are wanted, twice as many each time, up to a limit.
 
     :ivar since: when progress stopped, 0.0 = it did not.
     :ivar times: how often all threads were found stuck.
@@ -25,6 +25,7 @@ class Stuck:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._progress: object = None
+        self._first = 0.0
         self.since = 0.0
         self.times = self.added = 0
 
@@ -42,14 +43,18 @@ class Stuck:
             # with a request in every thread it is known when the last of them was taken
             self.since = max(began) if len(began) >= self._threads + self.added else now
             self._progress = progress
-        if now - self.since < PAUSES[min(self.times, 2)]:
+        if now - self.since < (AGAIN if self.times else FIRST):
             return 0
         self.since = now
-        if self.added >= MOST * self._threads:
-            return 0
+        self._first = self._first or now
         self.times += 1
-        self.added += self._threads
-        return self._threads
+        wanted = min(self._threads + self.added, MOST * self._threads - self.added)
+        self.added += wanted
+        return wanted
+
+    def lasting(self, now: float) -> bool:
+        """Stuck again although there was time for spare threads to help."""
+        return now - self._first >= LASTING
 
 
 def queued(worker: Any) -> int:

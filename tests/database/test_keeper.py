@@ -375,6 +375,38 @@ def test_pool_whose_connections_are_all_held_for_long_is_told_of_once_a_request_
         connection.close()
 
 
+def test_pool_whose_connections_all_lie_in_threads_is_told_of_long_before_each_is_a_leak(
+        make_pool: MakePool, told: list[Any]) -> None:
+    """Half of the time that a request may wait is enough; not if one is used, and not for what a request holds."""
+    def events() -> list[str]:
+        return [event for event, _ in told if event != "connection_returned_after_all"]
+
+    pool = make_pool(db_leak_detection_threshold=60, db_max_size=2, db_timeout=2)
+    pool.start()
+    kept = [pool.connection(), pool.connection()]
+    waiting = Request(pool, "SELECT 1")
+    while waiting.is_alive():
+        kept[0].execute("SELECT 1")
+        waiting.join(0.1)
+    assert isinstance(waiting.result, PoolTimeout)
+    assert events() == []
+    kept.pop().close()
+    with serving(timeout=60):
+        kept.append(pool.connection())
+        waiting = Request(pool, "SELECT 1")
+        waiting.join(20)
+        assert isinstance(waiting.result, PoolTimeout)
+        kept.pop().close()
+    assert events() == []
+    kept.append(pool.connection())
+    waiting = Request(pool, "SELECT 1")
+    wait_until(lambda: "pool_exhausted" in events())
+    assert events() == ["connection_leak_suspected"] * 2 + ["pool_exhausted"]
+    for connection in kept:
+        connection.close()
+    waiting.join(20)
+
+
 def test_lost_proxies_come_back(make_pool: MakePool) -> None:
     """What a finalizer queued is given back without anybody asking."""
     pool = make_pool()

@@ -77,6 +77,10 @@ def keep_in_thread():
         threading.Event().wait()
     threading.Thread(target=run, daemon=True).start()
     return {}
+
+@app.get("/keep-in-thread-of/<int:first>/<int:last>")
+def keep_in_thread_of(first, last):
+    return keep_in_thread() if first <= os.getpid() <= last else {}
 '''
 #: Two in five need the database.
 PATHS = ("/", "/read", "/", "/write", "/")
@@ -375,6 +379,33 @@ def test_threads_that_keep_their_connections(start: Start, mariadb: MariaDB) -> 
     wait_until(lambda: server.get("/read").status_code == 200, 60, message="a new worker has connections")
     assert [record["reason"] for record in server.records("process-manager", "replacement_asked")] == [
         "leaked_connections"]
+
+
+def test_workers_whose_pools_are_all_kept_by_threads_are_replaced_together(start: Start, mariadb: MariaDB,
+                                                                           worker_class: str) -> None:
+    """Nobody waits for the leaks to be called so, ninety seconds each: back after half of the time that a request may
+    wait for a connection, and what needs no database is served throughout.
+    """
+    server = start(mariadb.url, worker_class, workers=3, STABILITY_DB_MAX_SIZE="4", STABILITY_DB_TIMEOUT="4")
+    old = server.worker_pids()
+    load = Load(server.url, PATHS, 40, timeout=60).start()
+
+    def all_asked() -> bool:
+        assert server.get(f"/keep-in-thread-of/{min(old)}/{max(old)}", timeout=60).status_code == 200
+        return len(server.records("process-manager", "replacement_asked")) == 3
+
+    wait_until(all_asked, 60, message="every worker's pool is kept")
+    wait_until(lambda: not set(old) & set(server.worker_pids()), 90, message="all three are replaced")
+    server.full(3, 60)
+    since = time.monotonic()
+    _wait(3)
+    result = load.stop()
+    print(f"\nall pools leaked, {worker_class}: {result.total} requests, {result.errors()}, worst {result.worst:.2f} s")
+    plain = Result([outcome for outcome in result.outcomes if outcome.path == NEED_NONE])
+    assert plain.failed == 0, plain.errors()
+    assert set(result.errors()) <= {"HTTP 503"}
+    assert result.between(since, since + 3).failed == 0
+    assert {"leaked_connections"} <= set(server.exits()) <= {"leaked_connections", "asked", "scale"}
 
 
 EMBEDDED = SOURCE + '''

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,9 +28,11 @@ from flask_stability.scoreboard import (
     STATE_READY,
     W_READY_NS,
     W_STATE,
+    W_STUCK,
     Scoreboard,
     board_files,
 )
+from flask_stability.server.guard import HANGS
 from flask_stability.server.hooks import ARITY
 from support import Load, wait_until
 
@@ -611,6 +614,29 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
     (server.folder / "told").touch()
     hung.join(90)
     wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
+
+
+@pytest.mark.long
+def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
+    """The master of one hung sync worker is killed: who waits learns at once that nobody will answer."""
+    server = supervised(worker_class="sync", workers=1, config="graceful_timeout = 90",
+                        env={"STABILITY_SURGE": "off", "STABILITY_REQUEST_TIMEOUT": "0"})
+    hung, waiting = (socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(2))
+    hung.sendall(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
+    wait_until(lambda: any(row.words[W_STUCK] for row in server.board().live()), message="it is known to be kept")
+    since = time.monotonic()
+    wait_until(lambda: time.monotonic() - since > HANGS, message="for long")
+    waiting.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+    orphan = server.workers()[0]
+    server.process.kill()
+    try:
+        with contextlib.suppress(ConnectionResetError):
+            assert waiting.recv(100) == b""
+        assert orphan.is_running()
+    finally:
+        orphan.kill()
+        hung.close()
+        waiting.close()
 
 
 @pytest.mark.long

@@ -80,3 +80,21 @@ def test_a_pause_that_the_guard_made_itself_is_no_sign_of_being_stuck(guard: Gua
     assert guard._back >= before + 0.2
     guard._back = time.monotonic()  # however long this machine took from there to here
     assert _stuck(guard) == 0
+
+
+def test_a_sync_worker_that_lets_others_wait_without_a_request_is_deaf(guard: Guard,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends slowly keeps it; not once a request came through, and not while it leaves."""
+    waits = [True]
+    monkeypatch.setattr(module, "knocking", lambda sockets: waits[0])
+    worker = guard._worker
+    worker.sockets = []
+    assert [guard._deaf_for(100.0), guard._deaf_for(100.5), guard._deaf_for(101.5)] == [0.0, 0.5, 1.5]
+    worker.nr += 1
+    assert [guard._deaf_for(102.0), guard._deaf_for(103.0)] == [0.0, 1.0]
+    waits[0] = False
+    assert guard._deaf_for(104.0) == 0.0
+    waits[0] = True
+    assert [guard._deaf_for(105.0), guard._deaf_for(106.0)] == [0.0, 1.0]
+    worker.alive = False
+    assert guard._deaf_for(107.0) == 0.0

@@ -21,6 +21,7 @@ class World:
 
     base: int = 2
     surge: bool = True
+    room: int = 1
     close_time: float = CLOSE
     boots: bool = True
     workers: dict[int, Seen] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class World:
             del self.workers[pid]
         self.now += 1.0
         step = plan.next_step(self.state, list(self.workers.values()), self.now, base=self.base, surge=self.surge,
-                              close_time=self.close_time, mercy=MERCY)
+                              close_time=self.close_time, mercy=MERCY, room=self.room)
         self.state = step.state
         self.steps.append(step.action)
         before = len(self.serving)
@@ -73,6 +74,11 @@ class World:
         pid = min(self.serving, default=None)
         if pid is not None:
             self.workers[pid] = replace(self.workers[pid], asked=reason)
+
+    def leak(self) -> None:
+        pid = max(self.serving, default=None)
+        if pid is not None:
+            self.workers[pid] = replace(self.workers[pid], asked="leaked_connections")
 
     def crash(self) -> None:
         if self.workers:
@@ -109,6 +115,7 @@ class World:
 
 
 EVENTS = ("tick", "boot", "ask", "crash", "hup", "ttin", "ttou")
+MORE = ("leak", "leak", "tick", "tick", "boot")
 
 
 @pytest.mark.parametrize("base", [1, 2])
@@ -126,10 +133,10 @@ def test_every_sequence_of_events_ends_with_the_right_number_of_workers(base: in
 
 
 @settings(max_examples=300)
-@given(st.lists(st.sampled_from((*EVENTS, "tick", "tick", "boot")), max_size=60), st.integers(1, 4), st.booleans())
-def test_long_sequences_end_well_too(events: list[str], base: int, surge: bool) -> None:
+@given(st.lists(st.sampled_from((*EVENTS, *MORE)), max_size=60), st.integers(1, 4), st.booleans(), st.integers(0, 4))
+def test_long_sequences_end_well_too(events: list[str], base: int, surge: bool, room: int) -> None:
     """Sixty events in any order, with surge and without: the service never ends a good worker for nothing."""
-    world = World(base=base, surge=surge)
+    world = World(base=base, surge=surge, room=room)
     for event in events:
         getattr(world, event)()
     world.settle()
@@ -161,6 +168,46 @@ def test_one_surge_at_a_time() -> None:
         world.tick()
         most = max(most, sum(not seen.term_at for seen in world.workers.values()))
     assert most == 5
+    world.check_settled()
+
+
+@pytest.mark.parametrize(("room", "together"), [(0, 1), (1, 1), (3, 3), (10, 4)])
+def test_workers_that_serve_nothing_are_replaced_together_as_far_as_there_is_room(room: int, together: int) -> None:
+    """Four whose pools are gone: each goes as soon as a newcomer is ready for it, and no sooner."""
+    world = World(base=4, room=room)
+    world.workers = {pid: replace(seen, asked="leaked_connections") for pid, seen in world.workers.items()}
+    assert world.tick() is Action.SURGE
+    assert len(world.workers) == 4 + together
+    newest = max(world.workers)
+    world.workers[newest] = replace(world.workers[newest], ready=True)
+    assert world.tick() is Action.TERM
+    assert len(world.serving) == 4
+    world.settle()
+    world.check_settled()
+
+
+def test_a_worker_that_serves_nothing_joins_those_that_are_being_replaced() -> None:
+    """Its pool is gone a moment later; one that is asked for another reason waits."""
+    world = World(base=4, room=2)
+    world.ask("stuck")
+    world.tick()
+    world.workers[2] = replace(world.workers[2], asked="memory_growth")
+    world.workers[3] = replace(world.workers[3], asked="leaked_connections")
+    assert world.tick() is Action.SURGE
+    assert world.state.pids == {1, 3}
+    assert world.tick() is Action.NOTHING
+    world.settle()
+    world.check_settled()
+
+
+def test_workers_that_serve_nothing_go_one_by_one_if_no_newcomer_boots() -> None:
+    """What little they serve is better than nothing at all."""
+    world = World(base=4, room=4, boots=False)
+    world.workers = {pid: replace(seen, asked="stuck") for pid, seen in world.workers.items()}
+    while Action.TERM not in world.steps:
+        world.tick()
+    assert len(world.serving) == 3
+    world.settle()
     world.check_settled()
 
 

@@ -171,15 +171,18 @@ def test_exit_has_its_reason(status: int | None, known: Known, reason: str) -> N
 
 
 def test_stuck_threads_get_spare_ones_after_a_second_and_more_while_work_waits() -> None:
-    """Once at first, then, when the spare ones are stuck as well, more up to a limit."""
-    stuck, wanted, now = Stuck(4), [], 100.0
+    """Once at first, then, as long as the spare ones are stuck as well, twice as many, up to a limit; that it lasts is
+    known two seconds after the first ones.
+    """
+    stuck, wanted, lasting, now = Stuck(4), [], [], 100.0
     for _ in range(100):
         wanted.append(stuck.look(now, 5, "same", []))
+        lasting.append(stuck.times > 0 and stuck.lasting(now))
         now += 0.25
-    assert wanted[:5] == [0] * 4 + [4]
-    assert wanted[5:13] == [0] * 7 + [4]
-    assert wanted[13:17] == [0, 0, 0, 4]
+    assert wanted[:11] == [0] * 4 + [4, 0, 8, 0, 16, 0, 4]
     assert sum(wanted) == 8 * 4
+    assert lasting.index(True) == 12
+    assert stuck.times > 40
 
 
 def test_threads_that_make_progress_are_not_stuck() -> None:
