@@ -7,7 +7,6 @@ server, and its functions look up little: every object and every name costs the 
 from __future__ import annotations
 
 import errno
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
 
 END: Any = object()  #: of a body
 
-_exc_info = sys.exc_info
 _now = time.monotonic_ns
+#: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
+_SMALL = 1 << 14
 #: What gives the body of a response of Flask's, chunk by chunk.
 _ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
 
@@ -49,14 +49,12 @@ class Exchange(RequestRecord):
     :ivar code: the answer's status; 0 before start_response, and for an answer that was cut off.
     :ivar length: its Content-Length, -1 without one.
     :ivar source: what the app returned, with a close; None before that, and once it was closed.
-    :ivar body: all of it, where that is known to be one chunk.
-    :ivar chunk: else the first of it.
+    :ivar chunk: the first of the body.
     :ivar iterator: what the rest of the body comes from; None before the first chunk, and at the end.
     :ivar sent: bytes that the app wrote itself, by the write callable.
     """
 
-    __slots__ = ("body", "chunk", "code", "head", "iterator", "length", "middleware", "sent", "source", "start",
-                 "writer")
+    __slots__ = ("chunk", "code", "head", "iterator", "length", "middleware", "sent", "source", "start", "writer")
 
     __init__ = object.__init__  # the layer that makes it sets all of them: a call less
     middleware: StabilityMiddleware
@@ -66,7 +64,6 @@ class Exchange(RequestRecord):
     code: int
     length: int
     source: Any
-    body: Iterator[bytes] | None
     chunk: bytes
     iterator: Iterator[bytes] | None
     sent: int
@@ -137,37 +134,9 @@ class Exchange(RequestRecord):
         self.begin()
         return True
 
-    def takes_whole(self, source: Any) -> bool:
-        """Whether `source` is a plain view's answer: one of Flask's own responses, its body one chunk of known length.
-
-        Such a body goes to the server as it is, since nothing of it can fail. It is looked for where the installed
-        werkzeug keeps it; what does not look exactly like that goes the general way, chunk by chunk.
-        """
-        try:
-            drawn, closed = source._callbacks
-            response = closed.__self__
-            if type(response) is Response and drawn.__self__.gi_code is _ENCODING:
-                chunks: Any = response.response
-                if type(chunks) is list and len(chunks) == 1:
-                    chunk = chunks[0]
-                    if type(chunk) is bytes and len(chunk) == self.length:
-                        self.source, self.body = response, iter(chunks)
-                        return True
-        except (AttributeError, TypeError, ValueError):
-            pass
-        return False
-
     # -- what the server calls -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[bytes]:
-        body = self.body
-        if body is None:
-            return self._stream()
-        if "SERVER_SOFTWARE" not in self.environ:
-            self.finish()  # a test client does not always close what it was given
-        return body
-
-    def _stream(self) -> Iterator[bytes]:
         sent, iterator = 0, self.iterator
         if iterator is not None:
             chunk = self.chunk
@@ -210,7 +179,7 @@ class Exchange(RequestRecord):
         source, self.source = self.source, None
         if source is None:
             return
-        if self.iterator is not None or isinstance(_exc_info()[1], OSError):  # what the server could not send
+        if self.iterator is not None:
             logs.error("client_left", level="DEBUG", **report.request_fields(self))
         try:
             source.close()
@@ -302,6 +271,28 @@ def closable(source: Any) -> _Closing:
 
 
 def _nothing() -> None:
+    return None
+
+
+def plain(source: Any, length: int) -> list[bytes] | None:
+    """All of the body that `source` gives, if it is a plain view's: Flask's own response, one chunk of `length` bytes.
+
+    Nothing of it can fail, nothing is to be done after it, and the system takes it from the server without a wait: the
+    request is over when the server has it. It is looked for where the installed werkzeug keeps it; what does not look
+    exactly like that goes the general way, chunk by chunk.
+    """
+    if not 0 <= length <= _SMALL:
+        return None
+    try:
+        drawn, closed = source._callbacks
+        response = closed.__self__
+        if type(response) is Response and drawn.__self__.gi_code is _ENCODING and not response._on_close:
+            chunks: Any = response.response
+            if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes and len(chunks[0]) == length:
+                response.close()
+                return chunks
+    except (AttributeError, TypeError, ValueError):
+        pass
     return None
 
 

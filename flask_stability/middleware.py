@@ -24,7 +24,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from .config import Settings
 from .errors import report
-from .exchange import END, Exchange, closable, wrong_chunk
+from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
 from .wsgi_rules import InvalidResponse
 
@@ -90,8 +90,9 @@ class StabilityMiddleware:
         exchange.rule = NO_RULE
         exchange.response_started = exchange.health = exchange.overdue = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
-        exchange.head = exchange.writer = exchange.source = exchange.body = exchange.iterator = None
-        exchange.code = exchange.length = exchange.sent = 0
+        exchange.head = exchange.writer = exchange.source = exchange.iterator = None
+        exchange.code = exchange.sent = 0
+        exchange.length = -1
         environ[MARK] = True
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
@@ -104,19 +105,23 @@ class StabilityMiddleware:
                 source = (self._app(environ, exchange.start_response) if self._owner is None
                           else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
-            flask = type(source) is ClosingIterator  # which is its own iterator
-            if not flask or not exchange.takes_whole(source):
-                if not flask:
-                    iterator = self._iterator(source, exchange)
-                    if iterator is None:
-                        return cast("Iterable[bytes]", source)
-                    source = iterator
-                chunk = next(source, END)  # drawn here: what fails until then still gets a whole answer
-                if type(chunk) is bytes:
-                    exchange.chunk = chunk
-                    exchange.iterator = source
-                elif chunk is not END:
-                    raise wrong_chunk(chunk)
+            if type(source) is ClosingIterator:  # as Flask's are, which is its own iterator
+                chunks = plain(source, exchange.length)
+                if chunks is not None and exchange.writer is None:
+                    start_response(*exchange.head)  # type: ignore[misc]
+                    exchange.finish()
+                    return chunks
+            else:
+                iterator = self._iterator(source, exchange)
+                if iterator is None:
+                    return cast("Iterable[bytes]", source)
+                source = iterator
+            chunk = next(source, END)  # drawn here: what fails until then still gets a whole answer
+            if type(chunk) is bytes:
+                exchange.chunk = chunk
+                exchange.iterator = source
+            elif chunk is not END:
+                raise wrong_chunk(chunk)
             if exchange.writer is None:
                 head = exchange.head
                 if head is None:

@@ -117,7 +117,9 @@ def turn(app: WSGI, times: list[int]) -> None:
         body = app(each, start_response)
         for _ in body:
             pass
-        body.close()
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
         if number >= WARM:
             times.append(clock() - start)
 

@@ -1,4 +1,4 @@
-"""What a plain view answers, one chunk of known length, goes to the server as it is; everything else chunk by chunk."""
+"""A plain answer, one short chunk of known length, goes to the server as it is; everything else chunk by chunk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from flask import Flask, Response, jsonify, render_template_string
 from werkzeug.wsgi import ClosingIterator
 
 from flask_stability import StabilityExt, scoreboard
-from flask_stability.exchange import Exchange
 from flask_stability.request import current, in_flight
 from flask_stability.wsgi_rules import InvalidResponse, check_head, known_heads
 
 Serve = Callable[..., Any]
 Records = Callable[[], list[dict[str, Any]]]
+
+
+LARGE = "x" * 16_385
 
 
 class Upper(Response):
@@ -28,6 +30,12 @@ class Upper(Response):
 def announced(length: int) -> Response:
     response = Response("text")
     response.headers["Content-Length"] = str(length)
+    return response
+
+
+def with_close(function: Callable[[], object]) -> Response:
+    response = Response("text")
+    response.call_on_close(function)
     return response
 
 
@@ -45,6 +53,8 @@ def answers(app: Flask) -> None:
     app.add_url_rule("/none", view_func=lambda: ("text", 204), endpoint="none")
     app.add_url_rule("/short", view_func=lambda: announced(3), endpoint="short")
     app.add_url_rule("/long", view_func=lambda: announced(5), endpoint="long")
+    app.add_url_rule("/large", view_func=lambda: LARGE, endpoint="large")
+    app.add_url_rule("/afterwards", view_func=lambda: with_close(lambda: None), endpoint="afterwards")
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ def app(records: Records) -> Flask:
 
 
 def as_it_is(answer: Any) -> bool:
-    return type(answer.source) is Exchange and answer.source.body is not None
+    return type(answer.source) is list
 
 
 @pytest.mark.parametrize(("path", "body"), [("/text", b"text"), ("/json", b'{"a":1}\n'), ("/page", b"<p>1</p>"),
@@ -66,11 +76,11 @@ def test_a_plain_answer_is_handed_on(path: str, body: bytes, app: Flask, serve: 
     """With the werkzeug that is installed: else each request costs a microsecond or two more, and nothing tells."""
     answer = serve(app, path)
     assert (answer.cut, answer.body, as_it_is(answer)) == (None, body, True)
-    assert list(answer.source) == []  # what the server has drawn is gone
 
 
 @pytest.mark.parametrize(("path", "body"), [("/upper", b"TEXT"), ("/two", b"text"), ("/strings", b"text"),
-                                            ("/stream", b"text"), ("/none", b""), ("/short", b"text")])
+                                            ("/stream", b"text"), ("/none", b""), ("/short", b"text"),
+                                            ("/large", LARGE.encode()), ("/afterwards", b"text")])
 def test_every_other_answer_is_drawn_from_the_app(path: str, body: bytes, app: Flask, serve: Serve) -> None:
     answer = serve(app, path)
     assert (answer.cut, answer.body, as_it_is(answer)) == (None, body, False)
@@ -122,55 +132,72 @@ def test_another_werkzeug_goes_the_general_way(app: Flask, serve: Serve, monkeyp
 
 
 @pytest.mark.parametrize("software", ["gunicorn/1", None])
-def test_it_is_closed_counted_and_no_more_in_flight(software: str | None, app: Flask, serve: Serve) -> None:
-    """Its close functions run once, after the body; with a server the request is in flight until then."""
-    seen: list[Any] = []
+def test_it_is_counted_and_over_when_the_server_has_it(software: str | None, app: Flask, serve: Serve,
+                                                       make_environ: Callable[..., dict[str, Any]]) -> None:
+    """What the request held is given back before the answer is sent."""
+    released: list[str] = []
 
-    def view() -> Response:
-        response = Response("text")
-        response.call_on_close(lambda: seen.append(current()))
-        return response
+    class Held:
+        def release(self) -> None:
+            released.append("held")
+
+    def view() -> str:
+        record = current()
+        assert record is not None
+        record.hold(Held())
+        return "text"
 
     app.view_functions["text"] = view
     before = scoreboard.my_row().requests
-    answer = serve(app, "/text", SERVER_SOFTWARE=software)
-    assert as_it_is(answer)
-    assert len(seen) == 1
-    assert (seen[0] is not None) is (software is not None)  # a test client may never close
-    answer.source.close()
-    assert len(seen) == 1
+    body: Any = app(make_environ("/text", SERVER_SOFTWARE=software), lambda status, headers, exc_info=None: None)
+    assert (body, released, in_flight()) == ([b"text"], ["held"], [])
     assert scoreboard.my_row().requests == before + 1
+
+
+def test_what_is_to_be_done_after_the_answer_is_done_after_it(app: Flask, make_environ: Callable[..., dict[str, Any]],
+                                                              ) -> None:
+    """Once, and within the request."""
+    seen: list[Any] = []
+    app.view_functions["text"] = lambda: with_close(lambda: seen.append(current()))
+    body: Any = app(make_environ("/text"), lambda status, headers, exc_info=None: None)
+    assert ([*body], seen) == ([b"text"], [])
+    body.close()
+    body.close()
+    assert len(seen) == 1
+    assert seen[0] is not None
     assert not in_flight()
 
 
 def test_a_close_function_that_fails_is_recorded_once(app: Flask, serve: Serve, records: Records) -> None:
     """The answer was whole: the server hears nothing."""
-    def view() -> Response:
-        response = Response("text")
-        response.call_on_close(lambda: 1 // 0)
-        return response
-
-    app.view_functions["text"] = view
+    app.view_functions["text"] = lambda: with_close(lambda: 1 // 0)
     answer = serve(app, "/text")
-    assert (answer.cut, answer.body, as_it_is(answer)) == (None, b"text", True)
+    assert (answer.cut, answer.body) == (None, b"text")
     assert ["ZeroDivisionError" in str(record) for record in records()] == [True]
 
 
-def test_a_client_that_left_is_told_at_debug_level(app: Flask, make_environ: Callable[..., dict[str, Any]],
-                                                   records: Records, caplog: pytest.LogCaptureFixture) -> None:
-    """As gunicorn: the error of the socket goes through while the answer is closed."""
-    caplog.set_level("DEBUG", "flask_stability")
-    for sent in True, False:
-        answer: Any = app(make_environ("/text"), lambda status, headers, exc_info=None: None)
-        try:
-            assert [*answer] == [b"text"]
-            if not sent:
-                raise BrokenPipeError
-        except BrokenPipeError:
-            answer.close()
-        else:
-            answer.close()
-        assert [record["event"] for record in records()] == ([] if sent else ["client_left"])
+def test_a_response_class_whose_close_was_patched_is_closed(app: Flask, serve: Serve,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(Response, "close", lambda self: closed.append(self))
+    assert serve(app, "/text").body == b"text"
+    assert len(closed) == 1
+
+
+def test_a_head_that_the_server_refuses_is_an_error(app: Flask, make_environ: Callable[..., dict[str, Any]],
+                                                    records: Records) -> None:
+    """Recorded with its request, and answered."""
+    heads: list[str] = []
+
+    def refuses(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        heads.append(status)
+        if len(heads) == 1:
+            raise ValueError("no such header")
+
+    body: Any = app(make_environ("/text"), refuses)
+    assert heads == ["200 OK", "500 Internal Server Error"]
+    assert b"500" in b"".join(body)
+    assert [record["path"] for record in records()] == ["/text"]
 
 
 # -- heads ------------------------------------------------------------------------------------------------------
