@@ -258,7 +258,8 @@ def test_the_keyboard_does_it_all(server: Callable[..., Server], tabs: Open) -> 
 def test_whoever_reaches_the_second_listener_sees_the_page(server: Callable[..., Server], tabs: Open) -> None:
     """Without a login; the service's own address still asks for one."""
     port = free_port()
-    one = server(app=GUARDED["app"], env={**GUARDED["env"], "STABILITY_ADMIN_BIND": f"127.0.0.1:{port}"})
+    one = server(app=GUARDED["app"], env={**GUARDED["env"], "STABILITY_ADMIN_BIND": f"127.0.0.1:{port}"},
+                 workers=1)  # of several the first that is ready holds it until one of a lower row is
 
     def listens() -> bool:
         with socket.socket() as probe:
