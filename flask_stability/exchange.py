@@ -28,8 +28,9 @@ END: Any = object()  #: of a body
 _now = time.monotonic_ns
 #: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
 _SMALL = 1 << 14
-#: What gives the body of a response of Flask's, chunk by chunk.
+#: What gives the body of a response of Flask's, chunk by chunk, and what closes it: werkzeug's, if nobody patched it.
 _ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
+_CLOSE = Response.close if Response.close.__code__.co_filename == werkzeug_response.__file__ else None
 
 
 class ResponseCut(BrokenPipeError):
@@ -286,10 +287,10 @@ def plain(source: Any, length: int) -> list[bytes] | None:
     try:
         drawn, closed = source._callbacks
         response = closed.__self__
-        if type(response) is Response and drawn.__self__.gi_code is _ENCODING and not response._on_close:
+        if (drawn.__self__.gi_code is _ENCODING and type(response) is Response and closed.__func__ is _CLOSE
+                and not response._on_close):
             chunks: Any = response.response
             if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes and len(chunks[0]) == length:
-                response.close()
                 return chunks
     except (AttributeError, TypeError, ValueError):
         pass
