@@ -36,7 +36,7 @@ from .status import status_block
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
-AT_ONCE, REST = 8, 0.25  #: workers started in one go at the most, and seconds to the next ones
+AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
@@ -87,7 +87,7 @@ class Supervisor:
         if hasattr(server, "murder_workers"):
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
-            server.spawn_workers = self.spawn_workers
+            self._spawn, server.spawn_workers = server.spawn_workers, self.spawn_workers
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
@@ -111,10 +111,14 @@ class Supervisor:
             self._murder_again = time.monotonic() + LAST_WORDS
 
     def spawn_workers(self) -> None:
-        """gunicorn's, but it rests after some, not after each: where dozens are to help that was seconds in which the
-        master looked after nobody.
+        """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds
+        in which the master looked after nobody. At a start the rest keeps them from being ready in any order, which
+        hands the leader's part to and fro.
         """
         server = self.server
+        if not self.spares:
+            self._spawn()
+            return
         for _ in range(min(AT_ONCE, server._num_workers - len(server.WORKERS))):
             server.spawn_worker()
         if len(server.WORKERS) < server._num_workers:

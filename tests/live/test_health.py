@@ -147,8 +147,13 @@ def test_a_leader_that_dies_or_freezes_is_followed_by_the_next(service: Start, w
     """One worker runs the shared checks; what is failing goes on failing, and is told of once."""
     with receiving() as receiver:
         one = service(worker_class=worker_class, workers=3, env={"STABILITY_ALERT_WEBHOOK": receiver.url})
+        # until all are ready another one may have led
+        wait_until(lambda: [worker["state"] for worker in one.health()["detailed"]["workers"]] == ["ready"] * 3)
+        wait_until(lambda: len(set(_runs(one)[-3:])) == 1)
         first = _leader(one)
-        assert set(_runs(one)) == {first}
+        before = len(_runs(one))
+        wait_until(lambda: len(_runs(one)) > before + 2)
+        assert set(_runs(one)[before:]) == {first}
         (one.folder / "search.fails").touch()
         wait_until(lambda: [alert["new"] for alert in receiver.got] == ["fail"])
         cursor = one.get("/health/history").json()["cursor"]
