@@ -25,6 +25,8 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     """The whole document."""
     now = time.monotonic_ns() if now_ns is None else now_ns
     rows = shared.live()
+    # before the totals: an exit is counted before its row is given up, so whoever is not here is among them
+    workers = [one for one in (_worker(row, now) for row in rows) if one["pid"]]
     own = {row.slot: _read(row.checks, now) for row in rows}
     found = _merged([own[row.slot] for row in _staying(rows)], shared, now)
     totals = shared.totals()
@@ -44,7 +46,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "requests": {"total": totals.requests, "errors": totals.errors,
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "slowest": _slowest(totals)},
-        "workers": [_worker(row, now) for row in rows],
+        "workers": workers,
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
                      "latest": shared.master.restarts.read_json([])[-10:][::-1],
                      "degraded": bool(words[board.M_DEGRADED])},
