@@ -100,8 +100,9 @@ class Settings:
     db_min_idle: int = _setting(0, number(0, 10000, whole=True), "idle connections opened ahead of need")
     db_timeout: float = _setting(10.0, positive, "to wait for a connection; never longer than the request may",
                                  unit="s")
-    db_bulkhead: bool | None = _setting(None, switch, "keep one thread of a worker out of a slow database",
-                                        shown="on for gthread")
+    db_bulkhead: bool | None = _setting(
+        None, switch, "keep one thread of a worker, a spare one if need be, out of a slow database",
+        shown="on for gthread")
     db_connect_timeout: float = _setting(5.0, positive, "to connect", unit="s")
     db_query_timeout: float = _setting(30.0, seconds, "of one statement; 0 = none", unit="s")
     db_idle_timeout: float = _setting(300.0, positive, "after which an idle connection is closed", unit="s")

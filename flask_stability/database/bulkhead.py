@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import scoreboard
 from ..config import Settings
 from ..exceptions import TooManyRequests
@@ -10,16 +12,38 @@ from ..exceptions import TooManyRequests
 SLOW = 1.0
 
 
+def _none(most: int) -> bool:
+    return False
+
+
+_more_threads: Callable[[int], bool] = _none
+
+
+def threads_from(give: Callable[[int], bool] | None) -> None:
+    """Where this process's spare threads come from.
+
+    :param give: gives the worker some, at most so many in all; False if no more are to be had. None: from nowhere.
+    """
+    global _more_threads
+    _more_threads = give or _none
+
+
 class Bulkhead:
     """Counts the requests' threads inside the database and keeps one of the worker's threads out of a slow one.
 
+    That is done by giving the worker spare threads as long as there is a connection for who comes next: to wait costs a
+    thread little. When there is none, or the database answers nobody, who would take the last thread is sent away.
+
     :ivar inside: threads of requests that wait for a connection or are in a call, and since when.
     :ivar forgiven: who went in before this does not count as slow: the database was away and is back.
+    :ivar silent: the database was asked, and did not answer.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.inside: dict[int, float] = {}
         self.forgiven = 0.0
+        self.silent = False
+        self._most = settings.db_max_size
         self._on = settings.db_bulkhead is not False
         # where nobody waits as long as SLOW, waiting for a connection would never count as slow
         self._slow = min(SLOW, settings.db_timeout / 2)
@@ -29,17 +53,21 @@ class Bulkhead:
         """Threads of this worker that serve requests; 0 = not known."""
         return int(scoreboard.my_row().words[scoreboard.W_THREADS])
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, *, room: bool = True) -> None:
         """Let a request's thread go inside.
 
+        :param room: it has a connection, or there is one for it.
         :raises TooManyRequests: if it would be the last one, and one of those inside has been there for long.
         """
-        if self._on and self._crowded(now, 1):
+        if self._on and self._crowded(now, 1) and not self._relieved(room):
             raise TooManyRequests(self.why())
 
-    def full(self, now: float) -> bool:
-        """Every thread is inside, and one of them has been there for long."""
-        return self._on and self._crowded(now, 0)
+    def full(self, now: float, *, room: bool) -> bool:
+        """Every thread is inside, one of them for long, and there are no more to be had."""
+        return self._on and self._crowded(now, 0) and not self._relieved(room)
+
+    def _relieved(self, room: bool) -> bool:
+        return room and not self.silent and _more_threads(self._most)
 
     def _crowded(self, now: float, spare: int) -> bool:
         threads = self.threads

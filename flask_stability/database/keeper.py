@@ -125,7 +125,7 @@ class Keeper:
 
     def _keep_one_free(self, pool: Pool, now: float) -> None:
         """If every thread of the worker is inside and one has been for long, the latest to wait is sent away."""
-        if not pool.bulkhead.full(now):
+        if not pool.bulkhead.full(now, room=pool.has_room()):
             return
         with pool._lock:
             if pool.waiters:
@@ -169,6 +169,7 @@ class Keeper:
     def _answer(self, pool: Pool) -> None:
         with self._lock:
             self._answered, self._misses = time.monotonic(), 0
+            pool.bulkhead.silent = False
         if not pool.breaker.open:
             return
         limit = time.monotonic() + GRACE
@@ -184,6 +185,7 @@ class Keeper:
                 return
             self._misses += 1
             misses = self._misses
+            pool.bulkhead.silent = True
         if misses >= MISSES and pool.breaker.trip(f"error {code}", started):
             pool.gone(f"error {code}")
         threads = pool.bulkhead.threads

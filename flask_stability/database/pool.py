@@ -124,7 +124,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _admit(self, now: float) -> None:
         try:
-            self.bulkhead.admit(now)
+            self.bulkhead.admit(now, room=self.has_room())
         except TooManyRequests:
             with self._lock:
                 self._requests += 1
@@ -245,6 +245,10 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _why(self) -> str:
         idle = len(self._idle_cache)
         return f"size {self._connections + idle}, in use {self._in_use()}, idle {idle}, waiting {len(self.waiters)}"
+
+    def has_room(self) -> bool:
+        """A connection is idle, or another one may be opened."""
+        return bool(self._connections < self._maxconnections)
 
     def _in_use(self) -> int:
         return max(0, self._connections - self.connecting)

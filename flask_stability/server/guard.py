@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..database import bulkhead
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, collect
 from ..memory.sampler import Action, MemoryWatch
@@ -51,6 +52,7 @@ class Guard:
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
+        self._spare, self._given = threading.Lock(), 0
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
@@ -73,6 +75,8 @@ class Guard:
     def start(self) -> None:
         """Begin."""
         leak_suspected.connect(self._leaked)
+        if self._threads > 1:
+            bulkhead.threads_from(self.give_threads)
         self._thread.start()
 
     def ask_collect(self) -> None:
@@ -82,6 +86,31 @@ class Guard:
     def kept(self) -> bool:
         """Whether a request that most likely hangs keeps a sync worker; gthread has spare threads for what it took."""
         return not hasattr(self._worker, "tpool") and any(record.seconds() > HANGS for record in in_flight())
+
+    def give_threads(self, most: int) -> bool:
+        """As many spare threads again as a gthread worker has, for requests that wait for a slow database; False if
+        there were `most` of them before. Never raises.
+        """
+        with self._spare:
+            number = min(self._threads, most - self._given)
+            if number <= 0 or not self._worker.alive:
+                return False
+            try:
+                given = add_threads(self._worker, number)
+            except Exception as error:
+                self._tell_failure("give_threads", error)
+                given = False
+            if not given:  # no more are to be had: not tried again
+                self._given = most
+                return False
+            self._given += number
+            self._stuck.added += number
+            self._row.add(scoreboard.W_THREADS, number)
+            first = self._given == number
+        if first:
+            logs.process("spare_threads", level="WARNING", reason="the database is slow", threads=self._threads,
+                         most=most)
+        return True
 
     def _run(self) -> None:
         interval = self._settings.guard_interval
@@ -166,7 +195,8 @@ class Guard:
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self._back, record.started_ns / 1e9) for record in records]
         before = self._stuck.times
-        wanted = self._stuck.look(now, queued(self._worker), progress, began)
+        with self._spare:
+            wanted = self._stuck.look(now, queued(self._worker), progress, began)
         if self._stuck.times == before:
             return
         self._row.words[scoreboard.W_STUCK] += 1

@@ -19,6 +19,7 @@ from dbutils.pooled_db import PooledDB
 from dbutils.steady_db import SteadyDBConnection
 
 from flask_stability import scoreboard
+from flask_stability.database.bulkhead import threads_from
 from flask_stability.database.calls import call
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
@@ -669,6 +670,43 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
     del pool.inside[1]
     pool.inside.update({1: now - 2})
     pool.connection().close()  # no request's thread
+
+
+def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, four_threads: None) -> None:
+    """For who has a connection or may have one; not while it is silent, and not for who would wait for a connection."""
+    pool = make_pool(db_max_size=2)
+    now = time.monotonic()
+    most: list[int] = []
+
+    def give(number: int) -> bool:
+        most.append(number)
+        return len(most) < 3
+
+    threads_from(give)
+    try:
+        with serving():
+            slow = {1: now - 2, 2: now, 3: now}
+            pool.inside.update(slow)
+            connection = pool.connection()
+            connection.execute("SELECT 1")
+            assert most == [2, 2]  # once for the connection, once for the statement
+            with pytest.raises(TooManyRequests):
+                connection.execute("SELECT 1")  # there are no more
+            most.clear()
+            pool.bulkhead.silent = True
+            with pytest.raises(TooManyRequests):
+                connection.execute("SELECT 1")
+            pool.bulkhead.silent = False
+            pool.inside.clear()
+            pool.connection()
+            pool.inside.update(slow)
+            with pytest.raises(TooManyRequests):
+                pool.connection()  # both are in use
+            assert not most
+            connection.execute("SELECT 1")
+            assert most == [2]
+    finally:
+        threads_from(None)
 
 
 def test_the_bulkhead_can_be_switched_off(make_pool: MakePool, four_threads: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,14 @@ def threads():
 def setup():
     with stability.connection() as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS note (id VARCHAR(32) NOT NULL)")
+        connection.execute("CREATE TABLE IF NOT EXISTS counted (number INTEGER NOT NULL)")
+        connection.execute("INSERT INTO counted VALUES (0)")
+    return {}
+
+@app.get("/count")
+@stability.transaction
+def count(connection):
+    connection.execute("UPDATE counted SET number = number + 1")
     return {}
 
 @app.get("/read")
@@ -86,6 +95,8 @@ def keep_in_thread_of(first, last):
 PATHS = ("/", "/read", "/", "/write", "/")
 NEED_NONE = "/"
 RATE = 120
+#: Threads of a gthread worker, and STABILITY_DB_MAX_SIZE as it is by default.
+THREADS, CONNECTIONS = 4, 20
 
 Start = Callable[..., Supervised]
 
@@ -169,10 +180,13 @@ def _threads(server: Supervised) -> dict[int, list[str]]:
 
 
 def _left_over(server: Supervised) -> list[str]:
-    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests."""
+    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests.
+
+    Those for a slow database stay, as many as there may be connections.
+    """
     return [name for names in _threads(server).values() for name in names
-            if name.startswith(("stability-connect", "stability-keeper-helper", "spare"))
-            or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= 4)]
+            if name.startswith(("stability-connect", "stability-keeper-helper"))
+            or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= THREADS + CONNECTIONS)]
 
 
 def _words(server: Supervised, word: int) -> int:
@@ -338,6 +352,35 @@ def test_health_tells_of_a_database_that_is_gone_before_its_next_round(start: St
         wait_until(lambda: seen() == "pass", 60, message="and that it is back")
     finally:
         load.stop()
+
+
+def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB, worker_class: str) -> None:
+    """More requests than there are threads wait for it: spare threads (workers) serve the rest, and when the row is
+    free again each of them gets its answer, once.
+    """
+    server = start(mariadb.url, worker_class)
+    before = server.worker_pids()
+    answers: list[int] = []
+    waiting = [threading.Thread(target=lambda: answers.append(server.get("/count", timeout=60).status_code))
+               for _ in range(12)]
+    with contextlib.closing(mariadb.connect(autocommit=False)) as other:
+        other.cursor().execute("UPDATE counted SET number = 100")
+        with campaign(server, f"a locked row, {worker_class}") as fault:
+            for thread in waiting:
+                thread.start()
+            _wait(6)
+            assert not answers
+            other.commit()
+    for thread in waiting:
+        thread.join(60)
+    assert answers == [200] * 12
+    assert mariadb.admin("SELECT number FROM app.counted") == [(112,)]
+    plain, needy = fault.of(database=False), fault.of(database=True)
+    assert plain.failed == 0, plain.errors()
+    assert needy.failed <= needy.total // 20, needy.errors()
+    if worker_class == "gthread":
+        assert max(row.words[W_THREADS] for row in server.board().live()) > THREADS
+    _all_is_well(server, mariadb, before)
 
 
 def test_views_that_keep_their_connections(start: Start, mariadb: MariaDB, worker_class: str) -> None:

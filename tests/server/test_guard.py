@@ -53,6 +53,31 @@ def test_threads_that_are_busy_for_long_with_work_queued_are_stuck(guard: Guard)
     assert _stuck(guard) == 1
 
 
+def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard) -> None:
+    """As many again as there are threads each time; what was queued is taken, and they count as the worker's."""
+    tpool = guard._worker.tpool
+    guard._row.words[scoreboard.W_THREADS] = THREADS
+    given = [guard.give_threads(5) for _ in range(4)]
+    assert given == [True, True, True, False]
+    assert tpool._max_workers == guard._row.words[scoreboard.W_THREADS] == THREADS + 5
+    assert tpool._work_queue.qsize() == 0
+    assert _stuck(guard) == 0  # nothing is queued
+    guard._worker.alive = False
+    assert not guard.give_threads(9)  # it is ending
+
+
+def test_no_more_threads_to_be_had_is_told_and_no_error(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's RuntimeError when the system refuses another thread."""
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    told: list[str] = []
+    monkeypatch.setattr(guard._worker.tpool, "_adjust_thread_count", refuse)
+    monkeypatch.setattr(module.logs, "error", lambda event, **fields: told.append(event))
+    assert not guard.give_threads(5)
+    assert told == ["guard_failed"]
+
+
 def _sleep(now: float) -> None:
     time.sleep(0.2)
 
