@@ -215,7 +215,7 @@ class FaultProxy:
     """
 
     def __init__(self, target_port: int) -> None:
-        self.target_port, self.port = target_port, 0
+        self.target_port, self.port = target_port, free_port()
         self.commands = self.connections = 0
         self._lock = threading.Lock()
         self._open = threading.Event()
@@ -292,7 +292,7 @@ class FaultProxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(256)
-        self.port, self._listener = listener.getsockname()[1], listener
+        self._listener = listener
         self._run(self._accept, listener)
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
