@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from flask_stability.loadgen import Load, Result
 __all__ = ["Load", "Result", "Server", "copy_project", "free_port", "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
+_given: set[int] = set()  #: what `free_port` gave
 CONFIG = """
 import os
 bind = "127.0.0.1:" + os.environ["SERVER_PORT"]
@@ -47,13 +49,14 @@ def fork(function: Callable[[], None]) -> int:
 
 
 def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05, message: str = "") -> Any:
-    """Wait for a true value and return it; fail after `timeout` seconds."""
+    """Wait for a true value and return it; fail after `timeout` seconds, not without a look after them."""
     deadline = time.monotonic() + timeout
     while True:
+        late = time.monotonic() > deadline
         value = predicate()
         if value:
             return value
-        if time.monotonic() > deadline:
+        if late:
             raise AssertionError(f"not within {timeout:g} s: {message or predicate}")
         time.sleep(interval)
 
@@ -71,10 +74,18 @@ def source_distribution(folder: Path, requirement: str, *options: str) -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that is free now.
+
+    It is below those that the kernel gives out by itself: nobody gets it before it is used, or while who used it is
+    away for a moment. None is given twice.
+    """
+    while True:
+        port = secrets.choice(range(15_000, 32_000))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def copy_project(target: Path) -> Path:

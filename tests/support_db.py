@@ -27,7 +27,7 @@ from support import free_port, wait_until
 
 _OPTIONS = ("--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF", "--innodb-buffer-pool-size=32M",
             "--innodb-flush-log-at-trx-commit=2", "--innodb-log-file-size=16M", "--innodb-fast-shutdown=2",
-            "--innodb-lock-wait-timeout=3", "--bind-address=127.0.0.1", "--max-connections=300")
+            "--innodb-lock-wait-timeout=50", "--bind-address=127.0.0.1", "--max-connections=300")
 
 
 class MariaDB:
@@ -44,7 +44,7 @@ class MariaDB:
         atexit.register(self.destroy)
         subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={self.directory}/data",
                         "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={getpass.getuser()}"],
-                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
         self.start()
         self.admin(f"CREATE DATABASE {self.name}")
         self.admin(f"CREATE USER {self.user}@'%' IDENTIFIED BY '{self.password}'")
@@ -81,6 +81,8 @@ class MariaDB:
         """It keeps its sockets and answers nothing."""
         self._signal(signal.SIGSTOP)
         self._frozen = True
+        if self._process is not None:  # until all of its threads stand still, some may answer
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """It goes on."""
@@ -127,13 +129,13 @@ class MariaDB:
     def connect(self, **options: Any) -> Any:
         """A plain mysqlclient connection of the app's user over TCP, in autocommit."""
         defaults = {"host": "127.0.0.1", "port": self.port, "user": self.user, "password": self.password,
-                    "database": self.name, "charset": "utf8mb4", "autocommit": True, "connect_timeout": 5}
+                    "database": self.name, "charset": "utf8mb4", "autocommit": True, "connect_timeout": 30}
         return MySQLdb.connect(**{**defaults, **options})
 
     def admin(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Execute as root over the socket; the rows."""
-        connection = MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=5,
-                                     charset="utf8mb4", read_timeout=30)
+        connection = MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=30,
+                                     charset="utf8mb4", read_timeout=60)
         try:
             with contextlib.closing(connection.cursor()) as cursor:
                 cursor.execute(sql, parameters or None)
@@ -166,7 +168,7 @@ class MariaDB:
         for number in sessions:
             with contextlib.suppress(MySQLdb.OperationalError):  # gone by itself meanwhile
                 self.admin(f"KILL {number}")
-        wait_until(lambda: not set(sessions) & set(self.sessions()), 10, 0.01, "killed sessions are gone")
+        wait_until(lambda: not set(sessions) & set(self.sessions()), interval=0.01, message="killed sessions are gone")
         return len(sessions)
 
     def status(self, name: str) -> int:
@@ -213,7 +215,7 @@ class FaultProxy:
     """
 
     def __init__(self, target_port: int) -> None:
-        self.target_port, self.port = target_port, 0
+        self.target_port, self.port = target_port, free_port()
         self.commands = self.connections = 0
         self._lock = threading.Lock()
         self._open = threading.Event()
@@ -290,7 +292,7 @@ class FaultProxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(256)
-        self.port, self._listener = listener.getsockname()[1], listener
+        self._listener = listener
         self._run(self._accept, listener)
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
@@ -412,6 +414,34 @@ def mariadb(mariadb_server: MariaDB) -> Iterator[MariaDB]:
         for (table,) in server.admin("SELECT table_name FROM information_schema.tables WHERE table_schema=%s",
                                      server.name):
             server.admin(f"DROP TABLE IF EXISTS {server.name}.`{table}`")
+
+
+@contextlib.contextmanager
+def full(server: MariaDB) -> Iterator[list[Any]]:
+    """The server has no connection left but for root: these have all of them."""
+    server.admin("SET GLOBAL max_connections=10")
+    hogs: list[Any] = []
+
+    def taken() -> bool:
+        with contextlib.suppress(MySQLdb.OperationalError):  # one that has just ended counts for a moment
+            hogs.append(server.connect())
+        return len(hogs) == 10
+
+    def raised() -> bool:
+        with contextlib.suppress(MySQLdb.OperationalError):
+            server.admin("SET GLOBAL max_connections=300")
+            return True
+        return False
+
+    try:
+        wait_until(taken, interval=0.01, message="all connections are taken")
+        with pytest.raises(MySQLdb.OperationalError, match="1040"):
+            server.connect()
+        yield hogs
+    finally:
+        while hogs:
+            hogs.pop().close()
+        wait_until(raised, message="root gets a connection")
 
 
 @contextlib.contextmanager

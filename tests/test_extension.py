@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 
 from flask_stability import ConfigError, StabilityError, StabilityExt
 from flask_stability.extension import AppState
+from support import wait_until
 
 
 def _app(tmp_path: Path, **config: object) -> Flask:
@@ -37,7 +38,7 @@ def test_bad_settings_stop_the_app_at_once(tmp_path: Path) -> None:
 
 def test_nothing_is_opened_or_started_before_it_is_needed(tmp_path: Path) -> None:
     """Neither a thread nor a file, and under TESTING no thread at all."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     app = _app(tmp_path, TESTING=True)
     stability = StabilityExt(app)
     app.add_url_rule("/", view_func=lambda: "ok")
@@ -46,7 +47,7 @@ def test_nothing_is_opened_or_started_before_it_is_needed(tmp_path: Path) -> Non
     with app.app_context(), stability.connection() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     assert [path.name for path in tmp_path.iterdir()] == ["orders.db"]
-    assert threading.active_count() == before
+    wait_until(lambda: set(threading.enumerate()) <= before, message="the thread that connected has ended")
 
 
 def test_several_apps_share_one_extension(tmp_path: Path) -> None:

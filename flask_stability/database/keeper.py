@@ -129,7 +129,9 @@ class Keeper:
             return
         with pool._lock:
             if pool.waiters:
-                pool.waiters.send_away(pool.waiters[-1], TooManyRequests(pool.bulkhead.why()))
+                latest = pool.waiters[-1]
+                pool.waiters.send_away(latest, TooManyRequests(pool.bulkhead.why()))
+                pool.inside.pop(latest.thread_id, None)  # on its way, however long that takes: no other has to go
 
     # -- a database that does not answer -------------------------------------------------------------------------
 
@@ -195,6 +197,8 @@ class Keeper:
     def _release_youngest(self, pool: Pool) -> None:
         """Every thread of the worker waits for a database that does not answer: one has to be free for the rest."""
         stuck = [(entry.inside, entry) for entry in list(pool.entries) if entry.inside and entry.request is not None]
+        if any(entry.cut and entry.link is not None for _, entry in stuck):
+            return  # that one's thread is on its way
         for inside, entry in sorted(stuck, key=lambda pair: pair[0], reverse=True):
             if cut(pool, entry, inside, "the database does not answer"):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import struct
 from typing import Any
 
 from ..config import NO_MYSQLCLIENT, DatabaseAddress, Settings
@@ -28,6 +29,7 @@ _REMEDIES = {
     2013: "the server accepts and does not answer: is it frozen, or is something in between?",
 }
 _UNKNOWN_VARIABLE = 1193
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Link(socket.socket):
@@ -131,6 +133,8 @@ class MySQLDriver:
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
         if link is not None:
             try:
+                # closed with a reset: a server that waits for room at our end would not hear of a mere end
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 link.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 from contextlib import suppress
+from threading import get_ident
 
 from .entry import RESERVED, Entry
 
@@ -12,10 +13,10 @@ from .entry import RESERVED, Entry
 class Waiter:
     """A thread that waits for a connection. `entry` or `error` is handed over under the pool's lock."""
 
-    __slots__ = ("entry", "error", "gate", "since")
+    __slots__ = ("entry", "error", "gate", "since", "thread_id")
 
     def __init__(self, since: float) -> None:
-        self.since = since
+        self.since, self.thread_id = since, get_ident()
         self.entry: Entry | None = None
         self.error: BaseException | None = None
         self.gate = threading.Lock()

@@ -45,7 +45,7 @@ def test_what_refuses_is_named_with_its_remedy_and_without_the_password(what: st
     """Credentials, schema, port."""
     url = {"password": mariadb.url.replace("secret", "hunter2"), "name": mariadb.url.replace("/app", "/none"),
            "port": mariadb.url.replace(f":{mariadb.port}", f":{free_port()}")}[what]
-    found = check_db(replace(Settings(), db_url=url, db_connect_timeout=2.0))
+    found = check_db(replace(Settings(), db_url=url, db_connect_timeout=30.0))
     assert [finding.status for finding in found] == ["fail"]
     assert found[0].remedy
     assert "hunter2" not in str(found)
@@ -54,7 +54,7 @@ def test_what_refuses_is_named_with_its_remedy_and_without_the_password(what: st
 
 def _command(monkeypatch: pytest.MonkeyPatch, url: str, **env: str) -> tuple[int, dict[str, dict[str, str]]]:
     """Exit status and findings by name of ``flask stability check-db --json``."""
-    for name, value in {"STABILITY_DB_URL": url, "STABILITY_DB_CONNECT_TIMEOUT": "2", **env}.items():
+    for name, value in {"STABILITY_DB_URL": url, "STABILITY_DB_CONNECT_TIMEOUT": "30", **env}.items():
         monkeypatch.setenv(name, value)
     done = CliRunner().invoke(stability, ["check-db", "--json", "--workers", "2"])
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}

@@ -24,7 +24,7 @@ from support_db import MariaDB
 def engine(mariadb: MariaDB) -> Iterator[Engine]:
     """An engine on the test's MariaDB with a pool of one."""
     made = create_engine(mariadb.url.replace("mysql://", "mysql+mysqldb://"), poolclass=QueuePool, pool_size=1,
-                         max_overflow=0, pool_timeout=0.2)
+                         max_overflow=0, pool_timeout=30)
     yield made
     made.dispose()
 
@@ -44,6 +44,8 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
         engine: Engine, mariadb: MariaDB, tmp_path: Path) -> None:
     """A wrong statement does not."""
     StabilityExt(Flask("app", instance_path=str(tmp_path))).register_engine(engine)
+    assert isinstance(engine.pool, QueuePool)
+    engine.pool._timeout = 0.2
     with engine.connect(), pytest.raises(Exception, match="QueuePool limit") as exhausted:
         engine.connect()
     assert engine_unavailable(exhausted.value)
@@ -70,7 +72,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_engine_in_health_and_in_answers(engine: Engine, mariadb: MariaDB, tmp_path: Path) -> None:
     """Its pool's figures are among the checks; when its server is gone, views answer 503 and the check fails."""
     app = Flask("app", instance_path=str(tmp_path))
-    app.config.update(STABILITY_HEALTH_DETAILS="always", STABILITY_HEALTH_INTERVAL=0.2)
+    app.config.update(STABILITY_HEALTH_DETAILS="always", STABILITY_HEALTH_INTERVAL=0.2, STABILITY_HEALTH_TIMEOUT=30)
     StabilityExt(app).register_engine(engine)
 
     @app.get("/use")
@@ -86,10 +88,10 @@ def test_an_engine_in_health_and_in_answers(engine: Engine, mariadb: MariaDB, tm
         return found
 
     assert client.get("/use").data == b"5"
-    assert wait_until(check)["pool"]["size"] == 1
-    assert check()["critical"]
+    assert wait_until(lambda: check().get("pool"))["size"] == 1
+    assert wait_until(lambda: check().get("critical"))
     mariadb.stop()
     engine.dispose()
     answer = client.get("/use")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    wait_until(lambda: check()["status"] == "fail", message="the check fails")
+    wait_until(lambda: check().get("status") == "fail", message="the check fails")

@@ -73,7 +73,10 @@ def test_a_connection_in_the_middle_of_a_call_is_silenced_too(make_pool: MakePoo
     """While another thread waits for an answer, a child ends, finalizers and all, without a byte on that socket."""
     pool = make_pool()
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(pool.connection().execute("SELECT SLEEP(1)").fetchall()))
+    gate = mariadb.connect()
+    gate.cursor().execute("SELECT GET_LOCK('gate', 0)")
+    thread = threading.Thread(
+        target=lambda: answers.append(pool.connection().execute("SELECT GET_LOCK('gate', 60)").fetchall()))
     thread.start()
     wait_until(lambda: any(entry.inside for entry in pool.entries))
     raw = next(iter(pool.entries)).raw
@@ -86,8 +89,10 @@ def test_a_connection_in_the_middle_of_a_call_is_silenced_too(make_pool: MakePoo
         return "closed"
 
     assert in_child(speak) in ("closed", "ProgrammingError")
+    assert not answers
+    gate.close()
     thread.join(20)
-    assert answers == [((0,),)]
+    assert answers == [((1,),)]
 
 
 @pytest.mark.parametrize("lock", ["pool", "counters"])

@@ -158,9 +158,14 @@ def test_the_faults_really_happen(mariadb_server: MariaDB, bank_proxy: FaultProx
     faults = ["", "reply", "", "cut", "", "bytes", "", "kill"]
     schedule = [[Transfer((index + thread) % 2, (index + thread + 1) % 2, faults[index % 8], 1 + index % 5)
                  for index in range(60)] for thread in range(4)]
-    bank = _run(mariadb_server, bank_proxy, schedule)
-    total = len(bank.acknowledged) + len(bank.unknown) + len(bank.refused)
-    assert total == 240
-    assert bank.pool.stats()["retries_num"] > 5
-    assert bank.unknown
-    assert len(bank.acknowledged) > total / 2, (len(bank.acknowledged), len(bank.unknown), len(bank.refused))
+    unknown = 0
+    for _ in range(10):  # whose commands a fault meets is the threads' affair: usually eight COMMITs, once in ages none
+        bank = _run(mariadb_server, bank_proxy, schedule)
+        total = len(bank.acknowledged) + len(bank.unknown) + len(bank.refused)
+        assert total == 240
+        assert bank.pool.stats()["retries_num"] > 5
+        assert len(bank.acknowledged) > total / 2, (len(bank.acknowledged), len(bank.unknown), len(bank.refused))
+        unknown += len(bank.unknown)
+        if unknown:
+            break
+    assert unknown

@@ -67,6 +67,13 @@ def _one(pool: Pool, sql: str) -> Any:
         return connection.execute(sql).fetchone()[0]
 
 
+def _impatient(make: Callable[..., Pool]) -> Pool:
+    """A pool that waits 0.05 s for a lock; its connection is open, since opening one may take longer."""
+    pool = make(db_timeout=0.05, db_max_size=1, db_alive_bypass_window=1000.0)
+    pool.connection(timeout=30).close()
+    return pool
+
+
 def test_several_processes_move_money_in_one_file(make: Callable[..., Pool], tmp_path: Path) -> None:
     """Read, then write, 4 × 50 times at once: every transfer is there once, no process gets an error."""
     pool = make()
@@ -81,7 +88,7 @@ def test_several_processes_move_money_in_one_file(make: Callable[..., Pool], tmp
         child.stdin.write("go\n")
         child.stdin.flush()
     for child in children:
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=120)
         assert child.returncode == 0, errors
     assert _one(pool, "SELECT SUM(amount) FROM account") == 400
     assert _one(pool, "SELECT COUNT(*) FROM done") == _one(pool, "SELECT COUNT(DISTINCT id) FROM done") == 200
@@ -89,7 +96,7 @@ def test_several_processes_move_money_in_one_file(make: Callable[..., Pool], tmp
 
 def test_a_busy_file_is_a_lock_wait(make: Callable[..., Pool]) -> None:
     """The unit is begun again until the other writer is done."""
-    pool = make(db_timeout=0.05)
+    pool = _impatient(make)
     holding, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -120,7 +127,7 @@ def test_a_busy_file_is_a_lock_wait(make: Callable[..., Pool]) -> None:
 
 def test_a_lock_that_stays_is_the_caller_s_error(make: Callable[..., Pool]) -> None:
     """After three attempts; the function itself was never called."""
-    pool = make(db_timeout=0.05)
+    pool = _impatient(make)
     runs: list[int] = []
 
     @Transactions(lambda: pool)

@@ -75,8 +75,9 @@ def test_it_publishes_and_decides(board: Scoreboard, row: Row) -> None:
     assert row.words[sb.W_GC_RUNS] == 1
     assert row.words[sb.W_MEMORY_LIMIT] <= 1 << 20
     assert math.isnan(row.floats[sb.F_SECONDS_TO_LIMIT]) or row.floats[sb.F_SECONDS_TO_LIMIT] == 0
+    before = threading.active_count()  # another test's thread may be ending
     watch.tick(now + 30)
-    assert row.words[sb.W_N_THREADS] == threading.active_count()
+    assert before >= row.words[sb.W_N_THREADS] >= threading.active_count() >= 1
     assert row.words[sb.W_N_FDS] > 2
     assert row.words[sb.W_N_GC_OBJECTS] > 10_000
 
@@ -114,6 +115,8 @@ def test_what_other_workers_know_counts(board: Scoreboard, row: Row) -> None:
 def test_under_pressure_it_collects_once_a_minute(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not at all when there is none, or when reclaiming is off."""
     monkeypatch.setattr(cgroup, "available", lambda: 0)
+    monkeypatch.setattr(sampler, "collect", lambda: 0)  # one that takes long is made more seldom
+    monkeypatch.setattr(sampler, "COLLECT_SHARE", 1.0)
     off = MemoryWatch(replace(Settings(), memory_reclaim=False), row)
     watch = MemoryWatch(Settings(), row)
     now = time.monotonic()

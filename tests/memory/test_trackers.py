@@ -29,6 +29,15 @@ def row() -> Row:
     return row
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Nobody's garbage is there, and none is collected in between: else what earlier tests left would count too."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize(("curve", "minutes", "expected"), [
     (lambda minute: 10 + minute, 70, True),
     (lambda minute: 10 + minute // 6, 200, True),
@@ -58,6 +67,7 @@ def test_steady_growth_is_told_from_what_is_not(row: Row, curve: Callable[[int],
         assert tracker.growing
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_leak_of_timers_is_counted_trended_and_told_once(row: Row) -> None:
     """Threads and timers both; the warning says how fast."""
     watch, started, told = Trackers(row), list[threading.Timer](), list[dict[str, object]]()
@@ -72,6 +82,8 @@ def test_a_leak_of_timers_is_counted_trended_and_told_once(row: Row) -> None:
     finally:
         for timer in started:
             timer.cancel()
+        for timer in started:
+            timer.join(60)
     assert row.words[sb.W_N_TIMERS] == 70
     assert row.words[sb.W_N_THREADS] >= 71
     assert row.floats[sb.F_TIMERS_TREND] == pytest.approx(60)
@@ -81,6 +93,7 @@ def test_a_leak_of_timers_is_counted_trended_and_told_once(row: Row) -> None:
     assert next(one for one in told if one["kind"] == "timers")["growth"] >= 20  # type: ignore[operator]
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_what_stops_growing_is_no_longer_growing(row: Row) -> None:
     """The warning in /health goes."""
     watch = Trackers(row)
@@ -101,6 +114,7 @@ def test_what_stops_growing_is_no_longer_growing(row: Row) -> None:
     assert row.words[sb.W_N_FDS] > 70
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_receivers_of_anyones_signals_are_counted() -> None:
     """Flask's, blinker's own, and those of a namespace in some module."""
     before = trackers.receivers()
@@ -110,15 +124,6 @@ def test_receivers_of_anyones_signals_are_counted() -> None:
     blinker.signal("tests-trackers").connect(second)
     assert trackers.receivers() == before + 2
     assert {"tests-trackers", f"{__name__}.own_signal"} <= {name for name, _ in trackers.signals()}
-
-
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    """Nobody's garbage is there, and none is collected in between: else what earlier tests left would count too."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collection")
