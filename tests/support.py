@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ import requests
 
 from flask_stability.loadgen import Load, Result
 
-__all__ = ["Load", "Result", "Server", "copy_project", "free_port", "source_distribution", "wait_until"]
+__all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "runs", "source_distribution",
+           "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _given: set[int] = set()  #: what `free_port` gave
@@ -59,6 +61,42 @@ def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: fl
         if late:
             raise AssertionError(f"not within {timeout:g} s: {message or predicate}")
         time.sleep(interval)
+
+
+def runs(process: psutil.Process) -> bool:
+    """It is there, and no zombie."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two questions
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class Standstills:
+    """Notices when this process, and with it most likely the machine, stood still; a context manager."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[float, float]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Standstills:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while not self._done.wait(0.05):
+            now = time.monotonic()
+            if now - before > 0.3:
+                self._found.append((before, now))
+            before = now
+
+    def seconds(self, since: float, until: float) -> float:
+        """How much of that time was standstill; `time.monotonic` seconds."""
+        return sum(max(0.0, min(until, end) - max(since, begin)) for begin, end in list(self._found))
 
 
 def source_distribution(folder: Path, requirement: str, *options: str) -> Path:

@@ -44,7 +44,7 @@ class MariaDB:
         atexit.register(self.destroy)
         subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={self.directory}/data",
                         "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={getpass.getuser()}"],
-                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=150)
         self.start()
         self.admin(f"CREATE DATABASE {self.name}")
         self.admin(f"CREATE USER {self.user}@'%' IDENTIFIED BY '{self.password}'")
@@ -132,16 +132,16 @@ class MariaDB:
                     "database": self.name, "charset": "utf8mb4", "autocommit": True, "connect_timeout": 30}
         return MySQLdb.connect(**{**defaults, **options})
 
+    def root(self) -> Any:
+        """A connection as root over the socket."""
+        return MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=20,
+                               charset="utf8mb4", read_timeout=30)
+
     def admin(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Execute as root over the socket; the rows."""
-        connection = MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=30,
-                                     charset="utf8mb4", read_timeout=60)
-        try:
-            with contextlib.closing(connection.cursor()) as cursor:
-                cursor.execute(sql, parameters or None)
-                return list(cursor.fetchall())
-        finally:
-            connection.close()
+        with contextlib.closing(self.root()) as connection, contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall())
 
     def answers(self) -> bool:
         """It is up."""

@@ -154,6 +154,8 @@ class Monitor:
 
     def _begin(self, name: str, run: _Run, now: float) -> None:
         run.running, run.started, run.told_hanging = True, now, False
+        if run.sign is None and run.check.sign is not None:  # what changes from now on is news
+            run.sign = run.check.sign()
         thread = threading.Thread(target=self._execute, args=(name, run), name=f"stability-check-{name}", daemon=True)
         try:
             thread.start()

@@ -127,7 +127,7 @@ class Guard:
                     self._back = time.monotonic()
             try:
                 interval = min(interval, self._memory.next_interval(),
-                               SOON if self._stuck.since or self._lasts else interval)
+                               SOON if self._stuck.since or self._lasts or self._ending_since else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
 

@@ -164,6 +164,19 @@ def test_a_sign_of_change_brings_a_check_forward(board: Scoreboard, monitor: Cal
     assert runs == [0, 1]
 
 
+def test_a_change_right_after_the_first_run_is_a_sign_too(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
+    """A database that dies within a second of its first check is checked again, not after ten minutes."""
+    runs: list[int] = []
+    seen = [0]
+
+    def ask() -> None:
+        runs.append(seen[0])
+        seen[0] = 1
+
+    monitor(_worker(board, 1), Check("database", ask, interval=600, sign=lambda: seen[0]))
+    wait_until(lambda: runs == [0, 1])
+
+
 def test_a_worry_warns_at_once_and_is_told_of_when_it_lasts(board: Scoreboard,
                                                             monitor: Callable[..., Monitor]) -> None:
     """It is a success with a note, critical or not."""

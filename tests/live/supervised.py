@@ -15,6 +15,7 @@ import psutil
 import requests
 
 from flask_stability.scoreboard import (
+    M_RELOADS,
     O_CLI_RETIRE,
     O_RETIRE_SINCE_NS,
     STATE_READY,
@@ -125,6 +126,18 @@ class Supervised(Server):
         """Wait until a worker is gone."""
         wait_until(lambda: not psutil.pid_exists(pid), timeout, message=f"worker {pid} is gone")
 
+    def kill(self, pid: int) -> None:
+        """SIGKILL, and wait until the worker is gone: the signal takes its time, as long it is there and looks well."""
+        os.kill(pid, signal.SIGKILL)
+        self.retired(pid)
+
+    def reload(self) -> None:
+        """SIGHUP, and wait until the master acts on it."""
+        words = self.board().master.words
+        before = words[M_RELOADS]
+        self.signal(signal.SIGHUP)
+        wait_until(lambda: words[M_RELOADS] > before, message="the master heard of it")
+
     def full(self, number: int, timeout: float = 40.0) -> None:
         """Wait until exactly so many workers are there, all of them ready."""
         def ready() -> bool:
@@ -143,7 +156,10 @@ class Supervised(Server):
             self.get(path)
 
     def exits(self) -> list[str]:
-        """Reasons of the exits so far."""
+        """Reasons of the exits so far: of all that the board counts, whose records come right after that."""
+        with contextlib.suppress(KeyError, FileNotFoundError):  # the board goes with the master
+            counted = sum(self.board().master.reasons)
+            wait_until(lambda: len(self.records("process-manager", "worker_exit")) >= counted, message="exits are told")
         return [record["reason"] for record in self.records("process-manager", "worker_exit")]
 
 
@@ -153,12 +169,16 @@ def fewest_serving(server: Supervised) -> Iterator[Callable[[], int]]:
     fewest, done = 1000, threading.Event()
     board = server.board()
 
+    def serving() -> set[int]:
+        return {row.pid for row in board.live()
+                if row.words[W_STATE] >= STATE_READY and not row.orders[O_RETIRE_SINCE_NS]}
+
     def watch() -> None:
         nonlocal fewest
         while not done.is_set():
-            serving = sum(row.words[W_STATE] >= STATE_READY and not row.orders[O_RETIRE_SINCE_NS]
-                          for row in board.live())
-            fewest = min(fewest, serving)
+            found = serving()
+            if found == serving():  # else some rows were read before a change and others after it
+                fewest = min(fewest, len(found))
             time.sleep(0.01)
 
     thread = threading.Thread(target=watch)

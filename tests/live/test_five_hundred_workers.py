@@ -29,7 +29,8 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
 def test_five_hundred_workers_leave_the_service_as_it_was(supervised: Start, worker_class: str) -> None:
     """Each ends after a few requests: all answered, each counted once, each exit recorded, no row and no file left."""
     server = supervised(worker_class=worker_class, workers=4,
-                        config="preload_app = True\nmax_requests = 3\nkeepalive = 1")
+                        config="preload_app = True\nmax_requests = 3\nkeepalive = 1",
+                        env={"STABILITY_SURGE": "off"})  # no helpers for sync workers that a slow machine holds up
     server.full(4)
     board = server.board()
     size, files = os.path.getsize(str(board.path)), len(os.listdir(f"/proc/{server.pid}/fd"))
@@ -39,14 +40,16 @@ def test_five_hundred_workers_leave_the_service_as_it_was(supervised: Start, wor
             assert time.monotonic() < end, board.totals().restarts
             assert all(answer.ok for answer in pool.map(lambda _: server.get("/"), range(100)))
             sent += 100
-    server.full(4)
     wait_until(lambda: board.totals().requests == sent, message="all are counted")
+    wait_until(lambda: all(row.requests < 3 for row in board.live()), message="who has had enough is gone")
+    server.full(4)
     totals = board.totals()
     assert totals.requests == sent == sum(totals.histogram)
     assert set(totals.restarts) == {"max_requests"}
     assert board.master.words[M_BOOTS] == totals.restarts["max_requests"] + 4
     assert sum(bool(row.orders[O_ALLOCATED]) for row in board.rows) == 4
     assert max(row.slot for row in board.live()) < 16
+    assert len(server.exits()) == totals.restarts["max_requests"]
     exits = server.records("process-manager", "worker_exit")
     assert len({record["worker_pid"] for record in exits}) == len(exits) == totals.restarts["max_requests"]
     assert os.path.getsize(str(board.path)) == size

@@ -45,14 +45,15 @@ def test_while_the_last_request_ends_new_connections_are_refused(supervised: Sta
     server.full(4)
     load = Load(server.url, ["/"], 60, timeout=20).start()
     answers: list[int] = []
-    slow = threading.Thread(target=lambda: answers.append(server.get("/slow/8.0").status_code))
+    slow = threading.Thread(target=lambda: answers.append(server.get("/until-told", timeout=60).status_code))
     slow.start()
     server.busy()
     wait_until(lambda: load.result.ok > 60)
     server.signal(signal.SIGTERM)
     wait_until(lambda: load.result.errors().get("ConnectionRefusedError", 0) > 60)
     assert slow.is_alive(), "refused while the last request is still served"
-    slow.join(40)
+    (server.folder / "told").touch()
+    slow.join(60)
     assert answers == [200]
     server.process.wait(30)
     errors = load.stop().errors()
@@ -65,21 +66,25 @@ def test_while_the_last_request_ends_new_connections_are_refused(supervised: Sta
     ("sync", "sigterm"), ("gthread", "sigterm"), ("gthread", "the master is killed")])
 def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: str, end: str) -> None:
     """Requests that reached the socket before the end, behind one that takes its time."""
-    server = supervised(worker_class=worker_class, workers=1, threads=1, config="worker_connections = 2")
-    slow = threading.Thread(target=lambda: server.get("/slow/4.0"))
+    server = supervised(worker_class=worker_class, workers=1, threads=1,
+                        config="worker_connections = 2\ngraceful_timeout = 30")
+    slow = threading.Thread(target=lambda: server.get("/until-told", timeout=60))
     slow.start()
     server.busy()
+    board = server.board()
     clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(6)]
     for client in clients:
         client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
     worker = psutil.Process(server.worker_pids()[0])
     server.process.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGKILL)
+    wait_until(lambda: any(row.words[W_STATE] >= STATE_STOPPING for row in board.live()), message="it has noticed")
+    (server.folder / "told").touch()
     for client in clients:
-        client.settimeout(30)
+        client.settimeout(60)
         assert client.recv(100).startswith(b"HTTP/1.1 200"), "answered"
         client.close()
-    slow.join(30)
-    server.process.wait(30)
+    slow.join(60)
+    server.process.wait(60)
     wait_until(lambda: not worker.is_running())
 
 
@@ -101,9 +106,9 @@ def test_a_thread_worker_quits_while_it_hands_a_request_to_its_threads(supervise
 @pytest.mark.long
 def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_class: str) -> None:
     """It is replaced with a request in flight; when the service ends meanwhile, nothing waits for it in vain."""
-    server = supervised(worker_class=worker_class, workers=1, config="graceful_timeout = 25\nkeepalive = 1")
+    server = supervised(worker_class=worker_class, workers=1, config="graceful_timeout = 90\nkeepalive = 1")
     server.full(1)
-    slow = threading.Thread(target=lambda: server.get("/until-told"))
+    slow = threading.Thread(target=lambda: server.get("/until-told", timeout=100))
     slow.start()
     server.busy()
     old = server.worker_pids()[0]
@@ -122,12 +127,12 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
     assert psutil.pid_exists(old)
     assert slow.is_alive()
     (server.folder / "told").touch()
-    slow.join(30)
+    slow.join(60)
 
 
 def test_a_drain_closes_kept_connections_in_good_order(supervised: Start) -> None:
     """An answer during the drain says so; before it the connection is kept."""
-    server = supervised(env={"STABILITY_DRAIN_DELAY": "60"})
+    server = supervised(env={"STABILITY_DRAIN_DELAY": "600"})
     server.full(2)
 
     def keeps() -> bool:
@@ -141,4 +146,4 @@ def test_a_drain_closes_kept_connections_in_good_order(supervised: Start) -> Non
     server.signal(signal.SIGTERM)
     wait_until(lambda: not keeps())
     server.signal(signal.SIGTERM)
-    server.process.wait(30)
+    server.process.wait(60)

@@ -10,7 +10,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,23 @@ def failing(server: Server) -> Iterator[list[str]]:
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    """All records of a log and of its rotated files, each line whole."""
-    found = []
-    for path in folder.glob(f"{name}.log*"):
-        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-        found += [json.loads(line) for line in text.splitlines()]
-    return found
+    """All records of a log and of its rotated files, each line whole; a rotation meanwhile does not disturb."""
+    while True:
+        found = []
+        with suppress(FileNotFoundError):
+            before = _files(folder, name)
+            for file in before:
+                path = folder / file
+                text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+                # what comes after the last end of a line is still being written
+                found += [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+            if _files(folder, name) == before:
+                return found
+
+
+def _files(folder: Path, name: str) -> dict[str, int]:
+    """The inodes of a log and of its rotated files."""
+    return {path.name: path.stat().st_ino for path in folder.glob(f"{name}.log*")}
 
 
 def each_once(server: Server, seen: list[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from support import Load, Server, wait_until
+from support import Load, Server, Standstills, wait_until
 
 Start = Callable[..., Server]
 MB = 1 << 20
@@ -61,11 +61,14 @@ def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, wo
     largest = together = 0
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end or not one.records("error", "memory_autopsy"):
-            sizes = _sizes(one)
-            largest, together = max(largest, *sizes, 0), max(together, sum(sizes))
-            assert time.monotonic() < end + 60, "a worker was to be replaced"
-            time.sleep(0.05)
+        with Standstills() as standstills:
+            while time.monotonic() < end or not one.records("error", "memory_autopsy"):
+                sizes, now = _sizes(one), time.monotonic()
+                # after a standstill of the machine all that was due meanwhile comes at once: far more than 120 a second
+                if not standstills.seconds(now - 5, now):
+                    largest, together = max(largest, *sizes, 0), max(together, sum(sizes))
+                assert now < end + 60, "a worker was to be replaced"
+                time.sleep(0.05)
     finally:
         result = load.stop()
     reasons = _restarts(one)
@@ -104,7 +107,7 @@ def test_four_workers_that_cross_together_are_replaced_one_after_the_other(serve
     """Never more than one newcomer at a time, and no request lost."""
     one = server(**SAMPLE, workers=4, env={
         **ENV, "STABILITY_MEMORY_LIMIT": "120M", "STABILITY_MEMORY_LIMIT_JITTER": "0",
-        "STABILITY_MEMORY_HARD_FACTOR": "3"})
+        "STABILITY_MEMORY_HARD_FACTOR": "5"})
     wait_until(lambda: len(one.health()["detailed"]["workers"]) == 4)
     before = set(one.worker_pids())
     load = Load(one.url, ["/faults/leak?mb=1", "/"], rate=40, timeout=60).start()

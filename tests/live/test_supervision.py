@@ -15,17 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
-from supervised import Supervised, fewest_serving, starting
+from supervised import SOURCE, Supervised, fewest_serving, starting
 
 from flask_stability.scoreboard import (
     M_BOOTS,
     M_DEGRADED,
     M_HOLD_UNTIL_NS,
+    O_RETIRE_SINCE_NS,
+    O_RETIRE_STATE,
     STATE_BOOTING,
     STATE_READY,
+    STATE_STOPPING,
+    W_BUSY,
+    W_HEARTBEAT_NS,
     W_READY_NS,
     W_STATE,
     W_STUCK,
@@ -34,7 +38,7 @@ from flask_stability.scoreboard import (
 )
 from flask_stability.server.guard import HANGS
 from flask_stability.server.hooks import ARITY
-from support import Load, wait_until
+from support import Load, runs, wait_until
 
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
 Start = Callable[..., Supervised]
@@ -48,10 +52,10 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
 
 
 @contextlib.contextmanager
-def clients(server: Supervised, thinks: str) -> Iterator[Callable[[], dict[str, Any]]]:
+def clients(server: Supervised, thinks: str, keepalive: int) -> Iterator[Callable[[], dict[str, Any]]]:
     """Clients that keep their connections; gives a function that stops them and returns what they saw."""
-    with subprocess.Popen([sys.executable, CLIENTS, str(server.port), thinks], stdout=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen([sys.executable, CLIENTS, str(server.port), thinks, str(keepalive)],
+                          stdout=subprocess.PIPE, text=True) as process:
         def figures() -> dict[str, Any]:
             process.terminate()
             found: dict[str, Any] = json.loads(process.communicate(timeout=60)[0])
@@ -73,7 +77,7 @@ def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worke
     server.full(2)
     load = Load(server.url, ["/"], 60).start()
     try:
-        with fewest_serving(server) as fewest, clients(server, "0.05,0.1,0.1,0.2") as kept:
+        with fewest_serving(server) as fewest, clients(server, "0.05,0.1,0.1,0.2", 1) as kept:
             for _ in range(20):
                 oldest = server.worker_pids()[0]
                 server.retire(oldest)
@@ -86,7 +90,8 @@ def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worke
     assert result.failed == 0, result.errors()
     assert figures["failed"] == []
     assert figures["sent"] > 20
-    assert server.exits() == ["asked"] * 20
+    # sync workers that a slow machine keeps in their requests for a second get helpers, which go again
+    assert [reason for reason in server.exits() if reason != "scale"] == ["asked"] * 20
 
 
 @pytest.mark.long
@@ -94,7 +99,7 @@ def test_idle_clients_that_keep_their_connection_notice_nothing(supervised: Star
     """Think times of 0.2, 1.5 and 4 s, and every worker replaced twice: no request meets a closed connection."""
     server = supervised(config="keepalive = 5")
     server.full(2)
-    with clients(server, ",".join(["0.2"] * 4 + ["1.5"] * 8 + ["4"] * 8)) as kept:
+    with clients(server, ",".join(["0.2"] * 4 + ["1.5"] * 8 + ["4"] * 8), 5) as kept:
         for _ in range(4):
             oldest = server.worker_pids()[0]
             server.retire(oldest)
@@ -110,7 +115,8 @@ def test_reload_under_load_loses_nothing(supervised: Start, worker_class: str, p
     """SIGHUP three times, always with a request in flight, the app taking half a second to import: nothing lost, every
     request counted, and all workers are new.
     """
-    server = supervised(worker_class=worker_class, env={"IMPORT_SECONDS": "0.5"},
+    # (surge off: no helpers for sync workers that a slow machine keeps in their requests; a reload needs none)
+    server = supervised(worker_class=worker_class, env={"IMPORT_SECONDS": "0.5", "STABILITY_SURGE": "off"},
                         config=f"preload_app = {preload}\nkeepalive = 1")
     server.full(2)
     loads = [Load(server.url, ["/"], 30).start(), Load(server.url, ["/slow/0.3"], 4).start()]
@@ -134,10 +140,11 @@ def test_number_of_workers_is_right_after_changes_in_mid_surge(supervised: Start
                         config="control_socket_disable = False\ncontrol_socket = 'ctl.sock'")
 
     def surge() -> None:
+        boots = words[M_BOOTS]
         server.retire(server.worker_pids()[0])
-        wait_until(lambda: len(server.worker_pids()) > expected, message="a newcomer boots")
+        wait_until(lambda: words[M_BOOTS] > boots, message="a newcomer boots")
 
-    expected = 2
+    expected, words = 2, server.board().master.words
     server.full(expected)
     for number, change in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1), (signal.SIGTTOU, -1), (signal.SIGTTIN, 1)):
         surge()
@@ -145,15 +152,14 @@ def test_number_of_workers_is_right_after_changes_in_mid_surge(supervised: Start
         expected += change
         server.full(expected)
     surge()
-    server.signal(signal.SIGHUP)
+    server.reload()
     server.full(2)
     surge()
     subprocess.run([sys.executable, "-m", "gunicorn.ctl.cli", "-s", str(server.folder / "ctl.sock"), "-c",
                     "worker add 2"], check=True, capture_output=True, timeout=30)
     server.full(4)
     for _ in range(5):
-        server.signal(signal.SIGHUP)
-        wait_until(lambda: len(server.worker_pids()) > 2)
+        server.reload()
         assert len(server.worker_pids()) <= 8
     server.full(2)
 
@@ -179,22 +185,40 @@ def test_reload_with_a_broken_configuration_changes_nothing(supervised: Start) -
 
 @pytest.mark.long
 def test_reloads_in_a_row_do_not_add_up(supervised: Start) -> None:
-    """Eight in three seconds: never a third generation of workers that serve, and the last one holds."""
+    """Eight in three seconds, and one while the old workers say goodbye: never a third generation of workers that
+    serve, and the last one holds.
+    """
     server = supervised(config="keepalive = 3")
     server.full(2)
     load = Load(server.url, ["/"], 20).start()
     most = 0
-    for _ in range(8):
+    before: set[int] = set()
+
+    def reload() -> None:
+        nonlocal before
+        before = set(server.worker_pids())
         server.signal(signal.SIGHUP)
+
+    for _ in range(8):
+        reload()
         began = time.monotonic()
         while time.monotonic() - began < 0.4:
             most = max(most, len(server.worker_pids()))
             time.sleep(0.02)
-    before = server.worker_pids()
-    wait_until(lambda: set(before).isdisjoint(server.worker_pids()), 60, message="the last reload was carried out")
+
+    def one_waits() -> bool:
+        """Where the workers take longer to boot than the reloads to come, none of those had to wait."""
+        if server.records("process-manager", "reload_waits"):
+            return True
+        if any(row.orders[O_RETIRE_STATE] and not row.orders[O_RETIRE_SINCE_NS] for row in server.board().live()):
+            reload()
+        return False
+
+    wait_until(one_waits, 60, message="a reload waits")
+    wait_until(lambda: before.isdisjoint(server.worker_pids()), 60, message="the last reload was carried out")
     server.full(2)
-    assert most <= 6  # two that go, two that come, and two that are ending
-    assert server.records("process-manager", "reload_waits")
+    # two that go, two that come, two that are ending, and two that were killed before they served
+    assert most <= 8
     assert load.stop().failed == 0
 
 
@@ -224,15 +248,16 @@ def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: st
     """Killed, crashed, exited with 1, 3 and 4, stopped: the service serves on, each end recorded with its reason."""
     server = supervised(worker_class=worker_class)
     server.full(2)
-    for path in ("/exit/1", "/exit/3", "/exit/4", "/segv"):
+    for number, path in enumerate(("/exit/1", "/exit/3", "/exit/4", "/segv"), 1):
         server.lost(path)
+        wait_until(lambda number=number: len(server.exits()) == number, message=path)  # type: ignore[misc]
         server.full(2)
         assert server.get("/").ok
-    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    server.kill(server.worker_pids()[0])
     server.full(2)
     frozen = server.worker_pids()[0]
     os.kill(frozen, signal.SIGSTOP)
-    server.retired(frozen, 30)
+    server.retired(frozen)
     server.full(2)
     assert server.exits() == ["exit_code"] * 3 + ["crash_signal"] * 2 + ["frozen"]
     assert server.alive()
@@ -245,40 +270,51 @@ def test_workers_killed_again_and_again_are_back_at_once(supervised: Start, work
     """All workers killed six times, each time as soon as they have served a while: no restart is held back."""
     server = supervised(worker_class=worker_class, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
     board, held = server.board(), []
-    for _ in range(6):
+    for number in range(1, 7):
         server.full(2)
         wait_until(lambda: all(time.monotonic_ns() - row.words[W_READY_NS] > 1.2e9 for row in board.live()))
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: held.append(board.master.words[M_HOLD_UNTIL_NS]) or server.exits()[-1:])
+        wait_until(lambda number=number: held.append(board.master.words[M_HOLD_UNTIL_NS])  # type: ignore[misc]
+                   or len(server.exits()) == 2 * number)
         assert server.get("/").ok
     server.full(2)
     assert not any(held)
 
 
+#: Made to go on, it stops again: that is not left to a test, which may come too late.
+STUBBORN = '''
+import signal
+
+def stop_again(number, frame):
+    if Path("stubborn").exists():
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+signal.signal(signal.SIGCONT, stop_again)
+'''
+
+
 @pytest.mark.long
 def test_what_a_frozen_worker_had_accepted_is_answered(supervised: Start, worker_class: str) -> None:
     """Stopped in the middle of a request, it goes on, answers, and is replaced; stopped again, it is killed."""
-    server = supervised(worker_class=worker_class, workers=1, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
+    server = supervised(worker_class=worker_class, workers=1, env={"STABILITY_CRASH_MIN_UPTIME": "10"},
+                        source=SOURCE + STUBBORN)
     server.full(1)
     frozen = server.worker_pids()[0]
     answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/3.0", timeout=60).json()["pid"]))
+    thread = threading.Thread(target=lambda: answers.append(server.get("/until-told", timeout=60).json()["pid"]))
     thread.start()
     server.busy()
     os.kill(frozen, signal.SIGSTOP)
+    (server.folder / "told").touch()
     thread.join(60)
     assert answers == [frozen]
     server.retired(frozen)
     server.full(1)
     stubborn = server.worker_pids()[0]
-
-    def stopped_again() -> bool:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(stubborn, signal.SIGSTOP)
-        return not psutil.pid_exists(stubborn)
-
-    wait_until(stopped_again, 60, message="the worker that is stopped again and again is killed")
+    (server.folder / "stubborn").touch()
+    os.kill(stubborn, signal.SIGSTOP)
+    server.retired(stubborn, 60)
     server.full(1)
     assert server.exits() == ["frozen", "frozen"]
     assert [record["again"] for record in server.records("process-manager", "worker_frozen")] == [False, False, True]
@@ -287,9 +323,8 @@ def test_what_a_frozen_worker_had_accepted_is_answered(supervised: Start, worker
 def test_service_that_never_worked_fails_fast(supervised: Start, worker_class: str, tmp_path: Path) -> None:
     """An app that cannot be imported: the master ends at once with one clear line."""
     server = supervised(worker_class=worker_class, wait=False, source="raise RuntimeError('no such table')")
-    began = time.monotonic()
     assert server.process.wait(60) == 3
-    assert time.monotonic() - began < 20
+    assert len(server.records("process-manager", "worker_boot")) <= 2, "none was tried again"
     assert len(server.records("process-manager", "never_worked")) == 1
     assert "no such table" in server.logs()
 
@@ -311,7 +346,8 @@ def test_replacement_that_does_not_boot_leaves_the_others_serving(supervised: St
 @pytest.mark.long
 def test_crash_loop_is_slowed_down_and_sigterm_still_works(supervised: Start) -> None:
     """Workers that die 0.2 s after their start: few boots instead of dozens, and the master ends when told."""
-    server = supervised(workers=4, env={"STABILITY_CRASH_MIN_UPTIME": "10", "STABILITY_MAX_RESTARTS": "3"})
+    server = supervised(workers=4, config="graceful_timeout = 100",
+                        env={"STABILITY_CRASH_MIN_UPTIME": "10", "STABILITY_MAX_RESTARTS": "3"})
     server.full(4)
     (server.folder / "dies").touch()
     began = time.monotonic()
@@ -322,10 +358,8 @@ def test_crash_loop_is_slowed_down_and_sigterm_still_works(supervised: Start) ->
     wait_until(lambda: time.monotonic() - began > 8, 20)
     assert len(server.exits()) < 30
     assert board.master.words[M_DEGRADED] == 1
-    began = time.monotonic()
     server.signal(signal.SIGTERM)
-    server.process.wait(20)
-    assert time.monotonic() - began < 5
+    server.process.wait(50)
 
 
 def test_too_many_crashes_end_the_service_if_that_is_wanted(supervised: Start) -> None:
@@ -352,6 +386,12 @@ def _boom(name, arity):
 """
 
 
+def _handles(pid: int, number: int) -> bool:
+    """The process has a handler for that signal: a worker, once gunicorn has begun with it."""
+    line, = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("preload", [False, True])
 @pytest.mark.parametrize("whose", ["user", "own", "own on_starting"])
 def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class: str, whose: str,
@@ -369,6 +409,7 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class
     before = wait_until(lambda: len(server.worker_pids()) == 2 and server.worker_pids())
     for number in (signal.SIGKILL, signal.SIGABRT):
         victim = server.worker_pids()[0]
+        wait_until(lambda victim=victim: _handles(victim, signal.SIGABRT))  # type: ignore[misc]
         os.kill(victim, number)
         server.retired(victim)
         wait_until(lambda: len(server.worker_pids()) == 2)
@@ -395,8 +436,7 @@ def test_boots_and_exits_are_recorded(supervised: Start, worker_class: str, prel
     server.full(2)
     victim = server.worker_pids()[0]
     time.sleep(0.2)  # it has an uptime to tell
-    os.kill(victim, signal.SIGKILL)
-    server.retired(victim)
+    server.kill(victim)
     server.full(2)
     exit_record, = wait_until(lambda: server.records("process-manager", "worker_exit"))
     assert (exit_record["worker_pid"], exit_record["reason"]) == (victim, "crash_signal" if supervises else "unknown")
@@ -407,6 +447,7 @@ def test_boots_and_exits_are_recorded(supervised: Start, worker_class: str, prel
     assert board.totals().restarts == {exit_record["reason"]: 1}
     assert board.master.words[M_BOOTS] == 3
     for event in ("worker_boot", "worker_ready"):
+        wait_until(lambda event=event: len(server.records("process-manager", event)) >= 3)  # type: ignore[misc]
         told = [record["worker_pid"] for record in server.records("process-manager", event)]
         assert sorted(told) == sorted([victim, *server.worker_pids()]), event
 
@@ -460,28 +501,24 @@ def test_gunicorn_without_what_the_tick_needs_still_works(supervised: Start) -> 
 
 def test_sigterm_drains_while_readiness_says_so(supervised: Start) -> None:
     """With a drain delay /health/ready is 503 and all else is served; a second SIGTERM ends it at once."""
-    server = supervised(env={"STABILITY_DRAIN_DELAY": "60"})
+    server = supervised(env={"STABILITY_DRAIN_DELAY": "600"})
     assert server.get("/health/live").status_code == 200
     wait_until(lambda: server.get("/health/ready").status_code == 200)
     server.signal(signal.SIGTERM)
     wait_until(lambda: server.get("/health/ready").status_code == 503)
     assert server.get("/health/live").status_code == 200
     assert server.get("/").ok
-    began = time.monotonic()
     server.signal(signal.SIGTERM)
-    server.process.wait(30)
-    assert time.monotonic() - began < 20
+    server.process.wait(60)
 
 
 def test_sigterm_does_not_wait_for_workers_that_boot(supervised: Start, worker_class: str) -> None:
-    """An app that takes a minute to import, and a service that is told to end meanwhile: it ends."""
-    server = supervised(wait=False, worker_class=worker_class, env={"IMPORT_SECONDS": "60"},
-                        config="graceful_timeout = 50")
+    """An app that takes long to import, and a service that is told to end meanwhile: it ends."""
+    server = supervised(wait=False, worker_class=worker_class, env={"IMPORT_SECONDS": "100"},
+                        config="graceful_timeout = 90")
     wait_until(lambda: len(server.worker_pids()) == 2)
-    began = time.monotonic()
     server.signal(signal.SIGTERM)
     server.process.wait(60)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.long
@@ -507,7 +544,7 @@ def test_binary_upgrade_stays_gunicorns(supervised: Start, worker_class: str) ->
     wait_until(lambda: sum(row.words[W_STATE] == STATE_READY for row in board.live()) == 2)
     assert server.get("/").ok
     second.terminate()
-    wait_until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not runs(second))
 
 
 def test_asgi_workers_run_without_the_guard(supervised: Start) -> None:
@@ -526,14 +563,18 @@ async def app(scope, receive, send):
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_sigterm_finishes_what_is_in_flight(supervised: Start, worker_class: str, preload: bool) -> None:
-    """A request of four seconds is answered although the service was told to end in the middle of it."""
-    server = supervised(worker_class=worker_class, config=f"preload_app = {preload}")
+    """A long request is answered although the service was told to end in the middle of it."""
+    server = supervised(worker_class=worker_class, config=f"preload_app = {preload}\ngraceful_timeout = 30")
     answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(server.get("/slow/4.0").status_code))
+    thread = threading.Thread(target=lambda: answers.append(server.get("/until-told", timeout=60).status_code))
     thread.start()
     server.busy()
+    board = server.board()
     server.signal(signal.SIGTERM)
-    thread.join(30)
+    wait_until(lambda: any(row.words[W_STATE] >= STATE_STOPPING and row.words[W_BUSY] for row in board.live()),
+               message="its worker has noticed")
+    (server.folder / "told").touch()
+    thread.join(60)
     assert answers == [200]
     server.process.wait(30)
 
@@ -549,11 +590,15 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    server.signal(signal.SIGSTOP)  # the master would soon let stopped workers go on, and replace them
     for pid in server.worker_pids():
         os.kill(pid, signal.SIGSTOP)
     found = json.loads(flask("status", "--json"))
     for pid in server.worker_pids():
         os.kill(pid, signal.SIGCONT)
+    now = time.monotonic_ns()
+    wait_until(lambda: all(row.words[W_HEARTBEAT_NS] > now for row in server.board().live()), message="signs of life")
+    server.signal(signal.SIGCONT)
     assert found["master_pid"] == server.pid
     assert {worker["pid"] for worker in found["workers"]} == set(server.worker_pids())
     assert f"master {server.pid}" in flask("status")
@@ -585,14 +630,14 @@ def test_workers_end_when_their_master_was_killed(supervised: Start, worker_clas
     server.busy()
     server.process.kill()
     server.process.wait(10)
-    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+    wait_until(lambda: not any(runs(worker) for worker in workers))
     hung.join(30)
 
 
 @pytest.mark.long
 def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervised: Start, worker_class: str) -> None:
     """The master is killed while a request hangs: a new one listens at once, not after graceful_timeout."""
-    server = supervised(worker_class=worker_class, config="graceful_timeout = 60")
+    server = supervised(worker_class=worker_class, config="graceful_timeout = 120")
     server.full(2)
     hung = threading.Thread(target=server.lost, args=("/until-told",))
     hung.start()
@@ -609,17 +654,17 @@ def test_service_starts_again_on_its_port_though_an_orphan_still_hangs(supervise
             return server.get("/", timeout=5).json()["pid"] not in [orphan.pid for orphan in orphans]
         return False
 
-    wait_until(served_anew)
-    assert any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans)
+    wait_until(served_anew, 60)
+    assert any(runs(orphan) for orphan in orphans)
     (server.folder / "told").touch()
     hung.join(90)
-    wait_until(lambda: not any(orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE for orphan in orphans))
+    wait_until(lambda: not any(runs(orphan) for orphan in orphans))
 
 
 @pytest.mark.long
 def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
     """The master of one hung sync worker is killed: who waits learns at once that nobody will answer."""
-    server = supervised(worker_class="sync", workers=1, config="graceful_timeout = 90",
+    server = supervised(worker_class="sync", workers=1, config="graceful_timeout = 90\ntimeout = 120",
                         env={"STABILITY_SURGE": "off", "STABILITY_REQUEST_TIMEOUT": "0"})
     hung, waiting = (socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(2))
     hung.sendall(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
@@ -647,6 +692,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: 
     server = supervised(worker_class=worker_class)
     server.full(2)
     orphans = server.worker_pids()
+    server.signal(signal.SIGSTOP)  # the master would look after such a worker, had it the time
     hung = threading.Thread(target=server.lost, args=("/hang-gil" if stuck == "held in C" else "/",))
     hung.start()
     if stuck == "stopped":
@@ -662,7 +708,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: 
             return server.get("/", timeout=5).json()["pid"] not in orphans
         return False
 
-    wait_until(served_anew)
+    wait_until(served_anew, 60)
     assert server.alive()
     ended = {record["worker_pid"] for record in server.records("process-manager", "orphan_ended")}
     assert ended
@@ -673,7 +719,7 @@ def test_service_starts_again_on_its_port_though_an_orphan_is_stuck(supervised: 
 def test_bad_settings_stop_the_start_before_it_listens(supervised: Start) -> None:
     """All of them together, one line each."""
     server = supervised(wait=False, env={"STABILITY_MEMORY_LIMIT": "lots", "STABILITY_SURGE": "perhaps"})
-    assert server.process.wait(30) == 1
+    assert server.process.wait(60) == 1
     output = server.logs()
     assert "STABILITY_MEMORY_LIMIT" in output
     assert "STABILITY_SURGE" in output
