@@ -338,7 +338,8 @@ def ask_ignoring(server: Server, path: str) -> None:
 
 def test_what_sigterm_cuts_is_told(worker_class: str, tmp_path: Path) -> None:
     """A request longer than graceful_timeout is logged with its stack before it is cut."""
-    with Server(tmp_path, source=APP, worker_class=worker_class, workers=1, config="graceful_timeout = 2") as server:
+    with Server(tmp_path, source=APP, worker_class=worker_class, workers=1, config="graceful_timeout = 2",
+                env={"STABILITY_GUARD_INTERVAL": "0.2"}) as server:
         thread = threading.Thread(target=ask_ignoring, args=(server, "/slow/25.0"))
         thread.start()
         wait_until((tmp_path / "slow-began").exists, 30, message="the request is being served")
