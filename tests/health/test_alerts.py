@@ -238,7 +238,7 @@ def test_a_sender_that_takes_the_last_one_meanwhile_does_not_disturb_the_end() -
             return one
         raise queue.Empty
 
-    alerts._queue.get_nowait = get_nowait  # type: ignore[assignment]
+    alerts._queue.get_nowait = get_nowait  # type: ignore[method-assign]
     alerts._queue.empty = lambda: False  # type: ignore[method-assign]
     alerts.stop()
     assert sb.my_row().words[sb.W_ALERTS_LOST] == before

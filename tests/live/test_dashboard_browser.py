@@ -111,7 +111,7 @@ def test_what_happens_to_the_service_is_seen(server: Callable[..., Server], tabs
         tab.wait_text("#transitions tbody tr", "fail → pass")
 
         for name in CHARTS:
-            wait_until(lambda name=name: tab.page.evaluate(PAINTED, name) > 500, 60, message=name)
+            wait_until(lambda name=name: tab.page.evaluate(PAINTED, name) > 500, 60, message=name)  # type: ignore[misc]
             tab.wait(f"[...document.querySelectorAll('#{name}-key b')].some((one) => /[0-9]/.test(one.textContent))",
                      f"values of {name}")
         tab.wait_text("#memory-key li", "limit")

@@ -131,7 +131,8 @@ def test_after_three_hundred_workers_prometheus_has_seen_no_counter_fall_and_a_s
         for query, value in (("flask_stability_http_request_duration_seconds_count", sent),
                              ("sum(flask_stability_http_requests_total)", sent),
                              ("count(flask_stability_http_requests_total)", ROUTES)):
-            wait_until(lambda query=query, value=value: _value(ask(query)) == value, 60, message=query)
+            wait_until(lambda query=query, value=value: _value(ask(query)) == value, 60,  # type: ignore[misc]
+                       message=query)
         for counter in ("flask_stability_http_request_duration_seconds_count", "flask_stability_http_requests_total",
                         "flask_stability_worker_restarts_total"):
             assert _value(ask(f"max(resets({counter}[10m]))")) == 0, counter
