@@ -114,13 +114,16 @@ def source_distribution(folder: Path, requirement: str, *options: str) -> Path:
 def free_port() -> int:
     """A port of the loopback interface that is free now.
 
-    It is below those that the kernel gives out by itself: nobody gets it before it is used, or while who used it is
-    away for a moment. None is given twice.
+    None of those that the kernel gives to connections: one of these could take it before the server does, or while that
+    is away for a moment, and a client that asks for it until somebody listens would at last, by chance, be connected to
+    itself. None is given twice.
     """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = secrets.choice(range(15_000, 32_000))
-        with contextlib.suppress(OSError), socket.socket() as probe:
+        port = 10_000 + secrets.randbelow(lowest - 10_000) if lowest > 12_000 else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            port = int(probe.getsockname()[1])
             if port not in _given:
                 _given.add(port)
                 return port

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -25,7 +25,7 @@ def browser() -> Iterator[Browser]:
     if found is None:
         pytest.fail("install Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        one = playwright.chromium.launch(executable_path=found, args=FLAGS, timeout=2 * PATIENCE)
         yield one
         one.close()
 
@@ -52,11 +52,20 @@ class Tab:
         """Wait for a JavaScript expression to be true."""
         deadline = time.monotonic() + PATIENCE / 1000
         # not wait_for_function: the page's policy lets nobody eval
-        while not self.page.evaluate(expression):
+        while not self._evaluate(expression):
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {PATIENCE / 1000:g} s; the page says\n"
                                      f"{self.page.inner_text('body')[:3000]}\n{self.complaints}")
             self.page.wait_for_timeout(100)
+
+    def _evaluate(self, expression: str) -> Any:
+        """Its value; None if the page is just being left."""
+        try:
+            return self.page.evaluate(expression)
+        except Error as error:
+            if "navigat" not in error.message:
+                raise
+            return None
 
     def wait_text(self, selector: str, text: str) -> None:
         """Wait until an element that matches contains a text."""

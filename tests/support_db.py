@@ -134,8 +134,8 @@ class MariaDB:
 
     def root(self) -> Any:
         """A connection as root over the socket."""
-        return MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=20,
-                               charset="utf8mb4", read_timeout=30)
+        return MySQLdb.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=30,
+                               charset="utf8mb4", read_timeout=60)
 
     def admin(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Execute as root over the socket; the rows."""

@@ -6,6 +6,7 @@ which is counted. A check that flaps is told of once, and again when it holds; e
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -120,9 +121,10 @@ class Alerts:
             pass
         sender.join(1.0)
         self._sender = None
-        while not self._queue.empty():
-            if self._queue.get_nowait() is not None:
-                self._lost("shutdown")
+        with contextlib.suppress(queue.Empty):  # not "while not empty": the sender may take the last one in between
+            while True:
+                if self._queue.get_nowait() is not None:
+                    self._lost("shutdown")
 
     def _later(self, kind: str, check: str, status: str) -> None:
         self._put({"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "new": status,

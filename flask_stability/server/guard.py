@@ -126,8 +126,9 @@ class Guard:
                 if time.monotonic() - started > PAUSE:
                     self._back = time.monotonic()
             try:
-                interval = min(interval, self._memory.next_interval(),
-                               SOON if self._stuck.since or self._lasts or self._ending_since else interval)
+                # a second late at the end, what is cut would be told too late
+                soon = self._stuck.since or self._lasts or (self._ending_since and not self._cut_told)
+                interval = min(interval, self._memory.next_interval(), SOON if soon else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
 

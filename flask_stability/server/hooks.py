@@ -342,6 +342,10 @@ def _worker_exit(server: Any, worker: Any) -> None:
     """The worker's last act: threads that refuse to end must not hold the process."""
     if os.getpid() != worker.pid:
         return  # gunicorn calls it in the master too, for a worker that vanished
+    words = scoreboard.my_row().words
+    if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
+        words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+        words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
     extension.stop_process()
     if guard is not None:
         _contained("worker_exit", guard.last_words, ())

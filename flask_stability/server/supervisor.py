@@ -505,7 +505,8 @@ class Supervisor:
 
     def _silent(self, now: float, children: list[Child]) -> None:
         """A worker in which no thread of Python's runs any more is replaced in good order: if it comes to itself again
-        it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile.
+        it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile. One that leaves by
+        itself (max_requests) gives no sign any more while Python ends, which takes seconds on a busy machine.
         """
         starved, self._ticked = now - self._ticked > STARVED, now
         if starved:
@@ -514,7 +515,7 @@ class Supervisor:
                   if child.row is not None and child.serves() and child.row.words[scoreboard.W_THREADS]}
         patience = self.settings.guard_interval + plan.patience(list(silent.values()))
         for child, seconds in silent.items():
-            if seconds > patience and not child.stopped_at and not child.asked:
+            if seconds > (self.mercy() if child.ending() else patience) and not child.stopped_at and not child.asked:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
                 child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
                 child.ask("stuck")

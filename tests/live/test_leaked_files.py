@@ -26,8 +26,9 @@ def test_worker_that_leaks_files_is_replaced_before_it_can_open_none(tmp_path: P
         wait_until(lambda: words[W_HEARTBEAT_NS] > words[W_READY_NS], message="the guard has seen it while it was warm")
         load = Load(server.url, ["/"], 20).start()
         leaking = server.get("/files/210").json()["pid"]
-        wait_until(lambda: server.exits() == ["open_files"], 60)
+        wait_until(lambda: "open_files" in server.exits(), 60)
         server.full(1)
+        assert set(server.exits()) <= {"open_files", "scale"}  # a spare worker may have helped
         assert load.stop().failed == 0
         assert leaking not in server.worker_pids()
         autopsy = server.records("error", "memory_autopsy")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from flask_stability.server.descriptors import ROOM, Filling, limit, make_room
 @pytest.fixture
 def small_limit() -> Iterator[int]:
     """Few descriptors more than are open are allowed."""
+    gc.collect()  # no other test's files are to be closed meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = descriptors() + 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

@@ -43,14 +43,14 @@ def guard() -> Iterator[Guard]:
         pool.shutdown()
 
 
-def _stuck(guard: Guard) -> int:
-    guard._threads_stuck(time.monotonic())
+def _stuck(guard: Guard, now: float) -> int:
+    guard._threads_stuck(now)
     return int(guard._row.words[scoreboard.W_STUCK])
 
 
 def test_threads_that_are_busy_for_long_with_work_queued_are_stuck(guard: Guard) -> None:
     """By when the last of their requests began."""
-    assert _stuck(guard) == 1
+    assert _stuck(guard, time.monotonic()) == 1
 
 
 def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard) -> None:
@@ -103,8 +103,28 @@ def test_a_pause_that_the_guard_made_itself_is_no_sign_of_being_stuck(guard: Gua
     with pytest.raises(_Enough):
         guard._run()
     assert guard._back >= before + 0.2
-    guard._back = time.monotonic()  # however long this machine took from there to here
-    assert _stuck(guard) == 0
+    assert _stuck(guard, guard._back + 0.9) == 0
+    assert _stuck(guard, guard._back + 1.1) == 1
+
+
+@pytest.mark.parametrize(("ending", "told", "seconds"), [(0.0, False, 1.0), (1.0, False, module.SOON),
+                                                         (1.0, True, 1.0)])
+def test_a_worker_that_ends_is_looked_at_more_often_until_what_is_cut_was_told(
+        ending: float, told: bool, seconds: float, guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second between two looks may be the last one that it has."""
+    waits: list[float] = []
+
+    def wait(interval: float) -> None:
+        waits.append(interval)
+        if len(waits) > 1:
+            raise _Enough
+
+    monkeypatch.setattr(guard, "_wake", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(guard, "_looks", ())
+    guard._ending_since, guard._cut_told = ending, told
+    with pytest.raises(_Enough):
+        guard._run()
+    assert waits == [1.0, seconds]
 
 
 def test_a_sync_worker_that_lets_others_wait_without_a_request_is_deaf(guard: Guard,

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.scoreboard import Scoreboard
+from flask_stability.scoreboard import (
+    STATE_READY,
+    STATE_STOPPING,
+    W_HEARTBEAT_NS,
+    W_STATE,
+    W_THREADS,
+    Scoreboard,
+)
 from flask_stability.server import supervisor as module
+from flask_stability.server.children import Child
 from flask_stability.server.supervisor import Supervisor
 
 
@@ -44,3 +53,22 @@ def test_a_worker_past_its_timeout_has_time_for_its_stacks_however_often_the_mas
     now[0] += 1.0
     arbiter.murder_workers()
     assert arbiter.sent == [(7, "SIGABRT"), (7, "SIGKILL")]
+
+
+@pytest.mark.parametrize(("state", "seconds", "asked"), [
+    (STATE_READY, 2.9, ""), (STATE_READY, 3.1, "stuck"), (STATE_STOPPING, 34.0, ""), (STATE_STOPPING, 36.0, "stuck")])
+def test_a_worker_that_leaves_by_itself_is_given_the_time_of_one_that_was_told_to(state: int, seconds: float,
+                                                                                 asked: str) -> None:
+    """It gives no sign of life while its interpreter ends; all that serve nobody may do so at once."""
+    arbiter: Any = Arbiter()
+    arbiter.cfg.graceful_timeout = 30
+    board, now = Scoreboard.anonymous(1), time.monotonic()
+    row = board.allocate(1)
+    assert row is not None
+    row.words[W_STATE], row.words[W_THREADS] = state, 1
+    row.words[W_HEARTBEAT_NS] = int((now - seconds) * 1e9)
+    supervisor = Supervisor(arbiter, board, Settings())
+    supervisor._ticked = now
+    child = Child(SimpleNamespace(pid=0), row, now - 60, ready_at=now - 50)
+    supervisor._silent(now, [child])
+    assert child.asked == asked
