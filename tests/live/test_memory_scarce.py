@@ -224,7 +224,9 @@ def test_a_long_collection_is_not_taken_for_a_hang(server: Start) -> None:
 
 @pytest.mark.long
 def test_growth_without_a_limit_is_replaced_more_and_more_seldom(server: Start) -> None:
-    """All workers grow: each replacement makes the pause to the next twice as long, and no request is lost."""
+    """All workers grow: each replacement that comes soon makes the pause to the next twice as long, and no request is
+    lost.
+    """
     one = server(source=GROWS, config=SHORT, workers=3, env={
         "STABILITY_GUARD_INTERVAL": "0.25", "STABILITY_MEMORY_LIMIT": "16G", "STABILITY_MIN_WORKER_UPTIME": "8"})
     load = Load(one.url, ["/"], rate=24, timeout=60).start()
@@ -240,7 +242,10 @@ def test_growth_without_a_limit_is_replaced_more_and_more_seldom(server: Start) 
         result = load.stop()
     gaps = [after - before for before, after in itertools.pairwise(ended())]
     print("\npauses between replacements for growth:", " ".join(f"{gap:.1f}" for gap in gaps), "s")
-    assert all(gap >= 0.95 * pause for gap, pause in zip(gaps, (8, 16), strict=False)), gaps
+    pause = 8
+    for gap in gaps:
+        assert gap >= 0.95 * pause, gaps
+        pause = 2 * pause if gap < 1.9 * pause else 8  # on a busy machine it may come so late that it is no sign
     assert result.failed == 0, result.errors()
     assert set(_restarts(one)) == {"memory_growth"}
 
