@@ -124,12 +124,12 @@ class Keeper:
             pool.driver.interrupt(entry.raw, None)  # MySQL's server does that itself
 
     def _keep_one_free(self, pool: Pool, now: float) -> None:
-        """If every thread of the worker is inside and one has been for long, the latest to wait is sent away."""
+        """If every thread of the worker is inside, one of them for long, the latest of them to wait is sent away."""
         if not pool.bulkhead.full(now, room=pool.has_room()):
             return
         with pool._lock:
-            if pool.waiters:
-                latest = pool.waiters[-1]
+            latest = next((waiter for waiter in reversed(pool.waiters) if waiter.thread_id in pool.inside), None)
+            if latest is not None:
                 pool.waiters.send_away(latest, TooManyRequests(pool.bulkhead.why()))
                 pool.inside.pop(latest.thread_id, None)  # on its way, however long that takes: no other has to go
 

@@ -304,12 +304,20 @@ def test_a_full_server_counts_as_answering(make_pool: MakePool, mariadb: MariaDB
 
 
 def test_waiting_threads_leave_one_free(make_pool: MakePool, serving_threads: Callable[[int], None]) -> None:
-    """All threads wait for an exhausted pool: the latest is sent away after a second, not after the timeout."""
+    """All threads wait for an exhausted pool: the latest is sent away after a second, not after the timeout.
+
+    Not a thread of no request that came later: that would free none.
+    """
     serving_threads(3)
     pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
-    pool.start()
     held = pool.connection()  # a background thread's, say
     requests = [Request(pool, "SELECT 1") for _ in range(3)]
+    wait_until(lambda: len(pool.waiters) == 3)
+    answers: list[Any] = []
+    background = threading.Thread(target=lambda: answers.append(pool.connection().execute("SELECT 2").fetchall()))
+    background.start()
+    wait_until(lambda: len(pool.waiters) == 4)
+    pool.start()
     wait_until(lambda: not all(request.is_alive() for request in requests))
     wait_until(lambda: len(pool.inside) == 2)
     refused = [request for request in requests if not request.is_alive()]
@@ -318,6 +326,8 @@ def test_waiting_threads_leave_one_free(make_pool: MakePool, serving_threads: Ca
     for request in requests:
         request.join(20)
     assert [request.result for request in requests].count(((1,),)) == 2
+    background.join(20)
+    assert answers == [((2,),)]
 
 
 def test_one_is_sent_away_and_one_let_go_however_long_their_threads_take(
