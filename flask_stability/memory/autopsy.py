@@ -124,8 +124,7 @@ def _held(thing: Any, objects_inside: bool = False) -> int:
     """
     total, todo, walked = object.__sizeof__(thing), [thing], 0
     # a function leads to the names of its module, which belong to all of them: a hundred megabytes in any program
-    shared = ({id(thing.__globals__), id(getattr(thing, "__builtins__", None))} if isinstance(thing, FunctionType)
-              else set())
+    shared = {id(thing.__globals__), id(getattr(thing, "__builtins__", None))} if type(thing) is FunctionType else set()
     while todo and walked < WALK:
         inside = gc.get_referents(todo.pop())
         if shared:
