@@ -475,6 +475,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             _inherited.append(entry)
         self.entries, self.waiters, self.lost = set(), Queue(), collections.deque()
         self.inside.clear()
+        self.bulkhead.silent = False
         self._idle_cache = []
         self._connections = self.connecting = 0
         self.breaker, self.counters, self._keeper = Breaker(), Counters(), None

@@ -91,6 +91,7 @@ class Guard:
         """As many spare threads again as a gthread worker has, for requests that wait for a slow database; False if
         there were `most` of them before. Never raises.
         """
+        failed: Exception | None = None
         with self._spare:
             number = min(self._threads, most - self._given)
             if number <= 0 or not self._worker.alive:
@@ -98,15 +99,18 @@ class Guard:
             try:
                 given = add_threads(self._worker, number)
             except Exception as error:
-                self._tell_failure("give_threads", error)
-                given = False
-            if not given:  # no more are to be had: not tried again
-                self._given = most
-                return False
-            self._given += number
-            self._stuck.added += number
-            self._row.add(scoreboard.W_THREADS, number)
-            first = self._given == number
+                given, failed = False, error
+            if given:
+                self._given += number
+                self._stuck.added += number
+                self._row.add(scoreboard.W_THREADS, number)
+                first = self._given == number
+            else:
+                self._given = most  # no more are to be had: not tried again
+        if failed is not None:
+            self._tell_failure("give_threads", failed)
+        if not given:
+            return False
         if first:
             logs.process("spare_threads", level="WARNING", reason="the database is slow", threads=self._threads,
                          most=most)

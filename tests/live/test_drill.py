@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from flask_stability.drill.faults import FAULTS
-from support import ROOT, Server, wait_until
+from support import ROOT, Server, runs, wait_until
 from support_db import MariaDB
 
 APP = """
@@ -152,14 +152,7 @@ def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal
     finally:
         drill.kill()
         drill.wait()
-    wait_until(lambda: not any(_there(process) for process in family), message="all have gone")
-
-
-def _there(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    wait_until(lambda: not any(runs(process) for process in family), message="all have gone")
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
