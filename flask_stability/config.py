@@ -124,7 +124,7 @@ class Settings:
 
     # health
     health_path: str = _setting("/health", path, "where the health endpoints are")
-    health_interval: float = _setting(30.0, number(0.1), "between rounds of checks (±10 %)", unit="s")
+    health_interval: float = _setting(30.0, number(0.1, 1e9), "between rounds of checks (±10 %)", unit="s")
     health_timeout: float = _setting(2.0, positive, "of one check", unit="s")
     health_failure_threshold: int = _setting(3, number(1, 100, whole=True), "failures in a row that make a fail")
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")

@@ -114,16 +114,16 @@ def _names(path: str) -> list[str]:
 # -- directories ---------------------------------------------------------------------------------------------------
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, *, listed: bool = False) -> int:
     """A descriptor of a directory, good for names relative to it.
 
+    :param listed: good for listing them as well.
     :raises OSError: if it is none, or another user made a link on the way.
     """
     place = _resolve(path)
-    if place.name == "." and not place.stream:
-        return place.directory
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC if listed else _DIRECTORY
     with _closed(place.directory):
-        return os.open(place.stream or place.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=place.directory)
+        return os.open(place.stream or place.name, flags | os.O_NOFOLLOW, dir_fd=place.directory)
 
 
 def make_directory(path: str, mode: int, owner: tuple[int, int] = NOBODY) -> int:

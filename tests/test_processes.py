@@ -125,7 +125,8 @@ def dead() -> int:
 
 def a_listener(path: Path) -> tuple[Victim, int]:
     """A process that listens, and has the board in its memory."""
-    code = ("import mmap, socket, sys; f = open(sys.argv[1], 'rb')\nm = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)\n"
+    code = ("import mmap, socket, sys; f = open(sys.argv[1], 'rb')\n"
+            "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)\n"
             "s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
             "while True: print(input(), flush=True)")
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

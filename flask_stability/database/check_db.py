@@ -18,6 +18,7 @@ from ..config import Settings, load_dotenv
 from ..dberrors import ErrorClass
 from ..exceptions import ConfigError
 from .drivers import Driver, make_driver
+from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
 
@@ -44,6 +45,10 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     :raises ConfigError: if the driver is missing.
     """
     driver = make_driver(settings, instance_path, name)
+    path = getattr(driver, "path", MEMORY)
+    if path != MEMORY and not os.path.exists(path):  # not made here: it would be this user's, not the service's
+        return [Finding("reachable", "warn", f"{path} is not there", "the service makes it when it first asks; if "
+                        "there should be one, correct STABILITY_DB_URL")]
     try:
         raw = driver.connect()
     except Exception as error:
