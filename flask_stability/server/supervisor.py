@@ -27,6 +27,8 @@ from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
 from .group import Group
 from .guard import TELL_STACKS
+from .gunicorn import compat
+from .gunicorn.arbiter23 import Signals23
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
@@ -38,9 +40,6 @@ STARVED = 2.0  #: seconds between two ticks above which the whole machine is slo
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
-#: What this needs of gunicorn's arbiter.
-NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
-          "worker_age", "reexec_pid", "master_pid", "cfg", "log")
 #: What a failed reload puts back.
 _RELOADED = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
@@ -78,8 +77,9 @@ class Supervisor:
     def wrap(self) -> bool:
         """Put our methods around the arbiter's; False if this gunicorn has not what that needs."""
         server = self.server
-        if any(not hasattr(server, name) for name in NEEDED):
+        if not compat.can_supervise(server):
             return False
+        self._collects = compat.told_exits(server)
         self._manage, self._reap, self._reload = server.manage_workers, server.reap_workers, server.reload
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
@@ -90,14 +90,18 @@ class Supervisor:
             self._spawn, server.spawn_workers = server.spawn_workers, self.spawn_workers
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
+        elif hasattr(server, "sleep"):
+            Signals23(server, self.reap_workers, self._rest, lambda: self.stopping)
         return True
 
     # -- the wrapped methods -------------------------------------------------------------------------------------
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
         """gunicorn's rest between two ticks, shorter where something is due sooner."""
-        due = self._look_at - time.monotonic()
-        return self._wait(timeout=max(0.01, min(timeout, due)) if self._look_at else timeout)
+        return self._wait(timeout=self._rest(timeout))
+
+    def _rest(self, most: float) -> float:
+        return max(0.01, min(most, self._look_at - time.monotonic())) if self._look_at else most
 
     def murder_workers(self) -> None:
         """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
@@ -165,7 +169,7 @@ class Supervisor:
         self._tell_systemd(time.monotonic())  # gunicorn's loops in reload and stop call nothing else of ours
         for _ in range(64):
             try:
-                with told_of_exits(self._note_exit):
+                with told_of_exits(self._collects, self._note_exit, list(self.server.WORKERS)):
                     self._reap()
                 break
             except HaltServer as halt:
@@ -275,7 +279,8 @@ class Supervisor:
         reason, detail = exits.reason_of(child.status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
+            max_requests=bool(self.server.cfg.max_requests), left=child.row is not None and child.ending(),
+            oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
@@ -535,6 +540,8 @@ class Supervisor:
     def _finish_missing(self) -> None:
         """What gunicorn skips when it raises: the worker's temporary file and child_exit."""
         for worker, child in list(self.children.items()):
+            if child.status is not None:
+                self.server.WORKERS.pop(child.pid, None)  # before gunicorn 26 it stays there
             if child.pid and child.pid not in self.server.WORKERS and child.pid not in self._hidden and (
                     not alive(child.pid)):
                 with contextlib.suppress(Exception):
