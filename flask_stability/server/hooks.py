@@ -23,6 +23,7 @@ from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
 from . import orphans
+from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat
 from .gunicorn.compat import is_a
@@ -244,8 +245,8 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process,
-                 _say_ready):
+    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _watch_forks,
+                 _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -289,7 +290,7 @@ def _start_guard(worker: Any) -> None:
                   supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
     signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
     signal.siginterrupt(signal.SIGUSR2, False)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignore(signal.SIGHUP)
     guard.start()
 
 
@@ -303,6 +304,10 @@ def _leave_well(worker: Any) -> None:
 
     if is_a(type(worker), "sync", "gthread"):
         leave_well(worker, last)
+
+
+def _watch_forks(worker: Any) -> None:
+    Forks(worker).watch()
 
 
 def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:
