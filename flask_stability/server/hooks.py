@@ -30,6 +30,7 @@ from .gunicorn.compat import is_a
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
+from .starting import Once, one_line
 from .supervisor import Supervisor
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
@@ -41,6 +42,7 @@ _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
 _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
 supervisor: Supervisor | None = None
+once: Once | None = None
 guard: Guard | None = None
 _settings = Settings()
 
@@ -103,7 +105,8 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, _settings
+    global supervisor, once, _settings
+    once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
             server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
@@ -194,6 +197,8 @@ def _when_ready(server: Any) -> None:
 
 
 def _on_reload(server: Any) -> None:
+    if once is not None:
+        once.renew()
     _adjust(server)
 
 
@@ -235,6 +240,8 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
+    if once is not None:
+        worker.load_wsgi = one_line(worker.load_wsgi, once)
     row = getattr(worker, "stability_row", None)
     scoreboard.install(scoreboard.current(), row)
     if row is not None:

@@ -11,6 +11,7 @@ Nothing here raises into the arbiter but what ends it on purpose.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -33,6 +34,7 @@ from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
 from .restarts import Pace, Restarts
+from .starting import BOOT_FAILED, Kills, cannot_start, stillborn
 from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
@@ -59,6 +61,7 @@ class Supervisor:
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
+        self._stillborn: list[str] = []
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
         self._reload_age = 0
@@ -84,6 +87,9 @@ class Supervisor:
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
+        error_log = getattr(server.log, "error_log", None)  # not every logger_class has one
+        if isinstance(error_log, logging.Logger):
+            error_log.addFilter(Kills(self._killed_for))
         if hasattr(server, "murder_workers"):
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
@@ -157,6 +163,8 @@ class Supervisor:
         except Exception as error:  # no process, memory or descriptor for a new worker
             if os.getpid() != self._pid:
                 raise
+            if not self._worked():
+                self._give_up(cannot_start(error), 1)
             self._internal("spawn", error)
             self.restarts.hold(now + 1.0)
             self._drop_unborn()
@@ -175,8 +183,7 @@ class Supervisor:
             except HaltServer as halt:
                 self._finish_missing()
                 if not self.stopping and not self._worked():
-                    logs.process("never_worked", level="CRITICAL", reason=halt.reason,
-                                 remedy="the app did not start in any worker: see the error before this line")
+                    self._tell_never_worked(halt.reason)
                     raise
             except Exception as error:
                 self._internal("reap", error)
@@ -290,6 +297,10 @@ class Supervisor:
                 self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
+        if child.ready_at:
+            self._now_worked()
+        elif crash and not self._worked():
+            self._stillborn.append(reason)
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
                                            answered=answered,
                                            others=any(other.serves() and alive(other.pid)
@@ -361,9 +372,11 @@ class Supervisor:
         self._spare_workers(children)
         base = server._num_workers + self.spares
         seen = [self._seen(child, now) for child in children]
-        if not self.ever_ready and self._worked():
-            self.ever_ready = True
-            words[scoreboard.M_EVER_READY] = 1
+        if not self.ever_ready:
+            if self._worked():
+                self._now_worked()
+            elif stillborn(self._stillborn, int(server.cfg.workers)):
+                self._give_up(stillborn(self._stillborn, int(server.cfg.workers)), BOOT_FAILED)
         if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
             self.canary = None
         if not self.stopping:
@@ -531,6 +544,27 @@ class Supervisor:
         """Whether any worker was ever ready."""
         return self.ever_ready or any(child.row is not None and child.row.words[scoreboard.W_READY_NS]
                                       for child in self.children.values())
+
+    def _now_worked(self) -> None:
+        self.ever_ready = True
+        self.words[scoreboard.M_EVER_READY] = 1
+
+    def _tell_never_worked(self, reason: str) -> None:
+        logs.process("never_worked", level="CRITICAL", reason=reason,
+                     remedy="the app did not start in any worker: see the error before this line")
+
+    def _give_up(self, reason: str, status: int) -> None:
+        """End a service that never worked; gunicorn's log tells the reason as well."""
+        self._tell_never_worked(reason)
+        raise HaltServer(reason, status)
+
+    def _killed_for(self, pid: int) -> str:
+        """Why this service killed a worker, "" if it did not."""
+        for child in self.children.values():
+            if child.pid == pid:
+                timeout = "timeout" if getattr(child.worker, "aborted", False) else ""
+                return child.killed or timeout or ("shutdown" if self.stopping else "")
+        return ""
 
     def _note_exit(self, pid: int, status: int) -> None:
         for child in self.children.values():
