@@ -1,4 +1,4 @@
-"""The lowest versions that setup.cfg allows: pinned as they are declared, and what the tests marked ``lowest`` run on."""
+"""The lowest versions that setup.cfg allows: pinned as declared, and used by the tests marked ``lowest``."""
 
 from __future__ import annotations
 
@@ -47,5 +47,6 @@ def test_what_is_pinned_is_the_lowest_that_is_declared() -> None:
 def test_the_servers_run_with_them(server: Callable[..., Server], versions: str) -> None:
     """Else these tests would say nothing."""
     pinned = _pinned()
-    served = {name: Version(number) for name, number in server(source=SOURCE).get("/" + "/".join(pinned)).json().items()}
+    answer = server(source=SOURCE).get("/" + "/".join(pinned)).json()
+    served = {name: Version(number) for name, number in answer.items()}
     assert (served == pinned) == (versions == "lowest"), served

@@ -73,7 +73,10 @@ def clients(server: Supervised, thinks: str, keepalive: int) -> Iterator[Callabl
 @pytest.mark.long
 @pytest.mark.lowest
 def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worker_class: str, versions: str) -> None:
-    """Twenty retirements (four with the lowest versions) under load on new and on kept connections: nothing lost, never fewer workers than wanted."""
+    """Retirements under load on new and on kept connections: nothing lost, never fewer workers than wanted.
+
+    Twenty, and four with the lowest versions.
+    """
     number = 20 if versions == "newest" else 4
     server = supervised(worker_class=worker_class, config="keepalive = 1")
     server.full(2)
@@ -247,7 +250,6 @@ def test_reload_to_an_app_that_does_not_boot_keeps_the_old_workers(supervised: S
 
 
 @pytest.mark.long
-@pytest.mark.lowest
 def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: str) -> None:
     """Killed, crashed, exited with 1, 3 and 4, stopped: the service serves on, each end recorded with its reason."""
     server = supervised(worker_class=worker_class)
