@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support import fork
+from support import fork, open_to_all
 
 NOBODY = 65534
 #: Only root can become another user, or give files away.
@@ -38,10 +37,8 @@ def as_nobody(function: Callable[[], None], uid: int = NOBODY) -> None:
 
 
 def reachable(folder: Path) -> Path:
-    """A folder of `tmp_path` that every user can get to."""
-    for one in (folder, *folder.parents):
-        if one.owner() == "root" and one.stat().st_mode & 0o005 != 0o005 and one != Path("/"):
-            one.chmod(stat.S_IMODE(one.stat().st_mode) | 0o055)
+    """A temporary folder that every user can get to."""
+    open_to_all(folder)
     return folder
 
 

@@ -140,6 +140,7 @@ def test_links_of_who_runs_the_service_go_on_working(supervised: Start, tmp_path
     assert "log_refused" not in server.logs()
 
 
+@pytest.mark.needs("logrotate")
 @pytest.mark.parametrize("how", ["create", "copytruncate"])
 @pytest.mark.parametrize("user", ["one", pytest.param("two", marks=needs_root)])
 def test_logrotate_goes_on_working(supervised: Start, tmp_path: Path, how: str, user: str) -> None:
