@@ -8,6 +8,7 @@ the signal is sent with the rights of the board's owner: root kills nothing for 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -68,7 +69,7 @@ def send(pid: int, number: int, *, owner: int, check: Callable[[Process], bool])
     if pid <= 1 or pid == os.getpid():
         return False
     try:
-        held = os.pidfd_open(pid)
+        held = _hold(pid)
     except (OSError, OverflowError):
         return False
     try:
@@ -77,12 +78,30 @@ def send(pid: int, number: int, *, owner: int, check: Callable[[Process], bool])
         if process is None or not check(process):
             return False
         with _acting_as(owner):
-            signal.pidfd_send_signal(held, number)
+            if held is None:
+                os.kill(pid, number)
+            else:
+                signal.pidfd_send_signal(held, number)
         return True
     except OSError:
         return False
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
+
+
+def _hold(pid: int) -> int | None:
+    """A descriptor of a process; None where there are none (Linux before 5.3, some sandboxes): the owner's rights are
+    then what protects others, and a number that is given anew within microseconds gets the signal.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except AttributeError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -80,6 +81,22 @@ def test_a_process_that_ends_during_the_look_is_not_confused_with_the_next(victi
         return True
 
     assert not processes.send(victim.pid, signal.SIGTERM, owner=os.geteuid(), check=check)
+
+
+def test_a_kernel_without_descriptors_of_processes_is_no_reason_not_to_signal(victim: Victim,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some sandboxes are; the look, and the rights of the owner, stay."""
+    def none(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(os, "pidfd_open", none)
+    assert not processes.send(victim.pid, signal.SIGTERM, owner=os.geteuid(), check=lambda process: False)
+    if os.geteuid() == 0:
+        assert not processes.send(victim.pid, signal.SIGTERM, owner=NOBODY, check=lambda process: True)
+    assert lives(victim)
+    monkeypatch.delattr(os, "pidfd_open")
+    assert processes.send(victim.pid, signal.SIGTERM, owner=os.geteuid(), check=lambda process: True)
+    assert victim.wait(30) == -signal.SIGTERM
 
 
 @needs_root

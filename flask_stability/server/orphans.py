@@ -48,8 +48,9 @@ def end_stuck(run_dirs: Iterable[str], ports: set[int]) -> None:
         return
     until, holding = time.monotonic() + PATIENCE, list(_holding(run_dirs, ports))
     while holding and time.monotonic() < until:
+        beats = {path: _heartbeats(path) for path in {orphan.path for orphan in holding}}
         for orphan in holding:
-            _end_if_stuck(orphan)
+            _end_if_stuck(orphan, beats[orphan.path].get(orphan.pid, time.monotonic_ns()))
         time.sleep(PAUSE)
         holding = [orphan for orphan in holding if ports & _listens(orphan.pid)]
 
@@ -59,8 +60,8 @@ def ports_of(addresses: Any) -> set[int]:
     return {address[1] for address in addresses if isinstance(address, tuple)}
 
 
-def _end_if_stuck(orphan: Orphan) -> None:
-    silent = time.monotonic() - _heartbeat(orphan) / 1e9
+def _end_if_stuck(orphan: Orphan, heartbeat_ns: int) -> None:
+    silent = (time.monotonic_ns() - heartbeat_ns) / 1e9
     process = processes.look(orphan.pid)
     frozen = process is not None and process.state == "T"
     if not frozen and silent <= SILENT:
@@ -69,12 +70,11 @@ def _end_if_stuck(orphan: Orphan) -> None:
         logs.process("orphan_ended", level="WARNING", worker_pid=orphan.pid, stopped=frozen, silent_s=round(silent, 1))
 
 
-def _heartbeat(orphan: Orphan) -> int:
+def _heartbeats(path: str) -> dict[int, int]:
+    """By process id when each worker of a board gave its last sign of life, on the monotonic clock."""
     with contextlib.suppress(OSError, ValueError):
-        for row in Scoreboard.copy_of(orphan.path).live():
-            if row.pid == orphan.pid:
-                return int(row.words[scoreboard.W_HEARTBEAT_NS])
-    return time.monotonic_ns()
+        return {row.pid: int(row.words[scoreboard.W_HEARTBEAT_NS]) for row in Scoreboard.copy_of(path).live()}
+    return {}
 
 
 def _holding(run_dirs: Iterable[str], ports: set[int]) -> Iterator[Orphan]:
