@@ -431,7 +431,7 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class
 @pytest.mark.parametrize("supervises", [True, False])
 def test_boots_and_exits_are_recorded(supervised: Start, worker_class: str, preload: bool, supervises: bool) -> None:
     """On the board and in process-manager.log with pid, uptime and reason, also by a gunicorn without a tick."""
-    lacking = "import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')\n"
+    lacking = "import flask_stability.server.gunicorn.compat as _c\n_c.VITAL = (*_c.VITAL, 'missing')\n"
     server = supervised(worker_class=worker_class, config=f"{'' if supervises else lacking}preload_app = {preload}")
     server.full(2)
     victim = server.worker_pids()[0]
@@ -485,7 +485,7 @@ def child_exit(server, worker):
 
 def test_gunicorn_without_what_the_tick_needs_still_works(supervised: Start) -> None:
     """It is said once, and a worker that has to go goes by itself."""
-    server = supervised(config="import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')",
+    server = supervised(config="import flask_stability.server.gunicorn.compat as _c\n_c.VITAL = (*_c.VITAL, 'missing')",
                         env={"STABILITY_REQUEST_TIMEOUT": "1", "STABILITY_RETIRE_MERCY": "3"}, workers=1)
     before = server.worker_pids()
     assert server.logs().count("workers retire by themselves") == 1
