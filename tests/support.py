@@ -30,6 +30,7 @@ __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port
            "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable  #: what servers are started with
 _given: set[int] = set()  #: what `free_port` gave
 CONFIG = """
 import os
@@ -207,7 +208,7 @@ class Server:
     def start(self, *, wait: bool = True) -> Server:
         """Start, and wait until it answers."""
         with self._output.open("ab") as output:
-            self._process = subprocess.Popen([sys.executable, "-m", "gunicorn", self._app], cwd=self.folder,
+            self._process = subprocess.Popen([PYTHON, "-m", "gunicorn", self._app], cwd=self.folder,
                                              env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                              start_new_session=True)
         if wait:
