@@ -278,6 +278,7 @@ def _set_up_logs(worker: Any) -> None:
     signal.siginterrupt(signal.SIGUSR1, False)
     process_hooks.install()
     middleware.stopping = lambda: not worker.alive
+    request.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:
