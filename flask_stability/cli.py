@@ -22,6 +22,7 @@ from .database.check_db import check_db_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .exceptions import ConfigError
+from .process_state import alive
 from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
 from .server.status import status_block
 
@@ -88,7 +89,7 @@ def _board(master: int | None, *, write: bool = False) -> Scoreboard:
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     files = [(pid, path) for pid, path in scoreboard.board_files(folder or "")
-             if psutil.pid_exists(pid) and master in (None, pid)]
+             if alive(pid) and master in (None, pid)]
     if not files:
         raise click.ClickException(f"no running service of this user has its scoreboard in {folder}: if it is "
                                    "elsewhere, set STABILITY_RUN_DIR as the service has it")

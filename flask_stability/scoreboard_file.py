@@ -10,6 +10,8 @@ import mmap
 import os
 import stat
 
+from .process_state import alive
+
 PREFIX = "flask_stability-"
 SUFFIX = ".board"
 
@@ -86,13 +88,9 @@ def board_files(run_dir: str) -> list[tuple[int, str]]:
 def _remove_stale(run_dir: str) -> None:
     """Files of masters that were killed."""
     for pid, path in board_files(run_dir):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+        if not alive(pid):
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        except (OSError, OverflowError):
-            pass
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from .. import logs, scoreboard
+from ..process_state import alive, stopped
 from ..scoreboard import Row, Scoreboard, board_files
-from .children import alive, stopped
 
 SILENT = 3.0  #: seconds without a sign of life after which an orphan will not let go by itself
 PATIENCE = 5.0  #: seconds that a start waits for orphans at the most
