@@ -41,8 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None  # read the variable again
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the folders; xdist's processes do not come to `pytest_unconfigure`."""
+    pytest_unconfigure(session.config)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the folders."""
+    """Remove the folders, after a session or without one."""
     for folder in config.stash.get(_FOLDERS, []):
         shutil.rmtree(folder, ignore_errors=True)
 
