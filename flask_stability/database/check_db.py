@@ -18,6 +18,7 @@ from ..config import Settings, load_dotenv
 from ..dberrors import ErrorClass
 from ..exceptions import ConfigError
 from .drivers import Driver, make_driver
+from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
 
@@ -44,6 +45,8 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     :raises ConfigError: if the driver is missing.
     """
     driver = make_driver(settings, instance_path, name)
+    if driver.kind == "sqlite" and _is_missing(path := getattr(driver, "path", MEMORY)):
+        return [_not_made(driver, path)]
     try:
         raw = driver.connect()
     except Exception as error:
@@ -63,6 +66,21 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     finally:
         with contextlib.suppress(Exception):
             raw.close()
+
+
+def _is_missing(path: str) -> bool:
+    return path != MEMORY and not os.path.exists(path)
+
+
+def _not_made(driver: Driver, path: str) -> Finding:
+    """Of an SQLite file that is not there. It is not made here: it would be this user's, not the service's."""
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("reachable", "fail", f"{driver.describe()} is not there, and cannot be made in {folder}",
+                       "correct STABILITY_DB_URL, or let the service's user write to the folder")
+    return Finding("reachable", "ok", f"not there yet, the service makes it: {driver.describe()}")
 
 
 def status_of(findings: list[Finding]) -> int:

@@ -23,10 +23,9 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
-from ..process_state import alive, stopped
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
-from .children import Child, told_of_exits
+from .children import Child, alive, stopped, told_of_exits
 from .group import Group
 from .guard import TELL_STACKS
 from .gunicorn import compat

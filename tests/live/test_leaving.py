@@ -12,7 +12,7 @@ import psutil
 import pytest
 from supervised import Supervised, starting
 
-from flask_stability.process_state import alive
+from flask_stability import processes
 from flask_stability.scoreboard import STATE_STOPPING, W_STATE
 from support import Load, runs, wait_until
 
@@ -125,7 +125,7 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
             return probe.connect_ex(("127.0.0.1", server.port)) != 0
 
     wait_until(refused)
-    assert alive(old)
+    assert processes.look(old) is not None
     assert slow.is_alive()
     (server.folder / "told").touch()
     slow.join(60)
