@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from .dburl import SCHEMES, DatabaseURL
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -120,18 +122,39 @@ def steps(value: Any) -> tuple[float, ...]:
 
 
 def database_url(value: Any) -> str:
-    """Address of a database: MySQL, MariaDB or SQLite."""
-    parts = urlsplit(str(value))
-    if parts.scheme == "sqlite" and str(value).startswith("sqlite:///") and len(str(value)) > len("sqlite:///"):
-        return str(value)
-    try:
-        usable = parts.scheme in ("mysql", "mariadb") and parts.hostname and parts.path.strip("/") and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    """Address of a database: MySQL, MariaDB or SQLite. The error shows no part of it."""
+    text = str(value)
+    if text.startswith("sqlite:"):
+        if not text.startswith("sqlite:///") or len(text) <= len("sqlite:///"):
+            raise ValueError("give sqlite:///path/to/file.db")
+        if "?" in text or "#" in text:
+            raise ValueError("a ? or # in sqlite:///path: options of SQLite are not taken from the address, and a "
+                             "file's name cannot contain them")
+        return text
+    if text.partition(":")[0].lower() not in SCHEMES:
+        other = text.lower().startswith(("mysql+", "mariadb+"))
+        driver = "; the driver is mysqlclient: write mysql://" if other else ""
         raise ValueError("give mysql://user:password@host:port/database or sqlite:///path/to/file.db "
-                         "(special characters in a password percent-encoded)")
-    return str(value)
+                         f"(special characters in a password percent-encoded){driver}")
+    DatabaseURL.parse(text).check_files()
+    return text
+
+
+def secret_file(path: Any) -> str:
+    """What a file holds, without the line's end; a secret.
+
+    :raises ValueError: naming the file, if it cannot be read or holds more or less than one line.
+    """
+    try:
+        with open(str(path), encoding="utf-8") as file:
+            text = file.read(65537)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"cannot be read ({type(error).__name__}): name a text file that the service's user may "
+                         "read") from None
+    lines = text.splitlines()
+    if len(lines) != 1 or not lines[0].strip() or len(text) > 65536:
+        raise ValueError("has to hold one line, the secret")
+    return lines[0]
 
 
 def web_url(value: Any) -> str:

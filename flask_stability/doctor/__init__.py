@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import click
 import psutil
 
+from .. import environment
 from ..config import load_dotenv
 from ..database.check_db import Finding, check_db, status_of
 from ..exceptions import ConfigError
@@ -81,6 +82,7 @@ def doctor_command(app: str | None, config: str | None, no_app: bool, timeout: f
     """
     arguments = [*(["-c", config] if config else []), *([app] if app else [])]
     try:
+        environment.as_the_service()
         load_dotenv()
         findings = examine(arguments, with_app=not no_app, seconds=timeout)
     except ConfigError as error:

@@ -29,7 +29,13 @@ from support_db import MariaDB
 
 
 @pytest.mark.parametrize(("codes", "expected"), [
-    ((2002, 2003, 2005, 1040, 1203, 1053), ErrorClass.CONNECT),
+    ((2002, 2003, 2005, 2012, 1043, 1053, 9001, 9002), ErrorClass.CONNECT),
+    ((1040, 1203, 1226, 1135, 9501), ErrorClass.FULL),
+    ((3032, 3100), ErrorClass.NOT_READY),
+    ((1153, 2020), ErrorClass.TOO_LARGE),
+    ((2014,), ErrorClass.OUT_OF_STEP),
+    ((1037, 1041, 3015), ErrorClass.MEMORY),
+    ((3159, 1698, 1862, 3118, 2059, 2061), ErrorClass.REFUSED),
     ((1044, 1045, 1049, 1129, 1130), ErrorClass.REFUSED),
     ((1213, 3101), ErrorClass.ROLLED_BACK),
     ((1205,), ErrorClass.LOCK_WAIT),
