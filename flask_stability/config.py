@@ -349,10 +349,12 @@ class DatabaseAddress(NamedTuple):
         return cls(found.host or "localhost", found.port or 3306, found.user, found.password, found.name)
 
 
-def load_dotenv(path: str = ".env") -> None:
+def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
     """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
 
     Read again, it undoes what it did before: a variable that has left the file is what it was.
+
+    :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
 
     :raises ConfigError: naming file and line of what cannot be parsed or read.
     """
@@ -362,7 +364,7 @@ def load_dotenv(path: str = ".env") -> None:
         with open(path, encoding="utf-8") as stream:
             bindings = list(parse_stream(stream))
     except FileNotFoundError:
-        environment.apply({})
+        environment.apply({}, defaults)
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
@@ -371,7 +373,8 @@ def load_dotenv(path: str = ".env") -> None:
     if broken:
         raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
                            for line in broken])
-    environment.apply({binding.key: binding.value for binding in bindings if binding.key and binding.value is not None})
+    environment.apply({binding.key: binding.value for binding in bindings
+                       if binding.key and binding.value is not None}, defaults)
 
 
 def server_bind() -> str:

@@ -15,13 +15,21 @@ from collections.abc import Mapping
 MARK = "FLASK_STABILITY_DOTENV"
 
 
-def apply(values: Mapping[str, str]) -> None:
-    """Set the variables of a ``.env`` file, and undo what an earlier reading set; what anything else set stays."""
+_defaults: dict[str, str] = {}
+
+
+def apply(values: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> None:
+    """Set the variables of a ``.env`` file, and undo what an earlier reading set; what anything else set stays.
+
+    :param defaults: set where neither the file nor anything else does; remembered for the next reading.
+    """
+    if defaults is not None:
+        _defaults.update(defaults)
     for name, digest in from_file().items():
         if _digest(os.environ.get(name, "")) == digest:  # else something has set it since
             del os.environ[name]
     mark = {}
-    for name, value in values.items():
+    for name, value in [*values.items(), *_defaults.items()]:
         if name != MARK and name not in os.environ:
             os.environ[name] = value
             mark[name] = _digest(value)

@@ -51,6 +51,20 @@ def test_what_something_else_has_set_since_is_not_taken_back() -> None:
     assert os.environ["FS_A"] == "program"
 
 
+def test_defaults_give_way_to_a_file_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the sample's configuration has them; they hold again when the file is silent, without being named again."""
+    monkeypatch.setattr(environment, "_defaults", {})
+    os.environ["FS_SET"] = "mine"
+    load_dotenv(defaults={"FS_A": "default", "FS_SET": "default"})
+    assert (os.environ["FS_A"], os.environ["FS_SET"]) == ("default", "mine")
+    Path(".env").write_text("FS_A=file\n")
+    load_dotenv()
+    assert os.environ["FS_A"] == "file"
+    Path(".env").write_text("")
+    load_dotenv()
+    assert os.environ["FS_A"] == "default"
+
+
 def test_a_broken_file_changes_nothing() -> None:
     """A slip while the service runs leaves it what it had."""
     Path(".env").write_text("FS_A=1\n")

@@ -46,10 +46,9 @@ def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
     try:
         return function(*args)
     except pool.driver.dbapi.Error as error:
-        if entry.backstop and not entry.cut:
-            _given_up(pool, entry, error)
+        given_up = bool(entry.backstop) and not entry.cut and _given_up(pool, entry, error)
         _failed(pool, entry, error)
-        if entry.cut:
+        if entry.cut and not (given_up and unit is None):  # else the driver's own error says it
             raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}") from error
         raise
     except Exception:
@@ -73,11 +72,11 @@ def _refuse(pool: Pool, entry: Entry) -> None:
     raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
 
 
-def _given_up(pool: Pool, entry: Entry, error: BaseException) -> None:
+def _given_up(pool: Pool, entry: Entry, error: BaseException) -> bool:
     """The client's own limit ended the call, and the server goes on with the statement: it must not be sent again."""
-    if (monotonic() - entry.statement_began() >= entry.backstop - 0.25
-            and pool.driver.classify(error) is ErrorClass.LINK_LOST):
-        cut(pool, entry, entry.inside, "its time was over and the server did not end it")
+    return (monotonic() - entry.statement_began() >= entry.backstop - 0.25
+            and pool.driver.classify(error) is ErrorClass.LINK_LOST
+            and cut(pool, entry, entry.inside, "its time was over and the server did not end it"))
 
 
 def _failed(pool: Pool, entry: Entry, error: BaseException) -> None:
