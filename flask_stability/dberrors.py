@@ -87,13 +87,13 @@ CODES: dict[ErrorClass, tuple[int, ...]] = {
     ErrorClass.CONNECT: (2001, 2002, 2003, 2004, 2005, 2012, 1043, 1053, 1080, 9001, 9002, 9004, 9005),
     # max_connections; max_user_connections; no thread; RDS Proxy: no connection in time
     ErrorClass.FULL: (1040, 1203, 1135, 9501),
-    # schema; password; unknown database; blocked or unknown host, or one without a name; authentication methods and
-    # plugins of either side; versions of the protocol; password expired, to be changed; account locked, for a while,
-    # or for good; TLS required, or not to be had
-    ErrorClass.REFUSED: (1044, 1045, 1049, 1129, 1130, 1042, 1698, 1251, 1275, 1524, 1820, 1862, 1873, 3118, 3955,
-                         3159, 4167, 2007, 2049, 2054, 2058, 2059, 2061, 5010, 5012),
-    # offline mode; a hook of group replication failed
-    ErrorClass.NOT_READY: (3032, 3100),
+    # schema, by role too; password; unknown database; blocked or unknown host, or one without a name; authentication
+    # methods and plugins of either side; compression; versions of the protocol; password expired, to be changed;
+    # account locked, for a while, or for good; TLS required, or not to be had
+    ErrorClass.REFUSED: (1044, 3879, 1045, 1049, 1129, 1130, 1042, 1698, 1251, 1275, 1524, 1820, 1862, 1873, 3118, 3955,
+                         3159, 4167, 3922, 3923, 2007, 2049, 2054, 2058, 2059, 2061, 5010, 5012),
+    # offline mode; group replication: a hook failed, the new primary has not caught up
+    ErrorClass.NOT_READY: (3032, 6400, 3100, 3781, 3782),
     # deadlock, a conflict in a cluster among them; rolled back during COMMIT, in a replicated group too;
     # MariaDB: changed since it was read, an earlier one of the group of commits failed
     ErrorClass.ROLLED_BACK: (1213, 3101, 1020, 1964),
@@ -101,9 +101,9 @@ CODES: dict[ErrorClass, tuple[int, ...]] = {
     ErrorClass.LOCK_WAIT: (1205, 1689),
     # a read-only transaction or server, storage engine, schema
     ErrorClass.READ_ONLY: (1792, 1836, 1874, 3989),
-    # full; table full; reading, writing, temporary files; tablespace; undo log
-    ErrorClass.DISK: (1021, 1114, 1024, 1026, 1810, 1811, 1878, 3019),
-    ErrorClass.MEMORY: (1037, 1041, 3015, 3044, 2008),
+    # full, or would wait for room; table full; reading, writing, temporary files; tablespace; undo log
+    ErrorClass.DISK: (1021, 3675, 1114, 1024, 1026, 1810, 1811, 1878, 3019),
+    ErrorClass.MEMORY: (1037, 1041, 3015, 3044, 3985, 2008),
     # gone; lost; malformed; killed; aborted; errors of the network, at either end
     ErrorClass.LINK_LOST: (2006, 2013, 2027, 2055, 1927, 3169, 1152, 1184, 1154, 1155, 1156, 1157, 1158, 1159, 1160,
                            1161, 1835, 5013, 5014, 5015),
@@ -128,6 +128,9 @@ _BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
             "|handshake failure|No such file|PEM|key", ErrorClass.REFUSED), ("", ErrorClass.CONNECT)),
     # MySQL: inactive for too long; MariaDB: a trigger is missing
     4031: (("trigger", ErrorClass.OTHER), ("", ErrorClass.LINK_LOST)),
+    # MySQL: the connection was closed for the memory that it or all together took; MariaDB has other meanings
+    4081: (("memory limit", ErrorClass.MEMORY),),
+    4082: (("memory limit", ErrorClass.MEMORY),),
     # MariaDB: blocked after failed logins, locked; MySQL has other meanings
     4150: (("blocked", ErrorClass.REFUSED),),
     4151: (("locked", ErrorClass.REFUSED),),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: The clocks of a server's start are compared to whole seconds.
-_SAME_RUN = 2.0
+#: Between a start that is known to the second and a session that is certainly younger, seconds.
+_SAME_RUN = 0.1
 
 
 class Identity(NamedTuple):
@@ -36,8 +36,8 @@ class Identity(NamedTuple):
 def questions(mariadb: bool) -> list[str]:
     """Statements that ask for an identity, the best one first; a server that lacks a variable is asked the next."""
     uuid = "" if mariadb else ", @@server_uuid"
-    base = "SELECT CONNECTION_ID(), USER(), CONCAT_WS('/', @@server_id, @@hostname, @@port{}), UNIX_TIMESTAMP(), " \
-           "@@max_allowed_packet, {}"
+    base = "SELECT CONNECTION_ID(), USER(), CONCAT_WS('/', @@server_id, @@hostname, @@port{}), " \
+           "UNIX_TIMESTAMP(NOW(6)), @@max_allowed_packet, {}"
     return [base.format(uuid, "@@wsrep_on"), base.format(uuid, "0"), base.format("", "0")]
 
 

@@ -81,7 +81,7 @@ class _Dialect(NamedTuple):
 def _locks(seconds: float) -> str:
     """No wait for a lock is longer than a statement may take; a lower limit of the server's own stays."""
     whole = max(1, math.ceil(seconds)) if seconds else 31536000
-    return ", ".join(f"{name}=LEAST(@@GLOBAL.{name}, {whole})"
+    return ", ".join(f"{name}=CAST(LEAST(@@GLOBAL.{name}, {whole}) AS UNSIGNED)"
                      for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"))
 
 

@@ -26,7 +26,7 @@ ENDLESS = "SELECT BENCHMARK(1000000000000, 1 + 1)"
 @pytest.fixture
 def settled(mariadb: MariaDB) -> MariaDB:
     """The server, started long enough ago that a session of now is certainly one of this run of it."""
-    wait_until(lambda: mariadb.status("Uptime") >= 5)
+    wait_until(lambda: mariadb.status("Uptime") >= 3)
     return mariadb
 
 
