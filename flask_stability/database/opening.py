@@ -82,18 +82,20 @@ def open_instead(pool: Pool, entry: Entry, query_timeout: float, deadline: float
     :raises DatabaseUnavailable: if it cannot be opened.
     """
     pool.remove(entry)  # its slot is ours now
-    done, found, late = threading.Event(), [], []  # type: threading.Event, list[Entry | BaseException], list[bool]
+    done = threading.Event()
+    found: list[Entry | BaseException] = []
+    late: list[bool] = []
 
     def work() -> None:
         try:
-            result: Entry | BaseException = _new_entry(pool, time.monotonic(), query_timeout)
+            made: Entry | BaseException = _new_entry(pool, time.monotonic(), query_timeout)
         except BaseException as error:
-            result = error
+            made = error
         with pool._lock:
-            kept = not late
-            found.append(result)
-        if not kept:
-            pool.discard(result) if isinstance(result, Entry) else pool.free_slot()
+            wanted = not late
+            found.append(made)
+        if not wanted:
+            pool.discard(made) if isinstance(made, Entry) else pool.free_slot()
         done.set()
 
     try:
@@ -101,11 +103,14 @@ def open_instead(pool: Pool, entry: Entry, query_timeout: float, deadline: float
     except RuntimeError:
         pool.free_slot()
         raise DatabaseUnavailable("cannot connect to the database: no more threads") from None
-    done.wait(max(0.0, deadline - time.monotonic()))
-    with pool._lock:
-        result = found[0] if found else None
-        if result is None:
-            late.append(True)
+    result: Entry | BaseException | None = None
+    try:
+        done.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        with pool._lock:
+            result = found[0] if found else None
+            if result is None:
+                late.append(True)
     if isinstance(result, Entry):
         return result
     if result is None:
