@@ -276,6 +276,7 @@ def _set_up_logs(worker: Any) -> None:
     logs.setup(_settings, "worker")
     process_hooks.install()
     middleware.stopping = lambda: not worker.alive
+    request.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:
