@@ -75,9 +75,10 @@ class DatabaseURL:
         if not found or scheme.lower() not in SCHEMES:
             other = scheme.lower().startswith(("mysql+", "mariadb+"))
             raise ValueError(_EXPECTED + (" (the driver is mysqlclient: write mysql://)" if other else ""))
-        if _FULL_WIDTH.search(url):
-            raise ValueError("a full-width character, such as : or / of a Chinese keyboard, stands where the plain one "
-                             "is meant: type it again, or percent-encode it if it belongs to the password")
+        wide = _FULL_WIDTH.search(url)
+        if wide:
+            raise ValueError(f"{_EXPECTED}; it contains a full-width character (U+{ord(wide[0]):04X}): write it as "
+                             "ASCII, or percent-encode it if it belongs to the password")
         if "#" in body:
             raise ValueError(f"a # would end the address: if it belongs to the password, {_ENCODE}")
         if any(ord(char) <= 32 or ord(char) == 127 for char in body):

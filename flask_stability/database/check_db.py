@@ -21,6 +21,7 @@ from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
 from .credentials import Source
 from .drivers import Driver, make_driver
+from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
 _WRONG_LOGIN = 1045
@@ -49,6 +50,8 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     :raises ConfigError: if the driver is missing.
     """
     driver = make_driver(settings, instance_path, name, credentials)
+    if driver.kind == "sqlite" and _is_missing(path := getattr(driver, "path", MEMORY)):
+        return [_not_made(driver, path)]
     try:
         raw = driver.connect()
     except Exception as error:
@@ -84,6 +87,21 @@ def _needs_tls(settings: Settings, *which: Any) -> bool:
         return True
     except Exception:
         return False
+
+
+def _is_missing(path: str) -> bool:
+    return path != MEMORY and not os.path.exists(path)
+
+
+def _not_made(driver: Driver, path: str) -> Finding:
+    """Of an SQLite file that is not there. It is not made here: it would be this user's, not the service's."""
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("reachable", "fail", f"{driver.describe()} is not there, and cannot be made in {folder}",
+                       "correct STABILITY_DB_URL, or let the service's user write to the folder")
+    return Finding("reachable", "ok", f"not there yet, the service makes it: {driver.describe()}")
 
 
 def status_of(findings: list[Finding]) -> int:

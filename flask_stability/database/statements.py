@@ -11,18 +11,21 @@ TRANSACTION = 1
 #: The session itself may be changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
-# what is quoted stays; comments become spaces, but for those that the server executes
-_COMMENTS = re.compile(r"""('(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*"|`[^`]*`|/\*M?!)"""
-                       r"""|/\*.*?(?:\*/|\Z)|--(?=\s|\Z)[^\n]*|\#[^\n]*""", re.DOTALL)
-_LEAD = r"[\s(]*"
-_PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b", re.IGNORECASE)
-_MARKS = re.compile(r":=|\binto\s+@|/\*M?!|\bget_lock\b|\blast_insert_id`?\s*\(\s*[^)\s]|\bservice_get_\w+_locks\b"
-                    r"|\bversion_tokens_lock_\w+|\bload_extension\b", re.IGNORECASE)
+# ordinary comments may stand between words; the server executes what is in /*! and /*M!. What was taken is never given
+# back (`(?>…)`, `*+`): else a text of n comments could be divided in 2 ** n ways, and each was tried
+_GAP = r"(?:\s|(?>/\*(?!!|M!).*?\*/)|--\s[^\n]*\n|#[^\n]*\n)"
+_LEAD = rf"(?:{_GAP}|\()*+"
+_PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b",
+                    re.IGNORECASE | re.DOTALL)
+_MARKS = re.compile(rf":=|\binto{_GAP}++@|/\*M?!|\bget_lock\b|\blast_insert_id`?{_GAP}*+\({_GAP}*+[^)]"
+                    r"|\bservice_get_\w+_locks\b|\bversion_tokens_lock_\w+|\bload_extension\b",
+                    re.IGNORECASE | re.DOTALL)
 # the whole of what begins a transaction: `BEGIN NOT ATOMIC` begins a program
-_CONTROL = re.compile(_LEAD + r"(?:(?:begin(?:\s+(?:work|deferred|immediate|exclusive))?(?:\s+transaction)?"
-                             r"|start\s+transaction(?:[\s\w,]*))\s*;?\s*\Z"
-                             r"|(?:commit|rollback|savepoint|release\s+savepoint|end|alter|drop|truncate"
-                             r"|create\s+(?:or\s+replace\s+)?(?!temp|or\b)\w+)\b)", re.IGNORECASE)
+_CONTROL = re.compile(_LEAD + rf"(?:(?:begin(?:{_GAP}++(?:work|deferred|immediate|exclusive))?(?:{_GAP}++transaction)?"
+                             rf"|start{_GAP}++transaction(?:{_GAP}|[\w,])*+){_GAP}*+;?{_GAP}*+\Z"
+                             rf"|(?:commit|rollback|savepoint|release{_GAP}++savepoint|end|alter|drop|truncate"
+                             rf"|create{_GAP}++(?:or{_GAP}++replace{_GAP}++)?(?!temp|or\b)\w+)\b)",
+                      re.IGNORECASE | re.DOTALL)
 # what leaves an open transaction open, beside what is plain
 _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?:work\s+)?to|use|do|describe|desc"
                              r"|pragma|load\s+data|(?:create|drop)\s+temporary)\b"
@@ -48,22 +51,11 @@ def effect_of(sql: object) -> int:
 
 
 def _effect(sql: str) -> int:
-    bare = _bare(sql)
-    if _MARKS.search(sql) or (bare is not sql and _MARKS.search(bare)):
+    if _MARKS.search(sql):
         return SESSION
-    return CLEAN if _PLAIN.match(bare) else TRANSACTION if _CONTROL.match(bare) else SESSION
-
-
-def _bare(sql: str) -> str:
-    """A statement without its comments; those that the server executes stay."""
-    if "/*" not in sql and "--" not in sql and "#" not in sql:
-        return sql
-    return _COMMENTS.sub(lambda match: match[1] or " ", sql)
+    return CLEAN if _PLAIN.match(sql) else TRANSACTION if _CONTROL.match(sql) else SESSION
 
 
 def stays_within(sql: object) -> bool:
     """Whether a statement cannot end the transaction that it runs in; many others commit it on the way."""
-    if not isinstance(sql, str):
-        return False
-    sql = _bare(sql)
-    return "/*" not in sql and bool(_PLAIN.match(sql) or _WITHIN.match(sql))
+    return isinstance(sql, str) and bool(_PLAIN.match(sql) or _WITHIN.match(sql))
