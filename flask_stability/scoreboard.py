@@ -104,6 +104,8 @@ HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
 PLACES = 4096  #: of requests of one kind, remembered by a worker
+ENDED_LOGINS = 32  #: of the dashboard, remembered in a row
+_ENDED_WORDS = 2 + 2 * ENDED_LOGINS
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
 #: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
@@ -163,6 +165,7 @@ class Row:
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
     :ivar checks, exceptions: the worker's blobs.
+    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
     def __init__(self, slot: int, layout: _Layout) -> None:
@@ -178,6 +181,7 @@ class Row:
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self._all = layout.since(start)
+        self.ended = layout.words(_ENDED_WORDS)
         if not WHOLE_STATEMENTS:
             self.observe = self._observe_locked  # type: ignore[method-assign]
         self.renew_locks()
@@ -488,7 +492,7 @@ def _pages(*sizes: int) -> int:
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
                        SHARED_BYTES, EXCEPTIONS_BYTES, HISTORY_BYTES)
-_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
+_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS), ENDPOINTS * KEY_BYTES,
                     CHECKS_BYTES, EXCEPTIONS_BYTES)
 
 
