@@ -142,6 +142,14 @@ class Settings:
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
     request_timeout: float = _setting(60.0, seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
+    header_timeout: float = _setting(20.0, seconds, "in which the head of a request has to arrive; 0 = for ever",
+                                     scope="worker", unit="s")
+    client_min_rate: float = _setting(
+        500.0, seconds, "a client that sends a body more slowly, over 20 s of waiting for it, is cut off, and one that "
+        "takes a response more slowly while others wait; 0 = none is", scope="worker", unit="bytes/s")
+    spare_max: int = _setting(128, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
+                              "worker, at the most; fewer where memory or rows of the scoreboard are short",
+                              scope="master")
     memory_limit: int | None = _setting(None, parse_size, "resident memory of a worker above which it is replaced",
                                         scope="master", unit="bytes",
                                         shown="0.8 × container limit / (workers + 1)")

@@ -248,6 +248,10 @@ class StabilityExt:
         """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
         return request.request_timeout(seconds)
 
+    def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
+        """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""
+        return request.client_min_rate(bytes_per_second)
+
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503.
 

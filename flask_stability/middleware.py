@@ -26,6 +26,7 @@ from .config import Settings
 from .errors import report
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
+from .upload import Upload
 from .wsgi_rules import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
@@ -42,6 +43,8 @@ def _may_be_stopping() -> bool:
 #: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
 #: gunicorn's own signal handlers pass.
 stopping: Callable[[], bool] = _may_be_stopping
+#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
+watches_uploads = False
 
 
 class StabilityMiddleware:
@@ -94,6 +97,8 @@ class StabilityMiddleware:
         exchange.code = exchange.sent = 0
         exchange.length = -1
         environ[MARK] = True
+        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+            environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]

@@ -43,7 +43,7 @@ from .scoreboard_parts import (
 
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
 
-MAGIC = b"FSTABLE3"
+MAGIC = b"FSTABLE4"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -58,7 +58,9 @@ PAGE = 4096
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
- ) = range(53)
+ # no counter: threads that wait for a client
+ W_SLOW_CLIENTS,
+ ) = range(54)
 COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
 WORDS = 128
 
@@ -88,7 +90,7 @@ MASTER_WORDS = 64
 #: Why a worker was or is to be replaced; the index is the code in the words.
 REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
            "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
+           "max_requests", "frozen", "unknown", "open_files", "leaked_connections", "slow_client")
 CODE = {name: code for code, name in enumerate(REASONS)}
 #: Reasons that are a worker's own failure; only they count towards the restart limit.
 CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})
@@ -389,6 +391,10 @@ class Scoreboard:
                 row.orders[O_ALLOCATED] = 1
                 return row
         return None
+
+    def free(self) -> int:
+        """How many rows no worker has."""
+        return sum(not row.orders[O_ALLOCATED] for row in self.rows)
 
     def release(self, row: Row) -> None:
         """The worker is gone: its counters go to the totals, its row is free."""

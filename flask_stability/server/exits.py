@@ -17,6 +17,7 @@ class Known:
     :ivar ready: it ever served.
     :ivar stopping: the whole service was ending.
     :ivar max_requests: gunicorn's own limit is set: a worker may leave by itself.
+    :ivar client: its thread waited for a slow client.
     :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
     """
 
@@ -27,6 +28,7 @@ class Known:
     ready: bool = False
     stopping: bool = False
     max_requests: bool = False
+    client: bool = False
     oom_kills: int = 0
 
 
@@ -39,7 +41,7 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return "timeout", detail
+        return "slow_client" if known.client else "timeout", detail
     if known.stopping:
         return "shutdown", detail
     if number:

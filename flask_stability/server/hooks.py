@@ -20,7 +20,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from . import connections, orphans
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .leaving import leave_well
 from .notify import Notifier
@@ -239,8 +239,8 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process,
-                 _say_ready):
+    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+                 _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -274,6 +274,12 @@ def _tell_stacks(worker: Any) -> None:
     tell_stacks_on_demand()
 
 
+def _watch_connections(worker: Any) -> None:
+    if _is(type(worker), "sync", "gthread"):
+        worker.stability_connections = connections.watch(worker)
+        middleware.watches_uploads = worker.stability_connections is not None
+
+
 def _start_guard(worker: Any) -> None:
     global guard
     board, row = scoreboard.current(), scoreboard.my_row()
@@ -281,7 +287,8 @@ def _start_guard(worker: Any) -> None:
         worker.notify = _beating(worker.notify, row)
         return
     guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
+                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None,
+                  connections=getattr(worker, "stability_connections", None))
     signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
     signal.siginterrupt(signal.SIGUSR2, False)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -65,6 +65,7 @@ class Seen:
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
     :ivar held: its only thread is kept by a long request.
+    :ivar row: it has a row on the scoreboard; without one nobody sees what it does.
     """
 
     pid: int
@@ -74,6 +75,7 @@ class Seen:
     term_at: float = 0.0
     ready_for: float = 0.0
     held: bool = False
+    row: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,10 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
            room: int) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
-        # who is no good goes first, then who does not serve yet, who is to go anyway, whom no request keeps, the oldest
-        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.ready, not seen.asked, seen.held,
-                                                 seen.age))[:surplus]
+        # who is no good goes first, then who has no row, who does not serve yet, who is to go anyway, whom no request
+        # keeps, the youngest: the older ones are warm, and have the rows that were there first
+        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.row, seen.ready, not seen.asked,
+                                                 seen.held, -seen.age))[:surplus]
         return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
@@ -205,12 +208,14 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
                                                 covered and reason not in BROKEN))
 
 
-def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, coming: int = 0, knocking: bool,
-           room: int) -> int:
+def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, overdue: int = 0, coming: int = 0,
+           knocking: bool, room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
     have no spare threads. They stay until most of the long requests have ended.
 
     :param held: of each worker that serves and is not to go, whether its request lasts for long.
+    :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
+        sake alone there are twice as many as usual at the most.
     :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
     :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
@@ -219,7 +224,10 @@ def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, co
     number = sum(held) + overdue
     if number and all(held) and knocking:
         # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
-        return max(before, min(3 * number - base, MOST_SPARES * base, before + room))
+        wanted = max(0, 3 * (number - clients) - base) if number > clients else 0
+        if clients:
+            wanted = max(wanted, min(3 * number - base, wanted + base))
+        return max(before, min(wanted, MOST_SPARES * base, before + room))
     others = len(held) + coming
     if overdue and others - sum(held) >= base:
         before = min(before, others - base)

@@ -38,6 +38,7 @@ STARVED = 2.0  #: seconds between two ticks above which the whole machine is slo
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
+ROWS_KEPT = 2  #: rows that no spare worker gets, nor a reload: for replacements
 #: What this needs of gunicorn's arbiter.
 NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
           "worker_age", "reexec_pid", "master_pid", "cfg", "log")
@@ -69,7 +70,7 @@ class Supervisor:
         self._last_rotation = 0.0
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.group = Group(server, self.words, settings)
-        self._look_at = self._ticked = self._murder_again = 0.0
+        self._look_at = self._ticked = self._murder_again = self._rows_told_at = 0.0
         self.spares = 0
         self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
@@ -88,6 +89,8 @@ class Supervisor:
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
             self._spawn, server.spawn_workers = server.spawn_workers, self.spawn_workers
+        if hasattr(server, "spawn_worker"):
+            self._spawn_one, server.spawn_worker = server.spawn_worker, self.spawn_worker
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         return True
@@ -124,6 +127,20 @@ class Supervisor:
         if len(server.WORKERS) < server._num_workers:
             self._look_again(time.monotonic() + REST)
 
+    def spawn_worker(self) -> Any:
+        """gunicorn's, but no worker without a row: nobody could see what it does."""
+        if self.board.free():
+            return self._spawn_one()
+        self._tell_rows(time.monotonic())
+        return None
+
+    def _tell_rows(self, now: float) -> None:
+        if now >= self._rows_told_at:
+            self._rows_told_at = now + 60.0
+            logs.process("no_row", level="ERROR", rows=len(self.board.rows), workers=len(self.children),
+                         remedy="each worker has a row on the scoreboard, and all are taken: workers are started as "
+                                "others leave; for more workers than rows restart the service")
+
     def _aborted(self) -> set[int]:
         return {pid for pid, worker in list(self.server.WORKERS.items()) if getattr(worker, "aborted", False)}
 
@@ -147,6 +164,10 @@ class Supervisor:
         if self.stopping or self.restarts.held(now):
             self._look_again(self.restarts.hold_until)
             return
+        most = len(server.WORKERS) + self.board.free()
+        if wanted > most:
+            self._tell_rows(now)
+            wanted = most
         base, server._num_workers = server._num_workers, wanted
         try:
             self._manage()
@@ -275,7 +296,8 @@ class Supervisor:
         reason, detail = exits.reason_of(child.status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
+            client=child.waits_for_client(), max_requests=bool(self.server.cfg.max_requests),
+            oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
@@ -381,7 +403,7 @@ class Supervisor:
                 self._upgrading() and asked not in plan.BROKEN):
             asked = ""
         return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
-                         now - child.ready_at if child.ready_at else 0.0, child.held())
+                         now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
 
     def _upgrading(self) -> bool:
         """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
@@ -395,7 +417,8 @@ class Supervisor:
         before = self.spares
         if before or overdue or any(held):
             self.spares = plan.spares(
-                before, self.server._num_workers, held, overdue=overdue, room=self._room(),
+                before, self.server._num_workers, held, overdue=overdue, room=self._spare_room(),
+                clients=sum(child.waits_for_client() for child in serving if not child.asked and child.held()),
                 coming=sum(not (child.ready_at or child.term_at or child.killed) for child in children),
                 knocking=any(child.row.words[scoreboard.W_QUEUE] for child in serving if child.row is not None))
         if self.spares > before or (before and not self.spares):
@@ -462,6 +485,13 @@ class Supervisor:
         if not self.settings.surge:
             return 0
         return plan.PLENTY if free is None or not largest else free // 2 // largest
+
+    def _spare_room(self) -> int:
+        """How many spare workers more there may be: for memory, for the setting, and for rows, of which a reload needs
+        as many as there are workers."""
+        base: int = self.server._num_workers
+        return min(self._room(), max(0, self.settings.spare_max - self.spares),
+                   max(0, len(self.board.rows) - 2 * base - ROWS_KEPT - self.spares))
 
     def _largest(self) -> int:
         return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
