@@ -34,6 +34,7 @@ LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
+AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
@@ -67,7 +68,7 @@ class Guard:
         self._deaf_since, self._deaf_nr = 0.0, 0
         self._filling, self._count_at = Filling(descriptors()), 0.0
         self._term_sent = self._cut_told = self._collect_asked = False
-        self._pressed = self._told_clients = False
+        self._pressed = self._growing = self._told_clients = False
         self._reason = ""
         self._failed: dict[str, float] = {}
         self._wake = threading.Event()
@@ -141,7 +142,8 @@ class Guard:
                 # a second late at the end, what is cut would be told too late
                 soon = (self._stuck.since or self._lasts or self._pressed
                         or (self._ending_since and not self._cut_told))
-                interval = min(interval, self._memory.next_interval(), SOON if soon else interval)
+                interval = min(interval, self._memory.next_interval(), SOON if soon else interval,
+                               AT_ONCE if self._growing else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
 
@@ -161,6 +163,7 @@ class Guard:
         """Threads that wait for slow clients get others in their place, and clients that are too slow are cut."""
         if self._clients is None:
             return
+        self._growing = False
         words = self._row.words
         waits = queued(self._worker) if self._threads > 1 else words[scoreboard.W_QUEUE]
         self._pressed = bool(waits)
@@ -179,6 +182,7 @@ class Guard:
             if more and add_threads(self._worker, more):
                 self._row.add(scoreboard.W_THREADS, more)
                 self._stuck.added += more
+                self._growing = True
                 if not self._told_clients:
                     self._told_clients = True
                     logs.process("spare_threads", level="WARNING", reason="slow clients", threads=self._threads,
