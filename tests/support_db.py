@@ -43,7 +43,8 @@ class MariaDB:
         self._frozen = False
         atexit.register(self.destroy)
         subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={self.directory}/data",
-                        "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={getpass.getuser()}"],
+                        "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={getpass.getuser()}",
+                        f"--tmpdir={self.directory}"],
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=150)
         self.start()
         self.admin(f"CREATE DATABASE {self.name}")
@@ -58,7 +59,8 @@ class MariaDB:
             with open(os.path.join(self.directory, "log"), "ab") as log:
                 self._process = subprocess.Popen(
                     ["mariadbd", "--no-defaults", f"--user={getpass.getuser()}", f"--datadir={self.directory}/data",
-                     f"--socket={self.socket}", f"--port={self.port}", *_OPTIONS, *self._options],
+                     f"--tmpdir={self.directory}", f"--socket={self.socket}", f"--port={self.port}", *_OPTIONS,
+                     *self._options],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         if wait:
             wait_until(self.answers, 60, 0.01, "MariaDB answers")

@@ -23,8 +23,8 @@ from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
-from .connections import Connections
 from .descriptors import Filling, clients, limit, make_room
+from .gunicorn.connections import Connections
 from .leaving import let_go
 from .slow_clients import SlowClients
 from .threads import Stuck, add_threads, for_clients, knocking, number, queued, room

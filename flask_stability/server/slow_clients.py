@@ -17,7 +17,7 @@ from ..config import Settings
 from ..errors.report import request_fields
 from ..request import RequestRecord, inflight, min_rate
 from ..upload import Meter, Upload
-from .connections import Connections, Served
+from .gunicorn.connections import Connections, Served
 
 PATIENCE = 5.0  #: seconds that a client may keep a thread when there is none for others, and no more are to be had
 AGAIN = 60.0  #: seconds between two records of clients that were cut

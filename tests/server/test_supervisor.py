@@ -27,7 +27,7 @@ class Arbiter(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(WORKERS={}, sent=[], worker_age=0, reexec_pid=0, master_pid=0, _num_workers=1, log=None,
-                         cfg=SimpleNamespace(), LISTENERS=[])
+                         app=None, cfg=SimpleNamespace(), LISTENERS=[])
         for name in ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1"):
             setattr(self, name, lambda *_: None)
 
@@ -72,3 +72,28 @@ def test_a_worker_that_leaves_by_itself_is_given_the_time_of_one_that_was_told_t
     child = Child(SimpleNamespace(pid=0), row, now - 60, ready_at=now - 50)
     supervisor._silent(now, [child])
     assert child.asked == asked
+
+
+def test_no_worker_is_started_without_a_row() -> None:
+    """However many are asked for: nobody could see what it does; that is told once a minute."""
+    started: list[int] = []
+    arbiter: Any = Arbiter()
+    arbiter.spawn_worker = lambda: started.append(1)
+    board = Scoreboard.anonymous(2)
+    supervisor = Supervisor(arbiter, board, Settings())
+    assert supervisor.wrap()
+    for _ in range(4):
+        arbiter.spawn_worker()
+        board.allocate(1)
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(("most", "rows", "base", "room"), [(128, 64, 4, 54), (7, 64, 4, 7), (128, 64, 40, 0)])
+def test_spare_workers_leave_rows_for_a_reload(monkeypatch: pytest.MonkeyPatch, most: int, rows: int, base: int,
+                                               room: int) -> None:
+    """One cap: the setting, the memory and the rows."""
+    arbiter: Any = Arbiter()
+    arbiter._num_workers = base
+    supervisor = Supervisor(arbiter, Scoreboard.anonymous(rows), Settings(spare_max=most))
+    monkeypatch.setattr(supervisor, "_room", lambda: 1000)
+    assert supervisor._spare_room() == room

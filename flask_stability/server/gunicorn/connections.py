@@ -10,12 +10,13 @@ It also closes what was answered without waiting for the client to close too, fo
 its only thread) waits two seconds for each.
 
 All that happens in the main loop, on events. A deadline is the guard's business: it shuts a connection down, which is
-an event. What is relied on of gunicorn's private names is in `NEEDED`, and looked for first.
+an event.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import selectors
@@ -27,8 +28,9 @@ from typing import Any
 
 from gunicorn import util
 
-from .descriptors import limit
-from .threads import queued
+from ..descriptors import limit
+from ..threads import queued
+from .gthread import on_leaving
 
 PEEK = 1 << 14  #: bytes; a head that is longer is read by a thread
 MOST = 1000  #: connections kept aside by a worker at the most, the oldest goes
@@ -251,20 +253,14 @@ class Threaded(Connections):
         self._enqueue, self._handle = worker.enqueue_req, worker.handle
         worker.enqueue_req, worker.handle = self.enqueue, self.handle
         worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
-        switch = getattr(worker, "set_accept_enabled", None)
-        if switch is not None:
-            worker.set_accept_enabled = self._ends_with(switch)
-
-    def _ends_with(self, switch: Callable[[bool], None]) -> Callable[[bool], None]:
-        def set_accept_enabled(enabled: bool) -> None:
-            if not enabled and (not self.worker.alive or os.getppid() != self.worker.ppid):
-                self.end()
-            switch(enabled)
-
-        return set_accept_enabled
+        if not hasattr(worker, "set_accept_enabled"):
+            worker.accept = self.accept_23
+        on_leaving(worker, self.end)
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
+        if self.worker.alive and os.getppid() == self.worker.ppid:
+            return  # it only accepts no more for now
         self.ending = True
         now = time.monotonic()
         for waiting in self.aside.values():
@@ -272,6 +268,18 @@ class Threaded(Connections):
                 waiting.since = now
                 self.worker.nr_conns += not waiting.counted
                 waiting.counted = True
+
+    def accept_23(self, server: Any, listener: Any) -> None:
+        """gunicorn 23's, whose silent connections count, and stay for ever."""
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ECONNABORTED):
+                return
+            raise
+        make = self._enqueue.__func__.__globals__["TConn"]
+        self.worker.nr_conns += 1
+        self.enqueue(make(self.worker.cfg, sock, address, server))
 
     def enqueue(self, connection: Any) -> None:
         """gunicorn's `enqueue_req`, for a connection that is new or became readable, once the head has arrived."""
