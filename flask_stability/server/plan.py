@@ -215,7 +215,7 @@ def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, ov
 
     :param held: of each worker that serves and is not to go, whether its request lasts for long.
     :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
-        sake alone there are twice as many as usual at the most.
+        sake alone there are half as many more at the most.
     :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
     :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
@@ -226,7 +226,7 @@ def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, ov
         # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
         wanted = max(0, 3 * (number - clients) - base) if number > clients else 0
         if clients:
-            wanted = max(wanted, min(3 * number - base, wanted + base))
+            wanted = max(wanted, min(3 * number - base, wanted + max(1, base // 2)))
         return max(before, min(wanted, MOST_SPARES * base, before + room))
     others = len(held) + coming
     if overdue and others - sum(held) >= base:

@@ -355,11 +355,11 @@ def test_of_surplus_workers_those_without_a_row_and_the_youngest_go_first() -> N
     assert (step.action, step.pids) == (plan.Action.TERM, (2, 5))
 
 
-def test_slow_clients_bring_as_many_spare_workers_as_there_are_workers_and_no_more() -> None:
+def test_slow_clients_bring_half_as_many_spare_workers_as_there_are_workers_and_no_more() -> None:
     """Others would be kept by the next ones; where the app hangs as well it counts as ever."""
     held = [True] * 4
-    assert plan.spares(0, 4, held, clients=4, knocking=True, room=99) == 4
-    assert plan.spares(4, 4, held * 2, clients=8, knocking=True, room=99) == 4
-    assert plan.spares(0, 4, held, clients=1, knocking=True, room=99) == 8
+    assert plan.spares(0, 4, held, clients=4, knocking=True, room=99) == 2
+    assert plan.spares(2, 4, [True] * 6, clients=6, knocking=True, room=99) == 2
+    assert plan.spares(0, 4, held, clients=1, knocking=True, room=99) == 7
     assert plan.spares(0, 4, held, clients=0, knocking=True, room=99) == 8
     assert plan.spares(0, 4, held, clients=4, knocking=True, room=1) == 1
