@@ -44,7 +44,7 @@ from .scoreboard_parts import (
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
            "default_run_dirs", "percentile", "running"]
 
-MAGIC = b"FSTABLE4"
+MAGIC = b"FSTABLE3"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -91,7 +91,7 @@ MASTER_WORDS = 64
 #: Why a worker was or is to be replaced; the index is the code in the words.
 REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
            "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown", "open_files", "leaked_connections", "slow_client")
+           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
 CODE = {name: code for code, name in enumerate(REASONS)}
 #: Reasons that are a worker's own failure; only they count towards the restart limit.
 CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})

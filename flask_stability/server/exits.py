@@ -44,7 +44,7 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return "slow_client" if known.client else "timeout", detail
+        return ("deadline", f"{detail}: a slow client kept it") if known.client else ("timeout", detail)
     if known.stopping:
         return "shutdown", detail
     if number:

@@ -9,7 +9,9 @@ import pytest
 from werkzeug.exceptions import RequestTimeout
 
 from flask_stability import upload
+from flask_stability.scoreboard import CRASHES
 from flask_stability.server import threads
+from flask_stability.server.exits import Known, reason_of
 from flask_stability.upload import Meter, Upload
 
 
@@ -94,3 +96,9 @@ def test_a_slow_client_gets_small_pieces_again(monkeypatch: pytest.MonkeyPatch) 
     body = _Body(b"x" * 40_000)
     assert len(Upload(body).read()) == 40_000
     assert set(body.sizes) == {8192}
+
+
+def test_a_worker_that_a_client_kept_past_its_timeout_did_not_crash() -> None:
+    """Clients neither trip the restart limit nor stop the service."""
+    assert reason_of(6, Known(aborted=True, ready=True))[0] in CRASHES
+    assert reason_of(6, Known(aborted=True, ready=True, client=True))[0] not in CRASHES
