@@ -205,7 +205,8 @@ def test_collections_that_take_long_are_made_seldom(row: Row, monkeypatch: pytes
 
 def test_without_figures_nothing_is_decided(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where /proc is hidden the rest of the guard goes on: no error, no replacement, no verdict."""
-    monkeypatch.setattr(sampler, "resident", lambda: 0)
+    monkeypatch.setattr(sampler, "sizes", lambda: (0, 0))
+    monkeypatch.setattr(sampler, "confirmed", lambda: (0, 0))
     monkeypatch.setattr(cgroup, "_machine", lambda: (0, None))
     monkeypatch.setattr(cgroup, "_OWN", "/nowhere")
     watch = MemoryWatch(replace(Settings(), memory_limit=1 << 30), row)
