@@ -16,7 +16,6 @@ WARM = 60.0  #: seconds after which a worker's floor counts as warm
 SETTLED = 600.0  #: seconds of warm-up: what is reached by then and held is the floor, not growth
 HELD = 0.05  #: share by which three minutes' lows may differ for the level to count as held
 NEAR = 0.15  #: a limit nearer than this share is looked at more often
-TOO_YOUNG = 3  #: workers in a row that were replaced for their memory before they were warm
 EARLY = 0.75  #: share of the limit below which nothing is replaced for its speed alone
 PRESSED = 20.0  #: percent of time waiting for memory that counts as pressure
 RATE_SECONDS = 6.0  #: the least time that growth is told from
@@ -71,8 +70,6 @@ class Judge:
     :ivar learned: the floor that other workers reached and held.
     :ivar replacement: seconds that a replacement takes.
     :ivar growth_after: no replacement for growth before.
-    :ivar trial: this worker is to show what it holds once warm: the last ones were replaced for a limit that was set by
-        hand before they were.
     :ivar patient: the last worker replaced for growth was still warming up: this one is given the time to show that
         it holds what it reaches.
     """
@@ -84,7 +81,6 @@ class Judge:
     replacement: float = REPLACEMENT
     growth_after: float = float("-inf")
     patient: bool = False
-    trial: bool = False
     _warm: bool = False
     _above: int = 0
     _early: int = 0
@@ -138,7 +134,7 @@ class Judge:
         limit, floor = self.rules.limit, max(self.floor, self.learned)
         if not limit or self.rules.derived or limit < floor:
             return max(limit, int(1.5 * floor)) if limit else 0
-        return 2 * limit if self.trial and not self._warm else limit
+        return limit
 
     def seconds_to_limit(self) -> float | None:
         """How soon the limit would be reached by steady growth over the latest samples; None if not at all."""
@@ -209,30 +205,6 @@ def default_limit(container: int | None, workers: int, common: int = 0) -> int:
     :param common: bytes that all of them have together, as with a preloaded app.
     """
     return int(0.8 * max(container - common, container // 10) / (workers + 1)) if container else 0
-
-
-class Trial:
-    """Whether a limit set by hand is below what workers need, told from workers that are replaced for it before they
-    are warm, one after the other. A leak does the same: so one more worker is given twice the limit until it is warm.
-    If that holds its level, the level is the floor; if it is replaced as well, it is a leak, and no other is tried.
-    """
-
-    def __init__(self) -> None:
-        self._young = 0
-        self._over = False
-        self.on = False
-
-    def ended(self, reason: str, seconds: float) -> None:
-        """A worker ended after `seconds`, replaced for `reason`."""
-        if reason not in ("memory", "memory_hard"):
-            return
-        if seconds >= WARM:
-            self._young = 0
-        elif self.on:
-            self.on, self._over = False, True
-        else:
-            self._young += 1
-            self.on = self._young >= TOO_YOUNG and not self._over
 
 
 def learned_floor(known: int, floors: Sequence[int]) -> int:

@@ -115,7 +115,6 @@ class MemoryWatch:
             judge.learned = int(master[shared.M_WARM_FLOOR])
             judge.growth_after = master[shared.M_GROWTH_AFTER_NS] / 1e9
             judge.patient = bool(master[shared.M_GROWTH_PATIENCE])
-            judge.trial = bool(master[shared.M_LIMIT_TRIAL])
         if words[shared.W_READY_NS] > words[shared.W_STARTED_NS] > 0:
             judge.replacement = (words[shared.W_READY_NS] - words[shared.W_STARTED_NS]) / 1e9 + self._handover
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import Trial, container_too_small, group_decision, growth_pause, learned_floor, limit_too_low
+from ..memory.policy import container_too_small, group_decision, growth_pause, learned_floor, limit_too_low
 from .children import Child
 from .restarts import Pace
 
@@ -28,13 +28,6 @@ class Group:
         self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self.past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
-        self._trial = Trial()
-
-    def ended(self, reason: str, seconds: float) -> None:
-        """A worker ended `seconds` after its start, replaced for `reason`."""
-        if self._settings.memory_limit is not None:
-            self._trial.ended(reason, seconds)
-            self._words[scoreboard.M_LIMIT_TRIAL] = int(self._trial.on)
 
     def relieve(self, now: float, children: list[Child]) -> None:
         """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""

@@ -294,7 +294,6 @@ class Supervisor:
             oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
-        self.group.ended(child.asked, uptime)
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
         if child.row is not None:

@@ -16,7 +16,6 @@ from flask_stability.memory.policy import (
     Decision,
     Judge,
     Rules,
-    Trial,
     container_too_small,
     default_limit,
     group_decision,
@@ -386,26 +385,6 @@ def test_a_limit_set_by_hand_below_the_floor_is_not_enforced() -> None:
     for judge in (Judge(Rules(limit=30 * MB), 0.0, floor=45 * MB), Judge(Rules(limit=30 * MB), 0.0, learned=45 * MB)):
         assert judge.limit() == int(67.5 * MB)
     assert Judge(Rules(limit=50 * MB), 0.0, floor=45 * MB).limit() == 50 * MB
-
-
-def test_workers_replaced_before_they_are_warm_lead_to_one_trial() -> None:
-    """Three in a row: the next one has twice the limit until it is warm; if it goes for it as well, it is a leak."""
-    trial = Trial()
-    for reason, seconds in (("memory", 5.0), ("deadline", 5.0), ("memory_hard", 5.0), ("memory", 100.0),
-                            ("memory", 5.0), ("memory", 5.0)):
-        trial.ended(reason, seconds)
-        assert not trial.on
-    trial.ended("memory", 5.0)
-    assert trial.on
-    judge = Judge(Rules(limit=60 * MB), 0.0, floor=45 * MB, trial=True)
-    assert judge.limit() == 120 * MB
-    for second in range(65):
-        assert judge.judge(float(second), 100 * MB).action is Action.NONE
-    judge.end_minute(65.0, 100 * MB)
-    assert judge.limit() == 150 * MB
-    for _ in range(5):
-        trial.ended("memory", 5.0)
-        assert not trial.on
 
 
 def test_what_workers_have_in_common_is_not_shared_out() -> None:
