@@ -135,6 +135,11 @@ def _give(file: int | str) -> None:
             os.chown(file, *_owner)
 
 
+def _lacks_stderr() -> bool:
+    """Whether descriptor 2 was closed when Python started: whatever has that number now is no place for a log."""
+    return sys.__stderr__ is None
+
+
 class _Stderr:
     """Writes to descriptor 2 without waiting for ever for whoever reads the other end.
 
@@ -150,6 +155,8 @@ class _Stderr:
 
     def write(self, data: bytes) -> bool:
         """Whether all of it was taken."""
+        if _lacks_stderr():
+            return False
         try:
             status = os.fstat(2)
             if stat.S_ISREG(status.st_mode):
@@ -295,6 +302,9 @@ def error_file() -> IO[str]:
         with contextlib.suppress(OSError):
             _crash_file = open(path, "a")  # noqa: SIM115
             return _crash_file
+    if _lacks_stderr():
+        _crash_file = open(os.devnull, "a")  # noqa: SIM115
+        return _crash_file
     return sys.__stderr__ or sys.stderr
 
 
