@@ -27,6 +27,7 @@ from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat
 from .gunicorn.compat import is_a
+from .gunicorn.glogging import be_patient
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
@@ -119,7 +120,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_tell_version, _make_upgradable):
+    for step in (_be_patient, _tell_version, _make_upgradable):
         _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
@@ -146,6 +147,10 @@ def _on_starting(server: Any) -> None:
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
                            if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _be_patient(server: Any) -> None:
+    be_patient(server.log)
 
 
 def _tell_version(server: Any) -> None:
@@ -199,6 +204,7 @@ def _when_ready(server: Any) -> None:
 def _on_reload(server: Any) -> None:
     if once is not None:
         once.renew()
+    _contained("on_reload", _be_patient, (server,))
     _adjust(server)
 
 
