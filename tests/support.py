@@ -30,6 +30,7 @@ __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port
            "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable  #: what servers are started with
 _given: set[int] = set()  #: what `free_port` gave
 CONFIG = """
 import os
@@ -211,7 +212,7 @@ class Server:
         """Start, and wait until it answers."""
         with self._output.open("ab") as output:
             to = output if self._given_output is None else self._given_output
-            self._process = subprocess.Popen([*self._prefix, sys.executable, "-m", "gunicorn", self._app],
+            self._process = subprocess.Popen([*self._prefix, PYTHON, "-m", "gunicorn", self._app],
                                              cwd=self.folder, env=self._env, stdin=subprocess.DEVNULL, stdout=to,
                                              stderr=to, start_new_session=True)
         if wait:
