@@ -56,6 +56,7 @@ class Guard:
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
+        self.leave: Callable[[], None] = lambda: None  # of `leaving`
         self._file = logs.error_file()
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
@@ -228,6 +229,7 @@ class Guard:
         words = self._row.words
         if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
+            self.leave()
         elif not self._row.orders[scoreboard.O_RETIRE_SINCE_NS] and not self._term_sent:
             return
         if not self._ending_since:

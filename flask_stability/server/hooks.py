@@ -150,7 +150,7 @@ def _on_starting(server: Any) -> None:
 
 
 def _be_patient(server: Any) -> None:
-    be_patient(server.log)
+    be_patient(getattr(server, "log", None))
 
 
 def _tell_version(server: Any) -> None:
@@ -308,15 +308,19 @@ def _start_guard(worker: Any) -> None:
 
 
 def _leave_well(worker: Any) -> None:
-    words = scoreboard.current().master.words
+    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
 
-    def last() -> bool:
+    def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
             return guard is None or not guard.kept()
-        return bool(words[scoreboard.M_DRAINING] == scoreboard.ENDING)
+        if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
+            return True
+        return None if supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
-        leave_well(worker, last)
+        leave = leave_well(worker, last)
+        if guard is not None:
+            guard.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:
