@@ -92,6 +92,8 @@ def _whole_life(gunicorn: Path, version: int, worker_class: str, folder: Path) -
         finally:
             result = load.stop()
         assert result.failed == 0, result.errors()
+        server.full(2, 90)  # helpers that came under load are gone
+        seen[:] = exits()
 
         (server.folder / "broken").touch()
         server.kill(server.worker_pids()[0])
