@@ -169,7 +169,8 @@ class Settings:
     spare_max: int = _setting(128, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
                               "worker, at the most; fewer where memory or rows of the scoreboard are short",
                               scope="master")
-    memory_limit: int | None = _setting(None, parse_size, "resident memory of a worker above which it is replaced",
+    memory_limit: int | None = _setting(None, parse_size, "a worker's own memory (anonymous, private) above "
+                                        "which it is replaced",
                                         scope="master", unit="bytes",
                                         shown="0.8 × container limit / (workers + 1)")
     memory_limit_jitter: float = _setting(0.1, ratio, "share by which each worker's limit is lowered at random",

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -39,6 +40,7 @@ from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
+PAUSED = 5.0  #: seconds of its own standstill that the master tells
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
@@ -61,6 +63,7 @@ class Supervisor:
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
+        self._boots: deque[float] = deque(maxlen=8)
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._stillborn: list[str] = []
         self._pid = os.getpid()
@@ -73,6 +76,7 @@ class Supervisor:
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.group = Group(server, self.words, settings)
         self._look_at = self._ticked = self._murder_again = self._rows_told_at = 0.0
+        self._looked = time.monotonic()
         self.spares = 0
         self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
@@ -116,12 +120,26 @@ class Supervisor:
         """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
         other worker has something to say, and the stacks of a busy machine's worker were lost.
         """
-        if time.monotonic() < self._murder_again:
+        now = time.monotonic()
+        paused, self._looked = now - self._looked, now
+        if paused > STARVED:
+            self._forgive(now, paused)
+        if now < self._murder_again:
             return
         before = self._aborted()
         self._murder()
         if self._aborted() - before:
             self._murder_again = time.monotonic() + LAST_WORDS
+
+    def _forgive(self, now: float, seconds: float) -> None:
+        """The master itself stood still (SIGSTOP, a suspended machine): silence that it shared is nobody's."""
+        if seconds > PAUSED:
+            logs.process("master_paused", level="WARNING", seconds=round(seconds, 1))
+        for worker in list(self.server.WORKERS.values()):
+            with contextlib.suppress(Exception):
+                last = worker.tmp.last_update()
+                if last < now:  # else it boots: gunicorn does not look at it yet
+                    os.utime(worker.tmp.fileno(), (min(now, last + seconds),) * 2)
 
     def spawn_workers(self) -> None:
         """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds
@@ -384,7 +402,10 @@ class Supervisor:
         self._release_vanished()
         children = [child for child in self.children.values() if child.pid in server.WORKERS]
         for child in children:
+            booting = not child.ready_at
             child.look(now)
+            if booting and child.ready_at:
+                self._boots.append(child.ready_at - child.started)
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
@@ -453,7 +474,10 @@ class Supervisor:
         step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
                               mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
-                              room=self._room())
+                              room=self._room(),
+                              patience=plan.ready_timeout(self._boots, float(self.server.timeout or 0)))
+        if step.action is Action.GIVE_UP:
+            self._boots.append(now - before.since)  # it takes that long at least: the next one is given more
         self.state = step.state
         if step.action is Action.NOTHING:
             return
@@ -514,7 +538,7 @@ class Supervisor:
                    max(0, len(self.board.rows) - 2 * base - ROWS_KEPT - self.spares))
 
     def _largest(self) -> int:
-        return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
+        return max((int(row.words[scoreboard.W_OWN_MEMORY]) for row in self.board.live()), default=0)
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)
