@@ -17,6 +17,7 @@ from werkzeug.wrappers import response as werkzeug_response
 from . import logs, scoreboard
 from .errors import report
 from .errors.problem import response_for
+from .exceptions import DatabaseUnavailable
 from .request import NO_RULE, OVER, RequestRecord, inflight
 from .wsgi_rules import InvalidResponse, check_head, forbids_body, known_heads
 
@@ -211,6 +212,7 @@ class Exchange(RequestRecord):
             status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
             headers.append((self.middleware.id_header, self.id))
             self.code = int(status[:3])
+            self.refused = isinstance(error, DatabaseUnavailable)
             self.start(status, headers, (type(error), error, error.__traceback__))
             return [] if self.method == "HEAD" else [body]
         finally:
@@ -225,8 +227,10 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
+                code = self.code
                 (scoreboard._row or scoreboard.my_row()).observe(
-                    environ["REQUEST_METHOD"], self.rule.endpoint, self.code, _now() - self.started_ns)
+                    environ["REQUEST_METHOD"], self.rule.endpoint,
+                    scoreboard.REFUSED if code == 503 and self.refused else code, _now() - self.started_ns)
                 if self.code >= 400:
                     self._note()
             except Exception as error:

@@ -119,6 +119,14 @@ def steps(value: Any) -> tuple[float, ...]:
     return steps
 
 
+def target(value: Any) -> float:
+    """A service level in percent."""
+    found = float(number(0, 100, above=True)(str(value).strip().removesuffix("%").strip()))
+    if not 50 <= found < 100:
+        raise ValueError("give a percentage of at least 50 and below 100, such as 99.9")
+    return found
+
+
 def database_url(value: Any) -> str:
     """Address of a database: MySQL, MariaDB or SQLite."""
     parts = urlsplit(str(value))

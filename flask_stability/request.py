@@ -64,20 +64,21 @@ class RequestRecord:
         `NO_RULE` before, and without one.
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
+    :ivar refused: its 503 is given on purpose, since the database cannot be had.
     :ivar resources: what it holds, None if nothing.
     :ivar overdue: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
     """
 
-    __slots__ = ("environ", "given_id", "health", "outer", "overdue", "recorded", "resources", "response_started",
-                 "rule", "started_ns", "thread_id", "timeout")
+    __slots__ = ("environ", "given_id", "health", "outer", "overdue", "recorded", "refused", "resources",
+                 "response_started", "rule", "started_ns", "thread_id", "timeout")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
         self.started_ns = started_ns
         self.timeout = timeout
         self.thread_id = threading.get_ident()
-        self.response_started = self.health = self.overdue = False
+        self.response_started = self.health = self.overdue = self.refused = False
         self.given_id: str | None = None
         self.recorded: object = None
         self.rule: Any = NO_RULE

@@ -12,6 +12,7 @@ import stat
 
 PREFIX = "flask_stability-"
 SUFFIX = ".board"
+CONTROL = ".control"  #: of the master's control socket, beside the board
 
 
 def default_run_dir() -> str | None:
@@ -89,8 +90,9 @@ def _remove_stale(run_dir: str) -> None:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            for one in (path, path.removesuffix(SUFFIX) + CONTROL):
+                with contextlib.suppress(OSError):
+                    os.unlink(one)
         except (OSError, OverflowError):
             pass
 
