@@ -26,6 +26,8 @@ from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
+from .commands import carry_out
+from .control import Listener, path_of
 from .group import Group
 from .guard import TELL_STACKS
 from .gunicorn import compat
@@ -74,6 +76,7 @@ class Supervisor:
         self._look_at = self._ticked = self._murder_again = 0.0
         self.spares = 0
         self.notifier = Notifier()
+        self.control: Listener | None = None
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -266,6 +269,14 @@ class Supervisor:
                     child.send(signal.SIGCONT)
         self._stop(graceful)
 
+    def listen(self) -> str:
+        """Take orders from now on; return why that cannot be, or ""."""
+        if self.board.path is None:
+            return ""  # there is no file to put it beside, which was told
+        self.control = Listener(path_of(self.board.path), lambda order, uid: carry_out(
+            order, uid, self.board, self.children.values()))
+        return self.control.open()
+
     # -- called by the hooks -------------------------------------------------------------------------------------
 
     def forking(self, worker: Any) -> None:
@@ -364,6 +375,8 @@ class Supervisor:
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
+        if self.control is not None:
+            self.control.serve(now)
         for step in (self._thaw, self._silent, self.group.relieve, self.group.learn, self._again):
             try:
                 step(now, children)
