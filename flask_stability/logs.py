@@ -19,12 +19,14 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 from . import scoreboard
 from .config import Settings
+from .console import ConsoleLine
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -70,24 +72,45 @@ def _safe(value: Any) -> str:
 class _LineHandler(logging.Handler):
     """Appends lines to a file, else to stderr, else counts them."""
 
-    def __init__(self, path: str | None, log_format: str = "json") -> None:
+    def __init__(self, path: str | None, log_format: str = "auto", *, echo: bool = False) -> None:
         super().__init__()
         self.path = path
-        self.setFormatter(_JsonLine() if log_format == "json" else _TextLine())
+        self.setFormatter(_TextLine() if log_format == "text" else _JsonLine())
+        self._for_people = log_format == "auto"
+        self._echo = echo and self._for_people and path is not None  # a person at the terminal sees no file
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
         self._torn = False
 
     def write(self, record: logging.LogRecord) -> None:
         """Write one record, waiting for other threads no longer than a while."""
+        if self._shown(record) and self.path is None:
+            return
         data = self.format(record).encode("ascii", "backslashreplace") + b"\n"
         if len(data) > _LONGEST:
             raise ValueError("record too long")
+        if not self._locked(lambda: (self.path is not None and self._to_file(data)) or _stderr.write(data)):
+            count_drop()
+
+    def _shown(self, record: logging.LogRecord) -> bool:
+        """Whether a person at the terminal was shown it; what fails here loses no record."""
+        try:
+            if not (self._for_people and (self.path is None or self._echo) and _stderr.is_terminal()):
+                return False
+            shown = _console.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            return len(shown) <= _LONGEST and self._locked(lambda: _stderr.write(shown))
+        except Exception:
+            return False
+
+    def _locked(self, write: Callable[[], bool]) -> bool:
+        """Write while no other thread does.
+
+        :raises TimeoutError: if that cannot be had.
+        """
         if self.lock is None or not self.lock.acquire(timeout=_LOCK_PATIENCE):
             raise TimeoutError("another thread is stuck in this log")
         try:
-            if not (self.path is not None and self._to_file(data)) and not _stderr.write(data):
-                count_drop()
+            return write()
         finally:
             self.lock.release()
 
@@ -160,6 +183,13 @@ class _Stderr:
         except OSError:
             return False
 
+    def is_terminal(self) -> bool:
+        """Whether a person may be looking."""
+        try:
+            return os.isatty(2)
+        except OSError:
+            return False
+
     def _open(self, status: os.stat_result) -> None:
         if self._own >= 0:
             os.close(self._own)
@@ -189,6 +219,7 @@ class _Stderr:
 
 
 _stderr = _Stderr()
+_console = ConsoleLine()
 _handlers: dict[str, _LineHandler] = {name: _LineHandler(None) for name in NAMES}
 
 
@@ -230,7 +261,7 @@ def setup(settings: Settings, role: str = "worker", *, uid: int = -1, gid: int =
     reopen()
     for name, file in NAMES.items():
         path = os.path.join(_directory, file) if _directory is not None else None
-        _handlers[name] = _LineHandler(path, settings.log_format)
+        _handlers[name] = _LineHandler(path, settings.log_format, echo=name == "error")
     return problem
 
 

@@ -54,10 +54,8 @@ def bad_requests(service: Service) -> None:
             link.sendall(junk[number % len(junk)])
 
 
-def drop_database_connections(_: Service) -> None:
+def drop_database_connections(address: DatabaseAddress, _: Service) -> None:
     """KILL every connection of the service's database user but our own."""
-    address = database_address()
-    assert address is not None
     import MySQLdb
 
     link = MySQLdb.connect(host=address.host, port=address.port, user=address.user, password=address.password,
@@ -73,9 +71,9 @@ def drop_database_connections(_: Service) -> None:
         link.close()
 
 
-def database_address() -> DatabaseAddress | None:
-    """Where the service's MySQL or MariaDB is, from the environment."""
-    url = Settings.from_environ().db_url
+def database_address(settings: Settings) -> DatabaseAddress | None:
+    """Where the service's MySQL or MariaDB is; None without one."""
+    url = settings.db_url
     return DatabaseAddress.from_url(url) if url and not url.startswith("sqlite") else None
 
 
