@@ -75,8 +75,10 @@ def summary(findings: list[Finding]) -> str:
     count = {status: sum(finding.status == status for finding in findings) for status in ("fail", "warn", "ok")}
     verdict = ("FAILED: the service would not start, or not work" if count["fail"] else
                "PASSED with warnings: they will hurt later" if count["warn"] else "PASSED")
-    return (f"{verdict} ({count['fail']} failure{'s' * (count['fail'] != 1)}, {count['warn']} "
-            f"warning{'s' * (count['warn'] != 1)}, {count['ok']} ok)")
+    words = {"fail": "failure", "warn": "warning"}
+    told = [f"{count[status]} {word}{'s' * (count[status] != 1)}" for status, word in words.items() if count[status]]
+    told.append(f"{count['ok']} ok")
+    return f"{verdict} ({', '.join(told)})"
 
 
 @click.command("doctor")
