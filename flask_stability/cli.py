@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import click
-import psutil
 
 from . import durations
 from .alert_test import alert_test_command
@@ -20,7 +19,7 @@ from .clean_logs import clean_logs_command
 from .database.check_db import check_db_command
 from .doctor import doctor_command
 from .drill.command import drill_command
-from .find_service import config_option, find
+from .find_service import config_option, find, find_master
 from .server import control
 from .server.status import status_block
 
@@ -49,9 +48,8 @@ stability.add_command(doctor_command)
 @click.option("--watch", is_flag=True, help="Print again every two seconds until interrupted.")
 def status(master: int | None, config: str | None, as_json: bool, pids: bool, watch: bool) -> None:
     """Master, workers and restarts, from shared memory."""
-    board = find(master, config)
     while True:
-        found = status_block(board)
+        found = status_block(find(master, config))
         if pids:
             workers = sorted(found["workers"], key=lambda worker: -(worker["uptime_s"] or 0.0))
             click.echo("\n".join(str(worker["pid"]) for worker in workers))
@@ -62,8 +60,6 @@ def status(master: int | None, config: str | None, as_json: bool, pids: bool, wa
         time.sleep(2)
         if not as_json:
             click.clear()
-        if not psutil.pid_exists(found["master_pid"]):
-            raise click.ClickException(f"the master {found['master_pid']} is gone")
 
 
 @stability.command()
@@ -115,9 +111,9 @@ def unmute(check: str, master: int | None, config: str | None) -> None:
 
 def _order(master: int | None, config: str | None, **order: Any) -> dict[str, Any]:
     """Give the master of the running service an order."""
-    board = find(master, config)
+    pid, board = find_master(master, config)
     try:
-        return control.ask(control.path_of(board.path or ""), order)
+        return control.ask(control.path_of(board.path or ""), order, master=pid)
     except control.ControlError as error:
         raise click.ClickException(str(error)) from error
 

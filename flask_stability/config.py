@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -24,10 +25,12 @@ from .readers import (
     database_url,
     header,
     line,
+    mode,
     names,
     number,
     parse_size,
     path,
+    port,
     positive,
     ratio,
     seconds,
@@ -40,6 +43,7 @@ from .readers import (
 
 PREFIX = "STABILITY_"
 CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own
+_MOST_SHOWN = 200  # characters of a bad value
 NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
                   "pip install 'flask_stability[mysql]'")
 
@@ -91,6 +95,9 @@ class Settings:
                                   unit="bytes", shown="50M")
     log_backups: int = _setting(5, number(0, 1000, whole=True), "rotated files kept per log", scope="master")
 
+    log_mode: int | None = _setting(None, mode, "permissions of new log files, such as 0644 where another user "
+                                    "collects them", scope="master", shown="0640 less the umask")
+
     # database
     db_url: str | None = _setting(None, database_url, "mysql://user:password@host:port/database or "
                                   "sqlite:///path; unset: SQLite in the instance folder, when first asked for",
@@ -119,7 +126,7 @@ class Settings:
 
     # health
     health_path: str = _setting("/health", path, "where the health endpoints are")
-    health_interval: float = _setting(30.0, number(0.1), "between rounds of checks (±10 %)", unit="s")
+    health_interval: float = _setting(30.0, number(0.1, 1e9), "between rounds of checks (±10 %)", unit="s")
     health_timeout: float = _setting(2.0, positive, "of one check", unit="s")
     health_failure_threshold: int = _setting(3, number(1, 100, whole=True), "failures in a row that make a fail")
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
@@ -183,7 +190,7 @@ class Settings:
                                   scope="master", unit="s")
     gc_freeze: bool = _setting(False, switch, "gc.freeze() before forking, with preload_app", scope="master")
     run_dir: str | None = _setting(None, line, "directory of the scoreboard's file", scope="master",
-                                   shown="XDG_RUNTIME_DIR or /dev/shm")
+                                   shown="XDG_RUNTIME_DIR, or a directory of its own in /dev/shm")
 
     @classmethod
     def load(cls, app_config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -232,8 +239,7 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
         try:
             values[name] = spec.read(raw)
         except ValueError as error:
-            shown = "(not shown)" if spec.secret else repr(raw)
-            problems.append(f"{key}={shown}: {error}")
+            problems.append(f"{key}={'(not shown)' if spec.secret else _shown(raw)}: {error}")
     if values.get("db_from_env") and "db_url" not in values:
         _url_from_parts(environ, values, problems)
     if (values.get("db_url") or "").startswith(("mysql", "mariadb")) and not _has_mysqlclient():
@@ -242,6 +248,15 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
     if problems:
         raise ConfigError(problems)
     return Settings(**values)
+
+
+def _shown(raw: Any) -> str:
+    """A bad value, cut; some cannot be shown at all (integers of thousands of digits)."""
+    try:
+        text = repr(raw)
+    except Exception:
+        return f"({type(raw).__name__})"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _has_mysqlclient() -> bool:
@@ -254,10 +269,10 @@ def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems
     host = environ.get("DB_HOST", "").strip()
     if not host:
         return
-    port, name = environ.get("DB_PORT") or "3306", environ.get("DB_NAME", "")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        problems.append(f"DB_PORT={port!r}: give a port between 1 and 65535")
-        port = "3306"
+    given, name = environ.get("DB_PORT") or "3306", environ.get("DB_NAME", "")
+    number = port(given)
+    if number is None:
+        problems.append(f"DB_PORT={_shown(given)}: give a port between 1 and 65535")
     if not name:
         problems.append("DB_NAME is empty: DB_HOST is set, so name the database in DB_NAME")
         return
@@ -265,7 +280,7 @@ def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems
     login = quote(user, safe="") + (":" + quote(password, safe="") if password else "")
     host = f"[{host}]" if ":" in host else host
     try:
-        values["db_url"] = database_url(f"mysql://{login}@{host}:{port}/{quote(name, safe='')}")
+        values["db_url"] = database_url(f"mysql://{login}@{host}:{number or 3306}/{quote(name, safe='')}")
     except ValueError:
         problems.append(f"DB_HOST={host!r}: give the name or address of the database's host")
 
@@ -315,20 +330,36 @@ def load_dotenv(path: str = ".env") -> None:
     from dotenv.parser import parse_stream
 
     try:
+        _refuse_planted(os.stat(path), path)
         with open(path, encoding="utf-8") as stream:
+            _refuse_planted(os.fstat(stream.fileno()), path)
             bindings = list(parse_stream(stream))
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
                           "make it a readable UTF-8 text file or remove it") from error
-    broken = [binding.original.line for binding in bindings if binding.error]
+    broken = [binding.original.line for binding in bindings
+              if binding.error or "\0" in f"{binding.key}{binding.value}"]
     if broken:
         raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
                            for line in broken])
     for binding in bindings:
         if binding.key and binding.value is not None:
             os.environ.setdefault(binding.key, binding.value)
+
+
+def _refuse_planted(found: os.stat_result, path: str) -> None:
+    """The environment decides what the service runs: only who could replace the file's folder may decide it.
+
+    :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
+    """
+    if found.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
+    folder = os.stat(os.path.dirname(path) or ".")
+    if found.st_uid not in (0, os.geteuid(), folder.st_uid):
+        raise ConfigError(f"{path}: it belongs to user {found.st_uid}, who owns neither the folder nor the service: "
+                          "give it to root or to the service's user")
 
 
 def server_bind(host: str = "0.0.0.0") -> str:
@@ -338,10 +369,11 @@ def server_bind(host: str = "0.0.0.0") -> str:
 
     :raises ConfigError: if that is no port.
     """
-    port = os.environ.get("SERVER_PORT") or "3007"
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"SERVER_PORT={port!r}: give a port between 1 and 65535")
-    return f"{os.environ.get('SERVER_HOST') or host}:{port}"
+    given = os.environ.get("SERVER_PORT") or "3007"
+    number = port(given)
+    if number is None:
+        raise ConfigError(f"SERVER_PORT={_shown(given)}: give a port between 1 and 65535")
+    return f"{os.environ.get('SERVER_HOST') or host}:{number}"
 
 
 def table() -> str:

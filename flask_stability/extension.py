@@ -27,6 +27,7 @@ from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
 from .exceptions import StabilityError
+from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check
 from .health.monitor import Monitor
@@ -325,6 +326,24 @@ def _look_for_hooks() -> None:
                    "`from flask_stability.server import install; install(globals())`")
 
 
+def _share_health_path(app: Flask, path: str, middleware: StabilityMiddleware) -> None:
+    """The app's own routes win, and ours answer where it has none."""
+    found = conflicts.find(app, path)
+    if found.by_hand:
+        middleware.health_app = None
+        return
+    if (found.own or found.below) and middleware.health_app is not None:
+        middleware.is_ours = conflicts.Ours(cast("Flask", middleware.health_app), found)
+    if found.own:
+        logs.error("health_path_taken", level="WARNING", path=path, paths=sorted(found.own),
+                   remedy="the app's own routes answer there, the extension's everywhere else under it: set "
+                   "STABILITY_HEALTH_PATH to another path to have all of them")
+    if found.hidden:
+        logs.error("health_path_hides", level="WARNING", path=path, rules=list(found.hidden),
+                   remedy="the extension answers there, not these routes: if they are to, set STABILITY_HEALTH_PATH to "
+                   "a path that they do not match")
+
+
 def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable[[], None]:
     """What the middleware calls before an app's first request."""
     reference = weakref.ref(state)
@@ -334,14 +353,8 @@ def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable
         app = found.app if found is not None else None
         if found is None or app is None:
             return
-        path = found.settings.health_path
-        taken = [rule.endpoint for rule in app.url_map.iter_rules()
-                 if rule.rule.rstrip("/") == path or rule.rule.startswith(path + "/")]
-        if taken:
-            middleware.health_app = None
-        if not all(endpoint.startswith("stability_health.") for endpoint in taken):  # else registered by hand
-            logs.error("health_path_taken", level="WARNING", path=path,
-                       remedy="the app's own route answers there: set STABILITY_HEALTH_PATH to another path")
+        middleware.wrapped = app.wsgi_app is not middleware
+        _share_health_path(app, found.settings.health_path, middleware)
         if not app.testing:
             _look_for_hooks()
             start_process()

@@ -14,7 +14,8 @@ from .scoreboard import Scoreboard
 from .server import facts
 
 OURS = "python:flask_stability.server.conf"
-_MAPPED = re.compile(rf"\s(/\S.*/{scoreboard_file.PREFIX}(\d+){re.escape(scoreboard_file.SUFFIX)})$")
+_MAPPED = re.compile(rf"\s(/\S.*/{scoreboard_file.PREFIX}(\d+)(?:-[0-9a-f]{{8}})?"
+                     rf"{re.escape(scoreboard_file.SUFFIX)})$")
 
 #: Of every command that looks at a service by its configuration.
 config_option = click.option("-c", "--config", metavar="CONFIG", help="gunicorn's configuration, as the service is "
@@ -30,7 +31,12 @@ def gunicorn_arguments(config: str | None, app: str | None = None, folder: str =
 
 
 def find(master: int | None, config: str | None = None) -> Scoreboard:
-    """Return the board of the running service that is meant.
+    """Return what the board of the running service that is meant says now: see `find_master`."""
+    return find_master(master, config)[1]
+
+
+def find_master(master: int | None, config: str | None = None) -> tuple[int, Scoreboard]:
+    """Return the master and the board of the running service that is meant.
 
     A configuration that is given, or a STABILITY_RUN_DIR that is set, says where it is, and no other service is taken
     for it; without them it is looked for.
@@ -41,45 +47,31 @@ def find(master: int | None, config: str | None = None) -> Scoreboard:
     """
     given = os.environ.get("STABILITY_RUN_DIR")
     if config is not None:
-        given = _configured(config) or given or scoreboard.default_run_dir() or "/dev/shm"
-    looked = [given] if given else []
-    found = _in_folder(given) if given else {}
-    if not given:
-        for place in _usual_places():
-            looked.append(place)
-            found.update(_in_folder(place))
-        configured = _configured(None) if not found and os.path.exists("gunicorn.conf.py") else None
+        given = _configured(config) or given
+    looked = [given] if given else scoreboard.default_run_dirs()
+    found = scoreboard.running(looked, master=master)
+    if not found and not given and config is None:
+        configured = _configured(None) if os.path.exists("gunicorn.conf.py") else None
         if configured:
             looked.append(configured)
-            found = _in_folder(configured)
+            found = scoreboard.running([configured], master=master)
         if not found:
             looked.append("the memory of this user's processes")
-            found = dict(_mapped())
-    meant = {pid: path for pid, path in found.items() if master in (None, pid)}
-    if not meant:
-        elsewhere = [path for place in _usual_places() for path in _in_folder(place).values()] if given else found
+            found = [(pid, path) for pid, path in _mapped() if master in (None, pid)]
+    if not found:
+        elsewhere = [path for _, path in scoreboard.running(scoreboard.default_run_dirs())]
         raise click.ClickException(
             f"no running service of this user{f' with master {master}' if master else ''} was found; looked in "
             f"{', '.join(looked)}. Run this as the service's user, or set STABILITY_RUN_DIR as the service has it"
-            + (f"; there are others: {', '.join(map(str, elsewhere))}" if elsewhere else ""))
-    if len(meant) > 1:
+            + (f"; there are others: {', '.join(elsewhere)}" if elsewhere else ""))
+    if len({pid for pid, _ in found}) > 1:
         raise click.ClickException("several services run here: choose with --master "
-                                   + ", ".join(str(pid) for pid in sorted(meant)))
-    (path,) = meant.values()
+                                   + ", ".join(str(pid) for pid, _ in found))
+    pid, path = found[0]
     try:
-        return Scoreboard.attach(path)
+        return pid, Scoreboard.copy_of(path)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _usual_places() -> list[str]:
-    places = (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}", "/dev/shm")
-    return list(dict.fromkeys(place for place in places if place))
-
-
-def _in_folder(folder: str) -> dict[int, str]:
-    """Boards of live masters: process id and file."""
-    return {pid: path for pid, path in scoreboard.board_files(folder) if psutil.pid_exists(pid)}
 
 
 def _configured(config: str | None) -> str | None:

@@ -21,6 +21,7 @@ from ..find_service import config_option, gunicorn_arguments
 from ..server import facts
 from ..server.facts import Facts
 from .drivers import Driver, make_driver
+from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
 
@@ -47,8 +48,8 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     :raises ConfigError: if the driver is missing.
     """
     driver = make_driver(settings, instance_path, name)
-    if driver.kind == "sqlite" and driver.describe() != ":memory:" and not os.path.exists(driver.describe()):
-        return [_not_yet(driver.describe())]
+    if driver.kind == "sqlite" and _is_missing(path := getattr(driver, "path", MEMORY)):
+        return [_not_made(driver, path)]
     try:
         raw = driver.connect()
     except Exception as error:
@@ -70,16 +71,19 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
             raw.close()
 
 
-def _not_yet(path: str) -> Finding:
-    """An SQLite file that is not there: looking does not make it."""
-    folder = os.path.dirname(os.path.abspath(path))
-    above = folder
-    while not os.path.exists(above) and os.path.dirname(above) != above:
-        above = os.path.dirname(above)
-    if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return Finding("reachable", "ok", f"{path} is not there yet: it is made when first asked for")
-    return Finding("reachable", "fail", f"{path} is not there, and cannot be made in {above}",
-                   "give the service's user a directory that it may write to")
+def _is_missing(path: str) -> bool:
+    return path != MEMORY and not os.path.exists(path)
+
+
+def _not_made(driver: Driver, path: str) -> Finding:
+    """Of an SQLite file that is not there. It is not made here: it would be this user's, not the service's."""
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("reachable", "fail", f"{driver.describe()} is not there, and cannot be made in {folder}",
+                       "correct STABILITY_DB_URL, or let the service's user write to the folder")
+    return Finding("reachable", "ok", f"not there yet, the service makes it: {driver.describe()}")
 
 
 def status_of(findings: list[Finding]) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 from ..config import Settings
 from ..dberrors import ErrorClass, sqlite_class
 
-_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?\*/
+_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?(?:\*/|\Z)
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
+_MOST, _LONGEST = 1000, 2000  # texts that are remembered, and characters of each at the most
 MEMORY = ":memory:"
 
 
@@ -22,9 +23,11 @@ def translate(sql: str) -> str:
     """``%s`` to ``?`` and ``%(name)s`` to ``:name`` outside of literals, quoted names and comments; ``%%`` to ``%``."""
     found = _translated.get(sql)
     if found is None:
-        if len(_translated) >= 1000:
-            _translated.clear()
-        found = _translated[sql] = _TOKENS.sub(_translate_token, sql)
+        found = _TOKENS.sub(_translate_token, sql)
+        if len(sql) <= _LONGEST:
+            if len(_translated) >= _MOST:
+                _translated.clear()
+            _translated[sql] = found
     return found
 
 

@@ -11,8 +11,9 @@ TRANSACTION = 1
 #: The session itself may be changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
-# ordinary comments may come first; the server executes what is in /*! and /*M!
-_LEAD = r"(?:\s|\(|/\*(?!!|M!).*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
+# ordinary comments may come first; the server executes what is in /*! and /*M!. What was taken is never given back
+# (`(?>…)`, `*+`): else a text of n comments could be divided in 2 ** n ways, and each was tried
+_LEAD = r"(?:\s|\(|(?>/\*(?!!|M!).*?\*/)|--\s[^\n]*\n|#[^\n]*\n)*+"
 _PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b",
                     re.IGNORECASE | re.DOTALL)
 _MARKS = re.compile(r":=|\binto\s+@|/\*M?!|\bget_lock\b|\blast_insert_id\s*\(\s*[^)\s]", re.IGNORECASE)

@@ -71,8 +71,8 @@ def _used(name: str, port: int, facts: Facts) -> Finding:
 
 def _master(process: psutil.Process, facts: Facts) -> int | None:
     """The master of our services that a process is, or is a worker of: a worker listens on the master's socket."""
-    folder = facts.settings.run_dir or scoreboard.default_run_dir()
-    known = {pid for pid, _ in scoreboard.board_files(folder or "")}
+    folder = facts.settings.run_dir
+    known = {pid for pid, _ in scoreboard.running([folder] if folder else scoreboard.default_run_dirs())}
     with contextlib.suppress(psutil.Error):
         for one in (process, *process.parents()):
             if one.pid in known:
@@ -171,7 +171,7 @@ def _differs(name: str, pinned: str) -> bool:
 def disks(facts: Facts) -> Iterator[Finding]:
     """Room where logs, the board and the embedded database are written."""
     found = facts.app_settings
-    places = [("logs", found.log_dir), ("scoreboard", facts.settings.run_dir or scoreboard.default_run_dir()),
+    places = [("logs", found.log_dir), ("scoreboard", facts.settings.run_dir or scoreboard.default_run_dirs()[-1]),
               *(("instance", app.instance_path) for app in facts.apps)]
     for what, place in places:
         if not place:

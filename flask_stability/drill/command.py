@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from .. import scoreboard
 from ..config import DatabaseAddress, Settings, load_dotenv
 from ..exceptions import ConfigError
-from ..find_service import config_option, find, gunicorn_arguments
+from ..find_service import config_option, find_master, gunicorn_arguments
 from ..server import facts
 from .faults import database_address
 from .run import run
@@ -40,11 +39,10 @@ def _master(run_dir: str | None, config: str | None) -> int:
     if run_dir:
         os.environ["STABILITY_RUN_DIR"] = run_dir
     try:
-        board = find(None, config)
+        return find_master(None, config)[0]
     except click.ClickException as error:
         raise DrillError(f"{error.message}; name the directory with --run-dir, or the master's process id with "
                          "--pid") from None
-    return int(board.master.words[scoreboard.M_PID])
 
 
 def _address(app: str | None, config: str | None) -> DatabaseAddress:

@@ -1,7 +1,7 @@
 """The master's control socket: the only way in for an operator's orders.
 
 A Unix socket of mode 0600 beside the scoreboard's file. Who asks is told by the kernel (``SO_PEERCRED``): the master's
-own user, or root. A request is one message of JSON, and so is the answer (``SOCK_SEQPACKET``). The master serves it in
+own user, the workers' user, or root. A request is one message of JSON, and so is the answer (``SOCK_SEQPACKET``). The master serves it in
 its tick, without a thread, and waits for nobody: a client that connects and says nothing is let go.
 
 Only the master binds it; a worker closes what it inherited. Without it (no directory, a foreign file in its place) the
@@ -50,14 +50,22 @@ def _reachable(path: str) -> Iterator[str]:
         os.close(folder)
 
 
+def _is_own(folder: str) -> bool:
+    """Whether nobody but this process's user can make a file in a folder."""
+    found = os.stat(folder)
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 class Listener:
     """The master's end.
 
     :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error.
+    :param uid: the workers' user, who may give orders too, if it is another; the socket becomes theirs, where nobody
+        else can have put another file in its place.
     """
 
-    def __init__(self, path: str, handle: Handler) -> None:
-        self._path, self._handle = path, handle
+    def __init__(self, path: str, handle: Handler, uid: int = -1) -> None:
+        self._path, self._handle, self._uid = path, handle, uid
         self._clients: list[tuple[socket.socket, float]] = []
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
@@ -73,6 +81,8 @@ class Listener:
                     if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
                         os.unlink(name)  # of an earlier process with this number
                 listener.bind(name)
+                if self._uid != -1 and _is_own(os.path.dirname(name)):
+                    os.chown(name, self._uid, -1, follow_symlinks=False)
             listener.listen(CLIENTS)
         except OSError as error:
             listener.close()
@@ -113,7 +123,7 @@ class Listener:
     def _answer(self, client: socket.socket, data: bytes) -> bytes:
         try:
             _, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-            if uid not in (0, os.geteuid()):
+            if uid not in (0, os.geteuid(), self._uid):
                 raise ControlError("orders are taken from the service's own user and from root")
             order = json.loads(data) if len(data) <= MOST else None
             if not isinstance(order, dict):
@@ -140,11 +150,12 @@ class Listener:
                     os.unlink(self._path)
 
 
-def ask(path: str, order: dict[str, Any], timeout: float = 10.0) -> dict[str, Any]:
+def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None) -> dict[str, Any]:
     """Give the master an order and return its answer.
 
     :param path: see `path_of`.
     :param timeout: seconds; the master answers in its tick, about once a second.
+    :param master: process id of the master: what another process listens there for is not told.
     :raises ControlError: if it cannot be asked, or refuses.
     """
     deadline = time.monotonic() + timeout
@@ -153,13 +164,16 @@ def ask(path: str, order: dict[str, Any], timeout: float = 10.0) -> dict[str, An
                 _reachable(path) as name:
             link.settimeout(timeout)
             link.connect(name)
+            pid, _, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if master not in (None, pid):
+                raise ControlError(f"process {pid} listens at {path}, and not the master {master}")
             link.send(json.dumps(order).encode())
             link.settimeout(max(0.1, deadline - time.monotonic()))
             data = link.recv(MOST)
     except FileNotFoundError:
         raise ControlError(f"the master has no control socket at {path}: process-manager.log says why") from None
     except PermissionError:
-        raise ControlError(f"{path} is another user's: ask as the user who runs the master, or as root") from None
+        raise ControlError(f"{path} is another user's: ask as the service's user, or as root") from None
     except ConnectionRefusedError:
         raise ControlError(f"nobody listens at {path}: the master is gone") from None
     except TimeoutError:

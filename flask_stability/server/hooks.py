@@ -129,20 +129,20 @@ def _on_starting(server: Any) -> None:
         server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
                            cfg.worker_class_str)
     rows = max(64, 4 * int(cfg.workers))
-    run_dir = _settings.run_dir or scoreboard.default_run_dir()
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
     gid = cfg.gid if cfg.gid != os.getegid() else -1
     if not server.master_pid:
-        _contained("on_starting", orphans.end_stuck, (run_dir, orphans.ports_of(cfg.address)))
+        places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
+        _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
         start_log = port_in_use.watch(server)
-    board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
+    board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     scoreboard.install(board, None)
     supervisor = Supervisor(server, board, _settings)
     if supervisor.wrap():
         supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
-        problem = supervisor.listen()
+        problem = supervisor.listen(uid)
         if problem:
             server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
     else:
@@ -275,9 +275,21 @@ def _meet_greenlets(worker: Any) -> None:
 
 
 def _set_up_logs(worker: Any) -> None:
-    logs.setup(_settings, "worker")
+    problem = logs.setup(_settings, "worker")
+    if problem and worker.age <= 1:  # told once
+        worker.log.warning("flask_stability: %s", problem)
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def reopen(number: int, frame: Any) -> None:
+        logs.reopen()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGUSR1, reopen)
+    signal.siginterrupt(signal.SIGUSR1, False)
     process_hooks.install()
     middleware.stopping = lambda: not worker.alive
+    request.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:

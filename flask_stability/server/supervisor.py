@@ -209,8 +209,10 @@ class Supervisor:
         logs.process("reload")
         for child in self.children.values():
             child.look(now)
-            if not child.ready_at and not child.term_at:
-                child.kill("reload")  # it has not served yet, and never will
+        if any(child.serves() for child in self.children.values()):
+            for child in self.children.values():
+                if not child.ready_at and not child.term_at:
+                    child.kill("reload")  # it has not served yet, and never will
         self.in_reload, self._reload_told = True, False
         if self.notifier.phase is Told.READY:
             self.notifier.phase = Told.RELOADING
@@ -269,12 +271,15 @@ class Supervisor:
                     child.send(signal.SIGCONT)
         self._stop(graceful)
 
-    def listen(self) -> str:
-        """Take orders from now on; return why that cannot be, or ""."""
+    def listen(self, uid: int = -1) -> str:
+        """Take orders from now on; return why that cannot be, or "".
+
+        :param uid: the workers' user, if it is another.
+        """
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
-        self.control = Listener(path_of(self.board.path), lambda order, uid: carry_out(
-            order, uid, self.board, self.children.values()))
+        self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
+            order, user, self.board, self.children.values()), uid)
         return self.control.open()
 
     # -- called by the hooks -------------------------------------------------------------------------------------
