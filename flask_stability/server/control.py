@@ -1,8 +1,8 @@
 """The master's control socket: the only way in for an operator's orders.
 
 A Unix socket of mode 0600 beside the scoreboard's file. Who asks is told by the kernel (``SO_PEERCRED``): the master's
-own user, the workers' user, or root. A request is one message of JSON, and so is the answer (``SOCK_SEQPACKET``). The master serves it in
-its tick, without a thread, and waits for nobody: a client that connects and says nothing is let go.
+own user, the workers' user, or root. A request is one message of JSON, and so is the answer (``SOCK_SEQPACKET``). The
+master serves it in its tick, without a thread, and waits for nobody: a client that connects and says nothing is let go.
 
 Only the master binds it; a worker closes what it inherited. Without it (no directory, a foreign file in its place) the
 service runs all the same.
