@@ -15,8 +15,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
+from . import environment
+from .dburl import DatabaseURL
 from .exceptions import ConfigError
 from .readers import (
     Reader,
@@ -34,6 +36,7 @@ from .readers import (
     positive,
     ratio,
     seconds,
+    secret_file,
     steps,
     switch,
     target,
@@ -102,7 +105,12 @@ class Settings:
     db_url: str | None = _setting(None, database_url, "mysql://user:password@host:port/database or "
                                   "sqlite:///path; unset: SQLite in the instance folder, when first asked for",
                                   secret=True)
-    db_from_env: bool = _setting(False, switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME")
+    db_url_file: str | None = _setting(None, line, "file that holds that URL, read again for each new connection",
+                                       shown="none")
+    db_password_file: str | None = _setting(None, line, "file that holds the password (or DB_PASSWORD_FILE), read "
+                                            "again for each new connection", shown="none")
+    db_from_env: bool = _setting(False, switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, "
+                                 "DB_OPTIONS")
     db_autocommit: bool = _setting(True, switch, "each statement outside a transaction commits at once")
     db_max_size: int = _setting(20, number(1, 10000, whole=True), "connections of one worker at the most")
     db_max_idle: int = _setting(10, number(0, 10000, whole=True), "idle connections kept")
@@ -133,6 +141,8 @@ class Settings:
     health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
                                           shown="token if one is set, else never")
     health_token: str | None = _setting(None, token, "bearer token for details", secret=True)
+    health_token_file: str | None = _setting(None, line, "file that holds that token, read when a worker starts",
+                                             shown="none")
     health_disk_paths: tuple[str, ...] = _setting(("/",), names, "paths whose file systems are watched")
     health_disk_min_free: float = _setting(0.1, ratio, "free share of a file system below which it warns")
     health_ready_checks: tuple[str, ...] = _setting((), names, "checks that gate /health/ready", shown="none")
@@ -149,6 +159,8 @@ class Settings:
                                       shown="none")
     alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
+    alert_webhook_file: str | None = _setting(None, line, "file that holds that address, read when a worker starts",
+                                              shown="none")
     alert_format: str = _setting("json", choice("json", *CHATS, "text"), "what the receiver of alerts understands: "
                                  "json, slack, feishu, dingtalk, wecom, pagerduty or text")
     alert_secret: str | None = _setting(None, token, "feishu, dingtalk: the secret that signs; pagerduty: the routing "
@@ -234,6 +246,8 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
             continue
         if raw is None:
             raw = environ.get(key) or None
+        if spec.secret:
+            raw = _secret(key, raw, app_config, environ, problems)
         if raw is None:
             continue
         try:
@@ -242,6 +256,7 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
             problems.append(f"{key}={'(not shown)' if spec.secret else _shown(raw)}: {error}")
     if values.get("db_from_env") and "db_url" not in values:
         _url_from_parts(environ, values, problems)
+    _with_password(values, problems)
     if (values.get("db_url") or "").startswith(("mysql", "mariadb")) and not _has_mysqlclient():
         problems.append(NO_MYSQLCLIENT)
     _check_together(values, problems)
@@ -264,25 +279,71 @@ def _has_mysqlclient() -> bool:
     return "MySQLdb" in sys.modules or importlib.util.find_spec("MySQLdb") is not None
 
 
+def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mapping[str, str],
+            problems: list[str]) -> Any:
+    """A secret as it is set, or from the file that KEY_FILE names."""
+    path = app_config.get(key + "_FILE") or environ.get(key + "_FILE")
+    if not path:
+        return given
+    if given is not None:
+        problems.append(f"{key} and {key}_FILE are both set: leave one of them out")
+        return None
+    try:
+        return secret_file(path)
+    except ValueError as error:
+        problems.append(f"{key}_FILE={_shown(path)} {error}")
+        return None
+
+
 def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
-    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME; without DB_HOST nothing."""
+    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_OPTIONS; without DB_HOST nothing."""
     host = environ.get("DB_HOST", "").strip()
     if not host:
         return
-    given, name = environ.get("DB_PORT") or "3306", environ.get("DB_NAME", "")
-    number = port(given)
-    if number is None:
-        problems.append(f"DB_PORT={_shown(given)}: give a port between 1 and 65535")
+    given, name = environ.get("DB_PORT", ""), environ.get("DB_NAME", "")
+    place = f"[{host}]" if ":" in host else host
+    if given or host != "localhost":  # which is the default socket without a port
+        number = port(given or "3306")
+        if number is None:
+            problems.append(f"DB_PORT={_shown(given)}: give a port between 1 and 65535")
+        place += f":{number or 3306}"
     if not name:
         problems.append("DB_NAME is empty: DB_HOST is set, so name the database in DB_NAME")
         return
     user, password = environ.get("DB_USER", ""), environ.get("DB_PASSWORD", "")
+    if environ.get("DB_PASSWORD_FILE"):
+        if password:
+            problems.append("DB_PASSWORD and DB_PASSWORD_FILE are both set: leave one of them out")
+        values.setdefault("db_password_file", environ["DB_PASSWORD_FILE"])
+    options = environ.get("DB_OPTIONS", "").lstrip("?")
     login = quote(user, safe="") + (":" + quote(password, safe="") if password else "")
-    host = f"[{host}]" if ":" in host else host
+    url = f"mysql://{login}@{place}/{quote(name, safe='')}"
     try:
-        values["db_url"] = database_url(f"mysql://{login}@{host}:{number or 3306}/{quote(name, safe='')}")
+        values["db_url"] = database_url(url)
     except ValueError:
         problems.append(f"DB_HOST={host!r}: give the name or address of the database's host")
+        return
+    if options:
+        try:
+            values["db_url"] = database_url(f"{url}?{options}")
+        except ValueError as error:
+            problems.append(f"DB_OPTIONS: {error}")
+
+
+def _with_password(values: dict[str, Any], problems: list[str]) -> None:
+    """STABILITY_DB_PASSWORD_FILE can be read, and there is an address that it belongs to."""
+    path, url = values.get("db_password_file"), values.get("db_url")
+    if not path:
+        return
+    if not (url or "").startswith(("mysql", "mariadb")):
+        problems.append("STABILITY_DB_PASSWORD_FILE is set without an address: set STABILITY_DB_URL to mysql://…")
+    elif DatabaseURL.parse(url or "").password:
+        problems.append("STABILITY_DB_PASSWORD_FILE is set and the address has a password: leave one of them out")
+    else:
+        try:
+            secret_file(path)
+        except ValueError as error:
+            problems.append(f"STABILITY_DB_PASSWORD_FILE={path!r} {error}")
 
 
 def _check_together(values: dict[str, Any], problems: list[str]) -> None:
@@ -317,13 +378,16 @@ class DatabaseAddress(NamedTuple):
     @classmethod
     def from_url(cls, url: str) -> DatabaseAddress:
         """Split a URL that the settings accepted."""
-        parts = urlsplit(url)
-        return cls(parts.hostname or "localhost", parts.port or 3306, unquote(parts.username or ""),
-                   unquote(parts.password or ""), unquote(parts.path.lstrip("/")))
+        found = DatabaseURL.parse(url)
+        return cls(found.host or "localhost", found.port or 3306, found.user, found.password, found.name)
 
 
-def load_dotenv(path: str = ".env") -> None:
-    """Add the variables of a ``.env`` file to the environment; what is set already stays.
+def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
+    """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
+
+    Read again, it undoes what it did before: a variable that has left the file is what it was.
+
+    :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
 
     :raises ConfigError: naming file and line of what cannot be parsed or read.
     """
@@ -335,6 +399,7 @@ def load_dotenv(path: str = ".env") -> None:
             _refuse_planted(os.fstat(stream.fileno()), path)
             bindings = list(parse_stream(stream))
     except FileNotFoundError:
+        environment.apply({}, defaults)
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
@@ -344,9 +409,8 @@ def load_dotenv(path: str = ".env") -> None:
     if broken:
         raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
                            for line in broken])
-    for binding in bindings:
-        if binding.key and binding.value is not None:
-            os.environ.setdefault(binding.key, binding.value)
+    environment.apply({binding.key: binding.value for binding in bindings
+                       if binding.key and binding.value is not None}, defaults)
 
 
 def _refuse_planted(found: os.stat_result, path: str) -> None:

@@ -23,10 +23,11 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
 from .database import Pool, PooledConnection
+from .database.credentials import Source
 from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
-from .exceptions import StabilityError
+from .exceptions import ConfigError, StabilityError
 from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check
@@ -45,11 +46,13 @@ class AppState:
     """What the extension keeps for one app.
 
     :ivar settings: the app's settings.
+    :ivar credentials: gives the database's user and password, None if the settings do.
     :ivar checks: health checks of the app beside the built-in ones.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask, settings: Settings, credentials: Source | None = None) -> None:
         self.settings = settings
+        self.credentials = credentials
         self.checks: list[Check] = []
         self.wants_database = any(os.environ.get(key) or app.config.get(key) is not None
                                   for key, name in KEYS.items() if name.startswith("db_") and name != "db_from_env")
@@ -81,7 +84,8 @@ class AppState:
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    self._pool = Pool(self.settings, name=self._name, instance_path=self._instance_path)
+                    self._pool = Pool(self.settings, name=self._name, instance_path=self._instance_path,
+                                      credentials=self.credentials)
             _process.watch_pool(self, self._pool)
         return self._pool
 
@@ -167,9 +171,12 @@ class StabilityExt:
     may serve several apps. All settings: README.rst, "Settings".
 
     :param app: the app, if it is there already.
+    :param credentials: gives the password of a MySQL or MariaDB database, or user and password (a pair, or a mapping
+        with these keys); called for each new connection, in a thread of the pool. For passwords that expire.
     """
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, credentials: Source | None = None) -> None:
+        self._credentials = credentials
         self._checks: list[Check] = []
         self._states: weakref.WeakSet[AppState] = weakref.WeakSet()
         #: A unit of work: context manager, decorator, or decorator with options; see `Transactions`.
@@ -189,7 +196,10 @@ class StabilityExt:
         settings = Settings.load(app.config)
         if settings.service_id is None:
             settings = _named(settings, app)
-        state = AppState(app, settings)
+        if self._credentials is not None and not (settings.db_url or "").startswith(("mysql", "mariadb")):
+            raise ConfigError("StabilityExt(credentials=…) needs the address of a MySQL or MariaDB database: set "
+                              "STABILITY_DB_URL=mysql://host/database")
+        state = AppState(app, settings, self._credentials)
         state.checks.extend(self._checks)
         app.extensions[_NAME] = state
         self._states.add(state)
@@ -204,15 +214,17 @@ class StabilityExt:
 
     # -- what an app's code uses ---------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None) -> PooledConnection:
+    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None) -> PooledConnection:
         """A connection to the app's database, in autocommit.
 
         With ``with`` it is given back at the end of the block, else when the request or app context ends.
 
         :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, and never longer than the request may.
+        :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
+            0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
         :raises DatabaseUnavailable: if none can be had in that time.
         """
-        connection = self._state().pool.connection(timeout)
+        connection = self._state().pool.connection(timeout, query_timeout=query_timeout)
         if has_app_context():
             # registered here, since it costs every request of an app (4 µs); first, since it has to run last
             if _give_back not in current_app.teardown_appcontext_funcs:

@@ -6,10 +6,14 @@ Each raises ValueError saying what is accepted; `config` adds the key and the va
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from .dburl import SCHEMES, DatabaseURL
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGEST = 1 << 60  # bytes; what is larger does not fit into the scoreboard's words
@@ -164,15 +168,41 @@ def _slip(value: Any) -> str:
 
 
 def database_url(value: Any) -> str:
-    """Address of a database: MySQL, MariaDB or SQLite."""
+    """Address of a database: MySQL, MariaDB or SQLite. The error shows no part of it."""
     text = str(value)
-    if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
+    if text.startswith("sqlite:"):
+        if not text.startswith("sqlite:///") or len(text) <= len("sqlite:///"):
+            raise ValueError("give sqlite:///path/to/file.db")
+        if "?" in text or "#" in text:
+            raise ValueError("a ? or # in sqlite:///path: options of SQLite are not taken from the address, and a "
+                             "file's name cannot contain them")
         return text
-    parts = _parts(text)
-    if parts is None or parts.scheme not in ("mysql", "mariadb") or not parts.path.strip("/"):
+    if text.partition(":")[0].lower() not in SCHEMES:
+        other = text.lower().startswith(("mysql+", "mariadb+"))
+        driver = "; the driver is mysqlclient: write mysql://" if other else ""
         raise ValueError("give mysql://user:password@host:port/database or sqlite:///path/to/file.db "
-                         f"(special characters in a password percent-encoded){_slip(text)}")
+                         f"(special characters in a password percent-encoded){driver}{_slip(text)}")
+    DatabaseURL.parse(text).check_files()
     return text
+
+
+def secret_file(path: Any) -> str:
+    """What a file holds, without the line's end; a secret.
+
+    :raises ValueError: naming the file, if it cannot be read or holds more or less than one line.
+    """
+    try:
+        descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, encoding="utf-8") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)  # anything else might keep us waiting
+            text = file.read(65537) if regular else ""
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"cannot be read ({type(error).__name__}): name a text file that the service's user may "
+                         "read") from None
+    lines = text.splitlines()
+    if len(lines) != 1 or not lines[0].strip() or len(text) > 65536:
+        raise ValueError("has to hold one line, the secret")
+    return lines[0]
 
 
 def web_url(value: Any) -> str:

@@ -8,22 +8,26 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import click
 
+from .. import environment
 from ..config import Settings, load_dotenv
 from ..dberrors import ErrorClass
+from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
 from ..find_service import config_option, gunicorn_arguments
 from ..server import facts
 from ..server.facts import Facts
+from .credentials import Source
 from .drivers import Driver, make_driver
 from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
+_WRONG_LOGIN = 1045
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Finding:
 
 
 def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "instance",
-             name: str = "app") -> list[Finding]:
+             name: str = "app", credentials: Source | None = None) -> list[Finding]:
     """Look at the database of these settings. Never raises for what the database does.
 
     :param workers: worker processes that will share it.
+    :param credentials: of the app, see `StabilityExt`.
     :raises ConfigError: if the driver is missing.
     """
-    driver = make_driver(settings, instance_path, name)
+    driver = make_driver(settings, instance_path, name, credentials)
     if driver.kind == "sqlite" and _is_missing(path := getattr(driver, "path", MEMORY)):
         return [_not_made(driver, path)]
     try:
@@ -56,6 +61,9 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
         code = error.args[0] if error.args else None
         kind = "credentials" if driver.classify(error) is ErrorClass.REFUSED else "reachable"
         remedy = driver.remedy(error) or "see the error"
+        if code == _WRONG_LOGIN and _needs_tls(settings, instance_path, name, credentials):
+            remedy = "this user must use TLS: add ssl_mode=REQUIRED (better VERIFY_IDENTITY, with ssl_ca) to the " \
+                     "options of STABILITY_DB_URL or to DB_OPTIONS"
         return [Finding(kind, "fail", f"{driver.describe()}: {type(error).__name__} {code}", remedy)]
     try:
         findings = [Finding("reachable", "ok", driver.describe())]
@@ -69,6 +77,19 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     finally:
         with contextlib.suppress(Exception):
             raw.close()
+
+
+def _needs_tls(settings: Settings, *which: Any) -> bool:
+    """Whether a login that was refused in clear succeeds with TLS."""
+    url = settings.db_url or ""
+    if DatabaseURL.parse(url).ssl_mode:
+        return False
+    encrypted = url.rstrip("?&") + ("&" if "=" in url.partition("?")[2] else "?") + "ssl_mode=REQUIRED"
+    try:
+        make_driver(replace(settings, db_url=encrypted, db_url_file=None), *which).connect().close()
+        return True
+    except Exception:
+        return False
 
 
 def _is_missing(path: str) -> bool:
@@ -179,7 +200,12 @@ def of_service(found: Facts, workers: int | None = None) -> Iterator[Finding]:
         yield Finding("app", "warn", f"cannot be loaded ({found.app_error}): only the environment is looked at",
                       "start the app by itself to see why")
     for app in found.apps:
-        if app.settings.db_url is not None or app.wants_database or os.path.exists(
+        yield from (Finding(**finding) for finding in app.looked_at)
+        if app.looked_at:
+            pass
+        elif app.credentials:
+            yield Finding("credentials", "ok", "the app gives them itself")
+        elif app.settings.db_url is not None or app.wants_database or os.path.exists(
                 os.path.join(app.instance_path, f"{app.name}.db")):
             yield from check_db(app.settings, workers=workers, instance_path=app.instance_path, name=app.name)
         elif not app.engines:
@@ -222,6 +248,7 @@ def check_db_command(app: str | None, config: str | None, workers: int | None, t
     DB_HOST …. Looks only: no file is made. Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:
+        environment.as_the_service()
         load_dotenv()
         found = facts.read(gunicorn_arguments(config, app), seconds=timeout, flask_app=facts.flask_app(), engines=True)
         findings = [Finding("settings", "fail", problem) for problem in found.problems] or list(

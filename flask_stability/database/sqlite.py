@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import Settings
 from ..dberrors import ErrorClass, sqlite_class
+from .identity import Identity
 
 _TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?(?:\*/|\Z)
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
@@ -81,7 +82,7 @@ class SQLiteDriver:
         self._settings = settings
         self.path = path if path == MEMORY else os.path.abspath(path)  # whatever the app does to its working directory
 
-    def connect(self, timeout: float | None = None) -> Any:
+    def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         limit = timeout or self._settings.db_connect_timeout
         folder = os.path.dirname(self.path)
         if folder:
@@ -121,6 +122,15 @@ class SQLiteDriver:
 
     def link(self, raw: Any) -> socket.socket | None:
         return None
+
+    def backstop(self, seconds: float) -> float:
+        return 0.0
+
+    def limit(self, raw: Any, seconds: float) -> None:
+        """The keeper ends its statements."""
+
+    def kill(self, identity: Identity) -> bool:
+        return False
 
     def ping(self, raw: Any) -> None:
         raw.execute("SELECT 1").fetchone()

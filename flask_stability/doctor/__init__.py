@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import click
 import psutil
 
+from .. import environment
 from ..config import load_dotenv
 from ..database.check_db import Finding, of_service, status_of
 from ..exceptions import ConfigError
@@ -95,6 +96,7 @@ def doctor_command(app: str | None, config: str | None, no_app: bool, timeout: f
     Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:
+        environment.as_the_service()
         load_dotenv()
         findings = examine(gunicorn_arguments(config, app), with_app=not no_app, seconds=timeout,
                            flask_app=facts.flask_app())

@@ -41,7 +41,9 @@ class AppFacts:
     :ivar wants_database: it names a database, or settings of one.
     :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
         latency_ms, pool. Empty unless `read` was asked for them.
+    :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
+    :ivar credentials: the app gives the database's user and password itself.
     """
 
     name: str
@@ -51,6 +53,8 @@ class AppFacts:
     longest: float = 0.0
     wants_database: bool = False
     engines: tuple[dict[str, Any], ...] = ()
+    looked_at: tuple[dict[str, Any], ...] = ()
+    credentials: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0, 
 
 
 def _decoded(found: dict[str, Any]) -> Facts:
-    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"]), "engines": tuple(app["engines"])})
+    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"]), "engines": tuple(app["engines"]),
+                              "looked_at": tuple(app["looked_at"])})
                  for app in found.pop("apps"))
     settings = _settings(found.pop("settings"))
     found.update({name: tuple(found[name]) for name in ("worker_modules", "binds", "problems")})
@@ -218,10 +223,25 @@ def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, An
     apps = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
              "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout,
              "wants_database": state.wants_database,
-             "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else []}
+             "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else [],
+             "looked_at": _by_the_app(state, int(application.cfg.workers)) if engines and state.credentials else [],
+             "credentials": state.credentials is not None}
             for state in extension.apps() if state.app is not None]
     del app
     return {"loaded": True, "apps": apps, "resident": resident()}
+
+
+def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
+    """What check-db finds with the credentials that the app's own function gives."""
+    from ..database.check_db import Finding, check_db
+    from ..redact import cause_of
+
+    try:
+        found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,
+                         credentials=state.credentials)
+    except Exception as error:
+        found = [Finding("credentials", "fail", f"{type(error).__name__}: {cause_of(error)}", "repair the app's function")]
+    return [dataclasses.asdict(finding) for finding in found]
 
 
 if __name__ == "__main__":

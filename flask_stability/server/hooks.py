@@ -16,7 +16,7 @@ from typing import Any
 
 import gunicorn
 
-from .. import config, extension, logs, middleware, request, scoreboard
+from .. import config, environment, extension, logs, middleware, request, scoreboard
 from ..config import Settings
 from ..database import calls, pool
 from ..errors import hooks as process_hooks
@@ -204,6 +204,15 @@ def _when_ready(server: Any) -> None:
 
 
 def _on_reload(server: Any) -> None:
+    """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
+    global _settings
+    if environment.was_read():
+        try:
+            config.load_dotenv()
+            _settings = Settings.from_environ()
+        except ConfigError as error:
+            for problem in error.problems:
+                server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
     _adjust(server)
