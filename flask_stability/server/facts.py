@@ -240,7 +240,8 @@ def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
         found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,
                          credentials=state.credentials)
     except Exception as error:
-        found = [Finding("credentials", "fail", f"{type(error).__name__}: {cause_of(error)}", "repair the app's function")]
+        found = [Finding("credentials", "fail", f"{type(error).__name__}: {cause_of(error)}",
+                         "repair the app's function that gives them")]
     return [dataclasses.asdict(finding) for finding in found]
 
 

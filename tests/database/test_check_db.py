@@ -135,6 +135,11 @@ def test_a_frozen_server_is_told_within_the_connect_timeout(mariadb: MariaDB) ->
     assert "frozen" in found[0].remedy
 
 
+def _make_sqlite(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
 def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a server, in JSON, with an exit status."""
     monkeypatch.chdir(tmp_path)
@@ -145,7 +150,7 @@ def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert done.exit_code == 0, done.output
     assert "not there yet" in done.output
     assert list(tmp_path.iterdir()) == []  # looking makes nothing
-    sqlite3.connect(tmp_path / "x.db").close()
+    _make_sqlite(tmp_path / "x.db")
     done = CliRunner().invoke(stability, ["check-db", "--json"])
     assert (done.exit_code, [finding["name"] for finding in json.loads(done.output)]) == (0, ["reachable"])
     assert not (tmp_path / "x.db").exists(), "it would belong to who checks, not to the service"
@@ -173,12 +178,12 @@ def test_the_command_looks_at_the_app_s_own_database(tmp_path: Path) -> None:
                               capture_output=True, text=True, timeout=60)
         return done.returncode, json.loads(done.stdout)
 
-    sqlite3.connect(tmp_path / "of-the-app.db").close()
+    _make_sqlite(tmp_path / "of-the-app.db")
     status, findings = run("good")
     assert status == 0
     assert findings[0]["detail"].endswith("of-the-app.db")
     assert run("none")[0] == 1
-    sqlite3.connect(tmp_path / "x.db").close()
+    _make_sqlite(tmp_path / "x.db")
     status, findings = run("broken", STABILITY_DB_URL=f"sqlite:///{tmp_path}/x.db")
     assert status == 1
     assert [finding["name"] for finding in findings[:2]] == ["app", "reachable"]
