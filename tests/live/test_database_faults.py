@@ -252,7 +252,9 @@ def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: Mar
     assert fault.slow() <= plain.total // 100
     frozen = Result([outcome for outcome in fault.of(database=True, since=since + 0.1).outcomes
                      if outcome.due + outcome.latency < until])
-    assert set(frozen.errors()) == {"HTTP 503"}
+    errors = frozen.errors()
+    assert errors.pop("HTTP 500", 0) <= THREADS * len(before)  # a COMMIT under way: CommitUnknown, one a thread
+    assert set(errors) == {"HTTP 503"}
     assert frozen.ok <= frozen.total // 50  # a reply that was under way when it froze
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)
@@ -269,7 +271,9 @@ def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: Ma
         mariadb.thaw()
     plain = fault.of(database=False)
     assert plain.failed == 0, plain.errors()
-    assert set(fault.of(database=True).errors()) == {"HTTP 503"}
+    errors = fault.of(database=True).errors()
+    assert errors.pop("HTTP 500", 0) <= len(before)  # a COMMIT under way: CommitUnknown, one a worker at the most
+    assert set(errors) == {"HTTP 503"}
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)
     _stored(server, fault.result)
