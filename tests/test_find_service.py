@@ -17,6 +17,7 @@ import click
 import pytest
 
 from flask_stability import durations, find_service
+from flask_stability.scoreboard import Scoreboard
 from support import ROOT, Server
 
 SOURCE = """
@@ -135,8 +136,16 @@ def test_alert_test_says_whether_an_alert_arrives(tmp_path: Path, answer: int) -
 
 
 def test_a_service_that_cannot_be_attached_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a traceback."""
+    """Not a traceback: a file that is no board, and one of another version."""
     (tmp_path / f"flask_stability-{os.getpid()}.board").write_text("nonsense")
     monkeypatch.setenv("STABILITY_RUN_DIR", str(tmp_path))
-    with pytest.raises(click.ClickException, match="no scoreboard"):
+    with pytest.raises(click.ClickException, match="no running service"):
         find_service.find(None)
+    board, problem = Scoreboard.create(1, str(tmp_path))
+    assert (problem, find_service.find_master(None)[0]) == ("", os.getpid())
+    assert board.path is not None
+    with open(board.path, "r+b") as file:
+        file.write(b"FSTABLE0")
+    with pytest.raises(click.ClickException, match="no scoreboard of this version"):
+        find_service.find(None)
+    board.unlink()
