@@ -222,9 +222,8 @@ def _remove_stale(run_dir: str) -> None:
         process, started = processes.look(pid), _started(path)
         try:
             os.kill(pid, 0)  # /proc may hide other users' processes
-            # without a process of that number: a zombie, where process 1 does not reap; or there is no /proc at all
-            gone = (started not in (0, process.started) if process is not None
-                    else processes.look(os.getpid()) is not None)
+            # without a process here it is a zombie, where process 1 does not reap, or hidden
+            gone = started not in (0, process.started) if process else os.path.exists(f"/proc/{pid}/stat")
         except ProcessLookupError:
             gone = True
         except (OSError, OverflowError):

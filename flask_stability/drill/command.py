@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from ..config import DatabaseAddress, Settings, load_dotenv
+from ..config import Settings, load_dotenv
+from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
 from ..find_service import config_option, find_master, gunicorn_arguments
 from ..server import facts
@@ -45,7 +46,7 @@ def _master(run_dir: str | None, config: str | None) -> int:
                          "--pid") from None
 
 
-def _address(app: str | None, config: str | None) -> DatabaseAddress:
+def _address(app: str | None, config: str | None) -> DatabaseURL:
     """Where the service's own database is.
 
     :raises DrillError: if it is no MySQL or MariaDB, or cannot be told.

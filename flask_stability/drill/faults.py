@@ -8,7 +8,9 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from ..config import DatabaseAddress, Settings
+from ..config import Settings
+from ..database.credentials import Credentials
+from ..dburl import DatabaseURL
 from .service import Service
 
 
@@ -54,12 +56,11 @@ def bad_requests(service: Service) -> None:
             link.sendall(junk[number % len(junk)])
 
 
-def drop_database_connections(address: DatabaseAddress, _: Service) -> None:
+def drop_database_connections(address: DatabaseURL, _: Service) -> None:
     """KILL every connection of the service's database user but our own."""
     import MySQLdb
 
-    link = MySQLdb.connect(host=address.host, port=address.port, user=address.user, password=address.password,
-                           database=address.name, connect_timeout=5)
+    link = MySQLdb.connect(connect_timeout=5, **address.arguments())
     try:
         cursor = link.cursor()
         cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()",
@@ -71,10 +72,10 @@ def drop_database_connections(address: DatabaseAddress, _: Service) -> None:
         link.close()
 
 
-def database_address(settings: Settings) -> DatabaseAddress | None:
-    """Where the service's MySQL or MariaDB is; None without one."""
+def database_address(settings: Settings) -> DatabaseURL | None:
+    """Where the service's MySQL or MariaDB is, from its settings and the files that they name; None without one."""
     url = settings.db_url
-    return DatabaseAddress.from_url(url) if url and not url.startswith("sqlite") else None
+    return Credentials(settings)() if url and not url.startswith("sqlite") else None
 
 
 FAULTS: tuple[tuple[str, Callable[[Service], None]], ...] = (

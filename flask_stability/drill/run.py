@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from ..config import DatabaseAddress
+from ..dburl import DatabaseURL
 from ..loadgen import Load
 from .faults import FAULTS, drop_database_connections
 from .report import STEADY, Report, Step, verdicts
 from .service import Service
 
 
-def run(service: Service, *, rate: float, seconds: float, database: DatabaseAddress | None = None,
+def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL | None = None,
         progress: Callable[[str], None] = lambda _: None) -> Report:
     """All faults in turn under load.
 
