@@ -173,7 +173,8 @@ class Settings:
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
     request_timeout: float = _setting(60.0, seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
-    memory_limit: int | None = _setting(None, parse_size, "resident memory of a worker above which it is replaced",
+    memory_limit: int | None = _setting(None, parse_size, "a worker's own memory (anonymous, private) above "
+                                        "which it is replaced",
                                         scope="master", unit="bytes",
                                         shown="0.8 × container limit / (workers + 1)")
     memory_limit_jitter: float = _setting(0.1, ratio, "share by which each worker's limit is lowered at random",

@@ -70,11 +70,11 @@ def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
 
 def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:
     words = row.words
-    rss, limit = int(words[board.W_RSS]), int(words[board.W_MEMORY_LIMIT])
-    details = {"rss_bytes": rss, "limit_bytes": limit}
+    own, limit = int(words[board.W_OWN_MEMORY]), int(words[board.W_MEMORY_LIMIT])
+    details = {"rss_bytes": int(words[board.W_RSS]), "private_bytes": own, "limit_bytes": limit}
     if words[board.W_LEAK_VERDICT]:
         raise Worry("memory leak suspected", **details)
-    if limit and rss > 0.9 * limit:
+    if limit and own > 0.9 * limit:
         raise Worry("close to the limit", **details)
     growth = growing(words[board.W_GROWING])
     if growth:

@@ -178,7 +178,8 @@ _TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND),
 def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[str, Any]:
     workers: list[dict[str, Any]] = [
         {"slot": row.slot, "pid": row.pid, "status": own[row.slot].get("memory", {}).get("status", PASS),
-         "rss_bytes": int(row.words[board.W_RSS]), "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
+         "rss_bytes": int(row.words[board.W_RSS]), "private_bytes": int(row.words[board.W_OWN_MEMORY]),
+         "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
          "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
          "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
          "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
@@ -265,9 +266,9 @@ def _draft_checks(detailed: dict[str, Any], uptime: float) -> dict[str, list[dic
     database, disk = detailed["database"], detailed["disk"]
     checks: dict[str, list[dict[str, Any]]] = {"memory:utilization": []}
     for worker in detailed["memory"]["workers"]:
-        rss, limit = worker["rss_bytes"], worker["limit_bytes"]
+        rss, private, limit = worker["rss_bytes"], worker["private_bytes"], worker["limit_bytes"]
         checks["memory:utilization"].append(measured(
-            worker, round(100 * rss / limit, 1) if limit else rss, "percent" if limit else "bytes",
+            worker, round(100 * private / limit, 1) if limit else rss, "percent" if limit else "bytes",
             component=f"worker-{worker['slot']}"))
     if database["configured"]:
         checks["database:responseTime"] = [measured(database, database.get("latency_ms"), "ms", "datastore")]

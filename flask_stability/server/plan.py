@@ -21,7 +21,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
+READY_TIMEOUT = 30.0  #: seconds a newcomer has at least to become ready
+BOOTS = 2.0  #: × the longest boot that was measured: so long it has
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
@@ -109,7 +110,7 @@ def reloaded(old: Sequence[Seen], now: float) -> Replacement:
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
-              mercy: float, room: int = 1) -> Step:
+              mercy: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
     """The edge to cross now.
 
     :param base: how many workers there are to be.
@@ -117,6 +118,7 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param mercy: seconds after SIGTERM at which a worker is killed.
     :param room: for how many newcomers there is memory; one is started in any case.
+    :param patience: seconds that a newcomer has to become ready.
     """
     overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
     if overdue:
@@ -131,7 +133,7 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     if not going:
         return Step(Action.NOTHING, (), _idle(state))
     if state.phase is Phase.SURGING:
-        return _surging(state, alive, going, now, base, close_time, room)
+        return _surging(state, alive, going, now, base, close_time, room, patience)
     if now - state.since >= close_time and (_covered(state, alive, base) or not state.covered):
         return Step(Action.TERM, going, _idle(state))
     return Step(Action.NOTHING, (), state)
@@ -178,7 +180,7 @@ def _join(state: Replacement, more: Sequence[Seen], reason: str, now: float) -> 
 
 
 def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], now: float, base: int,
-             close_time: float, room: int) -> Step:
+             close_time: float, room: int, patience: float) -> Step:
     if state.reason in USELESS:
         others = [seen for seen in alive if seen.pid not in state.pids]
         more = _useless(others, None)[:max(0, room - len(going))]
@@ -190,7 +192,7 @@ def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], 
             return Step(Action.TERM, gone, replace(state, pids=state.pids - set(gone)))
     if _covered(state, alive, base):
         return _close(state, going, state.reason, now, close_time)
-    if state.reason == "reload" or now - state.since <= READY_TIMEOUT:
+    if state.reason == "reload" or now - state.since <= patience:
         return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
     if state.reason in BROKEN:
         return Step(Action.TERM, going[:1], _idle(state))
@@ -203,6 +205,16 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
         return Step(Action.TERM, pids, _idle(state))
     return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now, state.quiet_until,
                                                 covered and reason not in BROKEN))
+
+
+def ready_timeout(boots: Sequence[float], timeout: float) -> float:
+    """Seconds that a newcomer has to become ready: what boots took, twice; no longer than gunicorn waits for a boot.
+
+    :param boots: seconds of the last boots, and of those that were given up.
+    :param timeout: gunicorn's, after which it kills a worker that does not boot; 0 = never.
+    """
+    learned = max(READY_TIMEOUT, BOOTS * max(boots, default=0.0))
+    return min(learned, max(READY_TIMEOUT, timeout)) if timeout else learned
 
 
 def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, coming: int = 0, knocking: bool,

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -63,6 +64,7 @@ class Supervisor:
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
+        self._boots: deque[float] = deque(maxlen=8)
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._stillborn: list[str] = []
         self._pid = os.getpid()
@@ -392,7 +394,10 @@ class Supervisor:
         self._release_vanished()
         children = [child for child in self.children.values() if child.pid in server.WORKERS]
         for child in children:
+            booting = not child.ready_at
             child.look(now)
+            if booting and child.ready_at:
+                self._boots.append(child.ready_at - child.started)
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
@@ -462,7 +467,10 @@ class Supervisor:
         step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
                               mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
-                              room=self._room())
+                              room=self._room(),
+                              patience=plan.ready_timeout(self._boots, float(self.server.timeout or 0)))
+        if step.action is Action.GIVE_UP:
+            self._boots.append(now - before.since)  # it takes that long at least: the next one is given more
         self.state = step.state
         if step.action is Action.NOTHING:
             return
@@ -516,7 +524,7 @@ class Supervisor:
         return plan.PLENTY if free is None or not largest else free // 2 // largest
 
     def _largest(self) -> int:
-        return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
+        return max((int(row.words[scoreboard.W_OWN_MEMORY]) for row in self.board.live()), default=0)
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)

@@ -346,3 +346,12 @@ def test_workers_that_are_all_silent_are_given_less_time() -> None:
     """Then nobody serves."""
     assert plan.patience([]) == plan.patience([0.5, 9.0]) == plan.SILENT
     assert plan.patience([2.5, 9.0]) == plan.NOBODY
+
+
+def test_a_newcomer_has_the_time_that_boots_take() -> None:
+    """Twice the longest that was seen, half a minute at least, and no more than gunicorn gives a boot."""
+    assert plan.ready_timeout([], 120.0) == plan.ready_timeout([3.0], 120.0) == 30.0
+    assert plan.ready_timeout([3.0, 36.0], 120.0) == 72.0
+    assert plan.ready_timeout([36.0], 40.0) == 40.0
+    assert plan.ready_timeout([36.0], 20.0) == 30.0
+    assert plan.ready_timeout([100.0], 0.0) == 200.0
