@@ -96,7 +96,7 @@ class StabilityMiddleware:
         exchange.middleware = self
         exchange.timeout = self.timeout
         exchange.rule = NO_RULE
-        exchange.response_started = exchange.health = exchange.overdue = exchange.early = False
+        exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = 0

@@ -90,6 +90,7 @@ class RequestRecord:
         `NO_RULE` before, and without one.
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
+    :ivar refused: its 503 is given on purpose, since the database cannot be had.
     :ivar resources: what it holds, None if nothing.
     :ivar overdue: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
@@ -99,7 +100,7 @@ class RequestRecord:
     :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded",
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded", "refused",
                  "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
                  "unavailable")
 
@@ -108,7 +109,7 @@ class RequestRecord:
         self.started_ns = started_ns
         self.timeout = timeout
         self.thread_id = threading.get_ident()
-        self.response_started = self.health = self.overdue = False
+        self.response_started = self.health = self.overdue = self.refused = False
         self.given_id: str | None = None
         self.recorded: object = None
         self.rule: Any = NO_RULE

@@ -44,7 +44,7 @@ class Child:
         return pid if isinstance(pid, int) else 0
 
     def look(self, now: float) -> None:
-        """Take over what the worker and the command line say of it."""
+        """Take over what the worker says of it."""
         row = self.row
         if row is None:  # all rows are taken: nothing is known of it
             self.ready_at = self.ready_at or now
@@ -53,7 +53,7 @@ class Child:
             self.ready_at = row.words[scoreboard.W_READY_NS] / 1e9 or now
         said = _name(row.words[scoreboard.W_RETIRE_REASON])
         if not self.asked or said == "memory_hard":
-            self.ask(said or ("asked" if row.orders[scoreboard.O_CLI_RETIRE] else ""))
+            self.ask(said)
 
     def ask(self, reason: str) -> None:
         """It is to be replaced."""

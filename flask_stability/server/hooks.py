@@ -5,6 +5,7 @@ but for those that may refuse to start the service or to serve a request.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from . import orphans, port_in_use
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat, connections
@@ -45,6 +46,7 @@ _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed
 supervisor: Supervisor | None = None
 once: Once | None = None
 guard: Guard | None = None
+start_log: logging.Filter | None = None  #: on gunicorn's log until the service listens
 _settings = Settings()
 
 
@@ -106,7 +108,7 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, once, _settings
+    global supervisor, once, start_log, _settings
     once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
@@ -133,6 +135,7 @@ def _on_starting(server: Any) -> None:
     if not server.master_pid:
         places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
         _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
+        start_log = port_in_use.watch(server)
     board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
@@ -140,6 +143,9 @@ def _on_starting(server: Any) -> None:
     supervisor = Supervisor(server, board, _settings)
     if supervisor.wrap():
         supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
+        problem = supervisor.listen(uid)
+        if problem:
+            server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
     else:
         supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
@@ -196,6 +202,7 @@ def _tcp_migrate() -> str:
 
 
 def _when_ready(server: Any) -> None:
+    port_in_use.leave(server, start_log)
     if _settings.gc_freeze and server.cfg.preload_app:
         gc.collect()
         gc.freeze()
@@ -247,6 +254,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 def _on_exit(server: Any) -> None:
     if supervisor is not None:
         supervisor.left()
+        if supervisor.control is not None:
+            supervisor.control.close()
     logs.process("stopped")
     scoreboard.current().unlink()
 
@@ -255,6 +264,8 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
+    if supervisor is not None and supervisor.control is not None:
+        supervisor.control.close(inherited=True)
     if once is not None:
         worker.load_wsgi = one_line(worker.load_wsgi, once)
     row = getattr(worker, "stability_row", None)

@@ -27,6 +27,8 @@ from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
+from .commands import carry_out
+from .control import Listener, path_of
 from .group import Group
 from .guard import TELL_STACKS
 from .gunicorn import compat
@@ -79,6 +81,7 @@ class Supervisor:
         self._looked = time.monotonic()
         self.spares = 0
         self.notifier = Notifier()
+        self.control: Listener | None = None
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -307,6 +310,17 @@ class Supervisor:
                     child.send(signal.SIGCONT)
         self._stop(graceful)
 
+    def listen(self, uid: int = -1) -> str:
+        """Take orders from now on; return why that cannot be, or "".
+
+        :param uid: the workers' user, if it is another.
+        """
+        if self.board.path is None:
+            return ""  # there is no file to put it beside, which was told
+        self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
+            order, user, self.board, self.children.values()), uid)
+        return self.control.open()
+
     # -- called by the hooks -------------------------------------------------------------------------------------
 
     def forking(self, worker: Any) -> None:
@@ -409,6 +423,8 @@ class Supervisor:
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
+        if self.control is not None:
+            self.control.serve(now)
         for step in (self._thaw, self._silent, self.group.relieve, self.group.learn, self._again):
             try:
                 step(now, children)
