@@ -258,6 +258,7 @@ class Exchange(RequestRecord):
             status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
             headers.append((self.middleware.id_header, self.id))
             self.code = int(status[:3])
+            self.refused = isinstance(error, DatabaseUnavailable)
             self.start(status, headers, (type(error), error, error.__traceback__))
             return [] if self.method == "HEAD" else [body]
         finally:
@@ -272,8 +273,10 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
+                code = self.code
                 (scoreboard._row or scoreboard.my_row()).observe(
-                    environ["REQUEST_METHOD"], self.rule.endpoint, self.code,
+                    environ["REQUEST_METHOD"], self.rule.endpoint,
+                    scoreboard.REFUSED if code == 503 and self.refused else code,
                     (self.taken_ns or _now()) - self.started_ns)
                 if self.code >= 400:
                     self._note()

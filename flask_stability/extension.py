@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Blueprint, Flask, current_app, g, has_app_context
@@ -66,6 +67,12 @@ class AppState:
     def app(self) -> Flask | None:
         """The app, or None if it is gone."""
         return self._app()
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The SQLAlchemy engines that were registered, by the names of their checks."""
+        return {check.name: check.function.args[0] for check in self.checks
+                if isinstance(check.function, partial) and check.function.func is engine_probe}
 
     @property
     def pool_or_none(self) -> Pool | None:
@@ -266,15 +273,19 @@ class StabilityExt:
         """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
         return request.request_timeout(seconds)
 
+    def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
+        """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""
+        return request.client_min_rate(bytes_per_second)
+
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503.
 
         Inside an app context it is that app's alone: what a factory makes for one app is not held for the next.
         """
         if has_app_context():
-            _add(Check(name, lambda: engine_probe(engine), critical=True), self._state())
+            _add(Check(name, partial(engine_probe, engine), critical=True), self._state())
         else:
-            self.health_check(name, critical=True)(lambda: engine_probe(engine))
+            self.health_check(name, critical=True)(partial(engine_probe, engine))
 
     @property
     def health_blueprint(self) -> Blueprint:

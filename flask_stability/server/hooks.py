@@ -5,6 +5,7 @@ but for those that may refuse to start the service or to serve a request.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -22,11 +23,12 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from . import orphans, port_in_use
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat
+from .gunicorn import compat, connections
 from .gunicorn.compat import is_a
+from .gunicorn.glogging import be_patient
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
@@ -44,6 +46,7 @@ _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed
 supervisor: Supervisor | None = None
 once: Once | None = None
 guard: Guard | None = None
+start_log: logging.Filter | None = None  #: on gunicorn's log until the service listens
 _settings = Settings()
 
 
@@ -111,7 +114,7 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, once, _settings
+    global supervisor, once, start_log, _settings
     once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
@@ -125,7 +128,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_tell_version, _make_upgradable):
+    for step in (_be_patient, _tell_version, _make_upgradable):
         _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
@@ -138,6 +141,7 @@ def _on_starting(server: Any) -> None:
     if not server.master_pid:
         places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
         _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
+        start_log = port_in_use.watch(server)
     board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
@@ -145,6 +149,9 @@ def _on_starting(server: Any) -> None:
     supervisor = Supervisor(server, board, _settings)
     if supervisor.wrap():
         supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
+        problem = supervisor.listen(uid)
+        if problem:
+            server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
     else:
         supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
@@ -152,6 +159,10 @@ def _on_starting(server: Any) -> None:
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
                            if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _be_patient(server: Any) -> None:
+    be_patient(getattr(server, "log", None))
 
 
 def _tell_version(server: Any) -> None:
@@ -197,6 +208,7 @@ def _tcp_migrate() -> str:
 
 
 def _when_ready(server: Any) -> None:
+    port_in_use.leave(server, start_log)
     if _settings.gc_freeze and server.cfg.preload_app:
         gc.collect()
         gc.freeze()
@@ -214,6 +226,7 @@ def _on_reload(server: Any) -> None:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
+    _contained("on_reload", _be_patient, (server,))
     _adjust(server)
 
 
@@ -247,6 +260,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 def _on_exit(server: Any) -> None:
     if supervisor is not None:
         supervisor.left()
+        if supervisor.control is not None:
+            supervisor.control.close()
     logs.process("stopped")
     scoreboard.current().unlink()
 
@@ -255,6 +270,8 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
+    if supervisor is not None and supervisor.control is not None:
+        supervisor.control.close(inherited=True)
     if once is not None:
         worker.load_wsgi = one_line(worker.load_wsgi, once)
     row = getattr(worker, "stability_row", None)
@@ -267,8 +284,8 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _watch_forks,
-                 _start_process, _say_ready):
+    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+                 _watch_forks, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -314,6 +331,12 @@ def _tell_stacks(worker: Any) -> None:
     tell_stacks_on_demand()
 
 
+def _watch_connections(worker: Any) -> None:
+    if is_a(type(worker), "sync", "gthread"):
+        worker.stability_connections = connections.watch(worker)
+        middleware.watches_uploads = worker.stability_connections is not None
+
+
 def _start_guard(worker: Any) -> None:
     global guard
     board, row = scoreboard.current(), scoreboard.my_row()
@@ -321,7 +344,8 @@ def _start_guard(worker: Any) -> None:
         worker.notify = _beating(worker.notify, row)
         return
     guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
+                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None,
+                  connections=getattr(worker, "stability_connections", None))
     signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
@@ -329,15 +353,19 @@ def _start_guard(worker: Any) -> None:
 
 
 def _leave_well(worker: Any) -> None:
-    words = scoreboard.current().master.words
+    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
 
-    def last() -> bool:
+    def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
             return guard is None or not guard.kept()
-        return bool(words[scoreboard.M_DRAINING] == scoreboard.ENDING)
+        if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
+            return True
+        return None if supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
-        leave_well(worker, last)
+        leave = leave_well(worker, last)
+        if guard is not None:
+            guard.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:

@@ -60,7 +60,8 @@ def test_it_is_asked_by_its_own_names(port: int, host: str) -> None:
     assert " 200 " in _ask(port, "HTTP/1.0")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example",
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example",
+                                  "localhost.evil.example",
                                   "192.0.2.7", "", "a, 127.0.0.1", "127.0.0.1:x", "[::1", "[::1]evil", "127.0.0.1@evil",
                                   "0.0.0.0"])
 def test_it_answers_to_no_other_name(port: int, host: str) -> None:
@@ -104,7 +105,8 @@ def test_it_names_no_versions(port: int, head: str) -> None:
 def test_clients_that_drip_bytes_lock_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there is room for, and more: the oldest of them goes for each who asks; none stays for long."""
     with contextlib.ExitStack() as opened:
-        dripping = [opened.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE)) for _ in range(MOST + 4)]
+        dripping = [opened.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+                    for _ in range(MOST + 4)]
         end = threading.Event()
 
         def drip() -> None:

@@ -181,8 +181,8 @@ def test_registered_by_hand_the_endpoints_are_the_apps(tmp_path: Path, capfd: py
     assert "health_path_taken" not in capfd.readouterr().err
 
 
-_SLASHES = st.lists(st.sampled_from(["", "/", "//", "health", "Health", "history", "live", "dashboard", "logout", ".", "..",
-                                     "%2f", "app.js", ";x"]), max_size=6).map("/".join)
+_SLASHES = st.lists(st.sampled_from(["", "/", "//", "health", "Health", "history", "live", "dashboard", "logout", ".",
+                                     "..", "%2f", "app.js", ";x"]), max_size=6).map("/".join)
 
 
 @settings(max_examples=200)

@@ -18,8 +18,7 @@ from werkzeug.test import Client, TestResponse
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.health import access, dashboard
-from flask_stability.health import sessions
+from flask_stability.health import access, dashboard, sessions
 from flask_stability.health.access import COOKIE, LIFETIME, REFILL, TELL_EVERY, TRIES, Access, Guesses, Refused
 from flask_stability.health.blueprint import make_health_app
 from flask_stability.health.history import SAMPLES, History, Memory, Sample
