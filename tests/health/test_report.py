@@ -88,7 +88,7 @@ def test_the_document_has_the_promised_form() -> None:
     assert document["checks"]["search:responseTime"][0]["observedUnit"] == "ms"
     assert document["checks"]["uptime"][0]["observedValue"] >= 90
     detailed = document["detailed"]
-    assert detailed["memory"]["rss_bytes"] == 100_000_000
+    assert detailed["memory"]["rss_bytes"] == 120_000_000
     assert detailed["memory"]["trend_bytes_per_min"] == 1000.0
     assert detailed["memory"]["seconds_to_limit"] == 120.0
     assert detailed["memory"]["workers"][0]["seconds_to_limit"] is None
