@@ -31,7 +31,6 @@ from .wsgi_rules import InvalidResponse
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"
 
-_ident = threading.get_ident
 _now = time.monotonic_ns
 
 
@@ -79,7 +78,7 @@ class StabilityMiddleware:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if MARK in environ:
             return self._inside(environ, start_response)
-        thread = _ident()
+        thread = threading.get_ident()  # looked up anew: gevent replaces it when the worker starts
         exchange: Exchange = Exchange()
         exchange.started_ns = _now()
         exchange.thread_id = thread

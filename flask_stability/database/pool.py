@@ -14,7 +14,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -96,7 +95,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
         :raises PoolClosed: after `close`.
         """
-        now, ident = monotonic(), get_ident()
+        now, ident = monotonic(), threading.get_ident()
         record = request.inflight.get(ident)
         if self.lost:
             self.adopt()
@@ -158,7 +157,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         left = request.remaining()
         if left is not None:
             deadline = min(deadline, now + left - 1.0)
-        ident = get_ident()
+        ident = threading.get_ident()
         self.inside[ident] = now
         try:
             return self._take(now, deadline)
@@ -343,7 +342,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _cleared(self, entry: Entry) -> bool:
         """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
         session = entry.effect == SESSION or self.settings.db_reset_on_return == "session"
-        ident, serving = get_ident(), entry.request is not None
+        ident, serving = threading.get_ident(), entry.request is not None
         if serving:
             self.inside[ident] = monotonic()
         try:
