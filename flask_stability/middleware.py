@@ -90,7 +90,7 @@ class StabilityMiddleware:
         exchange.response_started = exchange.health = exchange.overdue = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
-        exchange.code = exchange.sent = 0
+        exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = -1
         environ[MARK] = True
         try:
@@ -127,6 +127,7 @@ class StabilityMiddleware:
                     raise InvalidResponse("the app did not call start_response")
                 exchange.writer = start_response(*head)
                 exchange.response_started = True
+                exchange.begun_ns = _now()
             return exchange
         except BaseException as error:
             return exchange.fail(error)

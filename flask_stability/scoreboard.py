@@ -43,7 +43,7 @@ from .scoreboard_parts import (
 
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
 
-MAGIC = b"FSTABLE3"
+MAGIC = b"FSTABLE4"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -58,8 +58,10 @@ PAGE = 4096
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
- ) = range(53)
-COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
+ W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
+ # no counters
+ W_DB_FULL_NS) = range(57)
+COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
@@ -208,6 +210,12 @@ class Row:
         """Add to one of the worker's words, safely among the threads of the worker."""
         with self.lock:
             self.words[index] += number
+
+    def add_stream(self, milliseconds: int) -> None:
+        """Count an answer whose body took that long after its first chunk."""
+        with self.lock:
+            self.words[W_STREAMS] += 1
+            self.words[W_STREAM_MS] += milliseconds
 
     @property
     def by_class(self) -> list[int]:

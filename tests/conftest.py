@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["support_db"]
+pytest_plugins = ["support_db", "support_mysql"]
 
 # an example that takes long says more of the machine than of the code
 hypothesis.settings.register_profile("patient", deadline=None,

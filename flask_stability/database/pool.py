@@ -19,7 +19,7 @@ from typing import Any
 
 from dbutils.pooled_db import PooledDB
 
-from .. import logs, request
+from .. import logs, request, scoreboard
 from ..config import Settings
 from ..exceptions import CircuitOpen, PoolClosed, PoolTimeout, TooManyRequests
 from .breaker import Breaker
@@ -31,7 +31,7 @@ from .entry import IDLE, IN_USE, REMOVED, RESERVED, Entry
 from .keeper import PROBE_INTERVAL, Keeper
 from .opening import fill, reserve_slots
 from .statements import SESSION
-from .stats import Counters
+from .stats import Counters, publish_gauges
 from .waiting import Queue, Waiter
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -48,6 +48,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     :ivar entries: all open connections.
     :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
     :ivar connecting: slots of connections that are being opened.
+    :ivar full_since: since when the keeper finds all connections that there may be in use; 0.0 = not now.
     :ivar generation: rises with each failure; what was checked in an older one is pinged before it is used.
     :ivar lost: what finalizers found; `adopt` takes it back.
     """
@@ -66,6 +67,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.inside = self.bulkhead.inside
         self.lost: collections.deque[Entry] = collections.deque()
         self.generation = 0
+        self.full_since = 0.0
         self._renewed = self._asked = 0.0
         #: Counted here, under the lock that is held anyway; seconds.
         self._requests, self._usage = 0, 0.0
@@ -436,6 +438,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.send_all_away(lambda: PoolClosed("the pool is closed: the process is ending"))
         if keeper is not None:
             keeper.stop()
+            self.publish_figures()
         for entry in idle:
             self.discard(entry)
         self.adopt()
@@ -453,6 +456,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         logs.error(event, level=level, database=self.driver.describe(), total=stats["pool_size"],
                    active=stats["pool_in_use"], idle=stats["pool_available"], waiting=stats["requests_waiting"],
                    **fields)
+
+    def publish_figures(self) -> None:
+        """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
+        row = scoreboard.my_row()
+        self.counters.publish(row, self.stats())
+        publish_gauges(row, [(pool.stats(), pool.full_since) for pool in list(_pools) if pool.kept])
 
     def stats(self) -> dict[str, int | float | str]:
         """Figures under psycopg_pool's names; times in milliseconds."""
@@ -474,6 +483,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             _inherited.append(entry)
         self.entries, self.waiters, self.lost = set(), Queue(), collections.deque()
         self.inside.clear()
+        self.full_since = 0.0
         self.bulkhead.silent = False
         self._idle_cache = []
         self._connections = self.connecting = 0

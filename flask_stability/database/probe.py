@@ -1,0 +1,48 @@
+"""Asking a database whether it answers, on a connection of its own, whatever the pool's are busy with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..dberrors import ErrorClass
+
+if TYPE_CHECKING:
+    from .drivers import Driver
+
+#: A server that is there and has no connection to give.
+_FULL = frozenset((1040, 1203))
+
+
+def round_trip(driver: Driver, patience: float) -> float:
+    """Connect, execute one statement and close. Return the seconds that the statement took.
+
+    :param patience: seconds to connect, and seconds for the statement; a whole number of seconds is used to connect.
+    :raises Exception: the driver's, also where there was no answer in time.
+    """
+    raw = driver.connect(patience)
+    link = driver.link(raw)
+    watch = threading.Timer(patience, driver.interrupt, (raw, link))
+    watch.daemon = True
+    try:
+        with suppress(RuntimeError):  # no more threads: the driver's own timeouts are left
+            watch.start()
+        started = time.monotonic()
+        cursor = raw.cursor()
+        cursor.execute("SELECT 1")
+        cursor.fetchone()
+        cursor.close()
+        return time.monotonic() - started
+    finally:
+        watch.cancel()
+        raw.close()
+        if link is not None:
+            link.close()
+
+
+def is_busy(driver: Driver, error: BaseException) -> bool:
+    """Whether the database lives and only has no room for one more: no connection left, or a file that is locked."""
+    code = error.args[0] if error.args else None
+    return code in _FULL or driver.classify(error) is ErrorClass.LOCK_WAIT
