@@ -9,8 +9,10 @@ class StabilityError(Exception):
     """Base class of everything this package raises on its own account."""
 
 
-class ConfigError(StabilityError):
+class ConfigError(StabilityError, RuntimeError):
     """Settings that cannot be used.
+
+    A RuntimeError, since gunicorn ends with one line and no traceback for one that a preloaded app raises.
 
     :param problems: one line per bad value, each naming key, value and remedy.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import warnings
@@ -13,12 +14,28 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["support_db", "support_mysql"]
+pytest_plugins = ["support_db", "support_measure", "support_mysql", "support_parallel", "support_versions"]
 
 # an example that takes long says more of the machine than of the code
 hypothesis.settings.register_profile("patient", deadline=None,
                                      suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that look at a page in Chromium."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.needs("chromium"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail where a program is missing; a test that is skipped would never be missed."""
+    for marker in item.iter_markers("needs"):
+        for program in marker.args:
+            if shutil.which(program) is None:
+                pytest.fail(f"{program} is missing: tests/run --all installs it", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

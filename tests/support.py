@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import functools
 import json
 import os
 import secrets
@@ -23,10 +26,11 @@ import requests
 
 from flask_stability.loadgen import Load, Result
 
-__all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "runs", "source_distribution",
-           "wait_until"]
+__all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "open_to_all", "runs",
+           "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable  #: what servers are started with
 _given: set[int] = set()  #: what `free_port` gave
 CONFIG = """
 import os
@@ -116,7 +120,8 @@ def free_port() -> int:
 
     None of those that the kernel gives to connections: one of these could take it before the server does, or while that
     is away for a moment, and a client that asks for it until somebody listens would at last, by chance, be connected to
-    itself. None is given twice.
+    itself. None is given twice, in no process of this user: a lock on the byte of that number, in a file that all of
+    them know, is held until the process ends.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
@@ -124,9 +129,34 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             port = int(probe.getsockname()[1])
-            if port not in _given:
+            if port not in _given and _reserve(port):
                 _given.add(port)
                 return port
+
+
+@functools.cache
+def _reservations() -> int:
+    """The file of the locks; not a folder of this run, since others' runs matter too."""
+    path = f"/tmp/stability-tests-ports-{os.geteuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _reserve(port: int) -> bool:
+    """False if another process has it."""
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def open_to_all(folder: Path) -> None:
+    """Let other users reach a temporary folder."""
+    for one in (folder, *folder.parents):
+        if not one.stat().st_mode & 0o001:
+            one.chmod(0o755)
 
 
 def copy_project(target: Path) -> Path:
@@ -178,7 +208,7 @@ class Server:
     def start(self, *, wait: bool = True) -> Server:
         """Start, and wait until it answers."""
         with self._output.open("ab") as output:
-            self._process = subprocess.Popen([sys.executable, "-m", "gunicorn", self._app], cwd=self.folder,
+            self._process = subprocess.Popen([PYTHON, "-m", "gunicorn", self._app], cwd=self.folder,
                                              env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                              start_new_session=True)
         if wait:

@@ -22,8 +22,7 @@ PATIENCE = 60_000.0  #: milliseconds that a page may take on a busy machine
 def browser() -> Iterator[Browser]:
     """One for a module: Playwright's loop is in the way of others' asyncio.run while it is there."""
     found = shutil.which("chromium")
-    if found is None:
-        pytest.fail("install Chromium: apt-get install chromium")
+    assert found is not None, "the mark `needs` has seen it"
     with sync_playwright() as playwright:
         one = playwright.chromium.launch(executable_path=found, args=FLAGS, timeout=2 * PATIENCE)
         yield one

@@ -44,12 +44,12 @@ class MariaDB:
         self.port = free_port()
         self.user, self.password, self.name = "app", "secret", "app"
         self._options = options
+        self._where = (f"--user={getpass.getuser()}", f"--datadir={self.directory}/data", f"--tmpdir={self.directory}")
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
         atexit.register(self.destroy)
         with open(os.path.join(self.directory, "log"), "ab") as log:
-            subprocess.run(self._install(f"--datadir={self.directory}/data", f"--user={getpass.getuser()}"),
-                           check=True, stdout=log, stderr=log, timeout=150)
+            subprocess.run(self._install(*self._where), check=True, stdout=log, stderr=log, timeout=150)
         self.start()
         self.admin(f"CREATE DATABASE {self.name}")
         self.admin(f"CREATE USER {self.user}@'%' IDENTIFIED BY '{self.password}'")
@@ -69,8 +69,7 @@ class MariaDB:
         if self._process is None:
             with open(os.path.join(self.directory, "log"), "ab") as log:
                 self._process = subprocess.Popen(
-                    self._serve(f"--user={getpass.getuser()}", f"--datadir={self.directory}/data",
-                                f"--socket={self.socket}", f"--port={self.port}", *self._options),
+                    self._serve(*self._where, f"--socket={self.socket}", f"--port={self.port}", *self._options),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         if wait:
             wait_until(self.answers, 60, 0.01, f"{self.product} answers")

@@ -58,7 +58,7 @@ def _pod_environment() -> dict[str, str]:
 # -- systemd -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs Debian's package systemd")
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     """No unknown key, no bad value; /opt/orders is the documented placeholder. It does find what is wrong."""
     path = tmp_path / "orders@3007.service"
@@ -218,7 +218,7 @@ def test_the_image_is_built_from_what_the_package_declares() -> None:
 # -- Prometheus --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's package prometheus")
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize("command", ["check rules alerts.yml", "test rules alerts_test.yml",
                                      "check config prometheus.yml"])
 def test_prometheus_accepts_rules_and_configuration(command: str, tmp_path: Path) -> None:

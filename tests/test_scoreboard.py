@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
 from flask_stability.scoreboard_parts import BUCKET_STARTS
-from support import fork, wait_until
+from support import fork, open_to_all, wait_until
 
 
 def _join(pid: int) -> None:
@@ -485,8 +485,7 @@ def test_a_board_is_not_opened_through_a_link_nor_of_another_user(tmp_path: Path
             os.setuid(65534)
             with pytest.raises(PermissionError):
                 Scoreboard.attach(str(board.path))
-        for parent in tmp_path.parents[:2]:
-            parent.chmod(0o755)
+        open_to_all(tmp_path)
         _join(fork(as_another))
     board.unlink()
 

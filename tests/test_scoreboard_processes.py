@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard
-from support import fork, wait_until
+from support import fork, open_to_all, wait_until
 
 Request = tuple[str, int, int]
 REQUESTS = st.lists(st.tuples(st.sampled_from(["index", "orders", "café"]), st.sampled_from([0, 200, 302, 404, 500]),
@@ -179,8 +179,7 @@ def test_the_file_belongs_to_the_workers_user(tmp_path: Path) -> None:
     assert (problem, board.path is None) == ("", False)
     status = os.stat(str(board.path))
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
 
     def as_worker() -> None:
         os.setgid(65534)

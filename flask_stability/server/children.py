@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gunicorn import arbiter
-
 from .. import scoreboard
 from ..scoreboard import CODE, REASONS, Row
 
@@ -111,15 +109,36 @@ class _Listening:
 
 
 @contextlib.contextmanager
-def told_of_exits(tell: Callable[[int, int], None]) -> Iterator[None]:
+def told_of_exits(names: dict[str, Any] | None, tell: Callable[[int, int], None], pids: list[int]) -> Iterator[None]:
     """Within the block `tell` is given the process id and the status of each exit that gunicorn collects: gunicorn
     does not pass them on, and a peek before it looks would miss who dies in between.
+
+    :param names: the globals of the function that collects; None where it is not known how it does: then a peek.
+    :param pids: the processes to peek at.
     """
-    vars(arbiter)["os"] = _Listening(tell)
+    if names is None:
+        for pid in pids:
+            status = peek(pid)
+            if status is not None:
+                tell(pid, status)
+        yield
+        return
+    before, names["os"] = names["os"], _Listening(tell)
     try:
         yield
     finally:
-        vars(arbiter)["os"] = os
+        names["os"] = before
+
+
+def peek(pid: int) -> int | None:
+    """The status of a child that ended and that nobody has collected yet, as `os.waitpid` would give it; else None."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return None
+    if found is None:
+        return None
+    return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
 
 
 def alive(pid: int) -> bool:

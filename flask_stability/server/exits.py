@@ -17,6 +17,7 @@ class Known:
     :ivar ready: it ever served.
     :ivar stopping: the whole service was ending.
     :ivar max_requests: gunicorn's own limit is set: a worker may leave by itself.
+    :ivar left: it was seen leaving in good order.
     :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
     """
 
@@ -27,6 +28,7 @@ class Known:
     ready: bool = False
     stopping: bool = False
     max_requests: bool = False
+    left: bool = False
     oom_kills: int = 0
 
 
@@ -35,7 +37,8 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
     if known.killed:
         return known.killed, "ended by force"
     if status is None:
-        return known.asked or ("shutdown" if known.stopping else "unknown"), ""
+        by_itself = "max_requests" if known.left and known.max_requests else "unknown"
+        return known.asked or ("shutdown" if known.stopping else by_itself), ""
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:

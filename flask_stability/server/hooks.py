@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gunicorn
+
 from .. import config, extension, logs, middleware, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
@@ -19,10 +21,14 @@ from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
 from . import orphans
+from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
+from .gunicorn import compat
+from .gunicorn.compat import is_a
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
+from .starting import Once, one_line
 from .supervisor import Supervisor
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
@@ -34,6 +40,7 @@ _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
 _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
 supervisor: Supervisor | None = None
+once: Once | None = None
 guard: Guard | None = None
 _settings = Settings()
 
@@ -96,7 +103,8 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, _settings
+    global supervisor, once, _settings
+    once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
             server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
@@ -109,10 +117,11 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    _contained("on_starting", _make_upgradable, (server,))
+    for step in (_tell_version, _make_upgradable):
+        _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
-    if not _is(cfg.worker_class, "sync", "gthread"):
+    if not is_a(cfg.worker_class, "sync", "gthread"):
         server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
                            cfg.worker_class_str)
     rows = max(64, 4 * int(cfg.workers))
@@ -131,10 +140,16 @@ def _on_starting(server: Any) -> None:
     else:
         supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
-        server.log.warning("flask_stability: this gunicorn lacks what replacement before retirement needs: "
-                           "workers retire by themselves%s", "; take WatchdogSec= out of the systemd unit: nobody "
-                           "feeds its watchdog" if "WATCHDOG_USEC" in os.environ else "")
+        server.log.warning("flask_stability: workers retire by themselves, without replacement before retirement%s",
+                           "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
+                           if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _tell_version(server: Any) -> None:
+    line = compat.verdict(server, gunicorn.__version__)
+    if line:
+        server.log.warning("flask_stability: %s", line)
 
 
 def _make_upgradable(server: Any) -> None:
@@ -156,19 +171,13 @@ def _adjust(server: Any) -> None:
                          "or set the sysctl net.ipv4.tcp_migrate_req=1; it is switched off now")
         cfg.set("reuse_port", False)
     longest = _settings.request_timeout
-    if _is(cfg.worker_class, "sync") and longest and 0 < cfg.timeout < longest + 5:
+    if is_a(cfg.worker_class, "sync") and longest and 0 < cfg.timeout < longest + 5:
         server.log.info("flask_stability: timeout raised from %s to %s s: on sync workers it is the request's deadline",
                         cfg.timeout, int(longest + 5))
         cfg.set("timeout", int(longest + 5))
         server.timeout = cfg.timeout
     for line in breaches(_settings, graceful=float(cfg.graceful_timeout)):
         server.log.warning("flask_stability: %s", line)
-
-
-def _is(worker_class: type, *names: str) -> bool:
-    """Whether a worker class is, or is made from, one of gunicorn's."""
-    modules = {base.__module__ for base in worker_class.__mro__}
-    return any(f"gunicorn.workers.{name}" in modules for name in names)
 
 
 def _tcp_migrate() -> str:
@@ -186,6 +195,8 @@ def _when_ready(server: Any) -> None:
 
 
 def _on_reload(server: Any) -> None:
+    if once is not None:
+        once.renew()
     _adjust(server)
 
 
@@ -227,6 +238,8 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
+    if once is not None:
+        worker.load_wsgi = one_line(worker.load_wsgi, once)
     row = getattr(worker, "stability_row", None)
     scoreboard.install(scoreboard.current(), row)
     if row is not None:
@@ -237,8 +250,8 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _start_process,
-                 _say_ready):
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _watch_forks,
+                 _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -250,14 +263,14 @@ def _set_up_logs(worker: Any) -> None:
 
 def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in extension.apps()), _settings)
-    if _is(type(worker), "sync", "gthread", "base_async", "gtornado"):
+    if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
         worker.wsgi = outermost(worker.wsgi, settings)
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
     longest = request.longest_timeout
-    if _is(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
+    if is_a(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
         worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
                            "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
 
@@ -269,14 +282,14 @@ def _tell_stacks(worker: Any) -> None:
 def _start_guard(worker: Any) -> None:
     global guard
     board, row = scoreboard.current(), scoreboard.my_row()
-    if not _is(type(worker), "sync", "gthread"):
+    if not is_a(type(worker), "sync", "gthread"):
         worker.notify = _beating(worker.notify, row)
         return
     guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
                   supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
     signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
     signal.siginterrupt(signal.SIGUSR2, False)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignore(signal.SIGHUP)
     guard.start()
 
 
@@ -288,8 +301,12 @@ def _leave_well(worker: Any) -> None:
             return guard is None or not guard.kept()
         return bool(words[scoreboard.M_DRAINING] == scoreboard.ENDING)
 
-    if _is(type(worker), "sync", "gthread"):
+    if is_a(type(worker), "sync", "gthread"):
         leave_well(worker, last)
+
+
+def _watch_forks(worker: Any) -> None:
+    Forks(worker).watch()
 
 
 def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .gunicorn import gthread
+
 MOST = 4096  #: connections taken from one queue at the most
 
 
@@ -28,7 +30,7 @@ def leave_well(worker: Any, last: Callable[[], bool]) -> None:
     for listener in worker.sockets:
         name = listener.getsockname()
         listener.getsockname = lambda name=name: name  # asked for at each request, also after it was let go of
-    if hasattr(worker, "set_accept_enabled"):
+    if hasattr(worker, "tpool"):
         _threaded(worker, last)
     else:
         _Sync(worker, last)
@@ -37,18 +39,16 @@ def leave_well(worker: Any, last: Callable[[], bool]) -> None:
 def _threaded(worker: Any, last: Callable[[], bool]) -> None:
     """gthread: its main loop says when it stops accepting."""
     quit_without_locks(worker)
-    switch = worker.set_accept_enabled
 
-    def set_accept_enabled(enabled: bool) -> None:
-        switch(enabled)
-        if enabled or (worker.alive and os.getppid() == worker.ppid):
+    def leave() -> None:
+        if worker.alive and os.getppid() == worker.ppid:
             return
         for listener in worker.sockets:
             if last():
                 _accept_all(worker, listener)
             let_go(listener)
 
-    worker.set_accept_enabled = set_accept_enabled
+    gthread.on_leaving(worker, leave)
 
 
 def quit_without_locks(worker: Any) -> None:
@@ -69,7 +69,7 @@ def _accept_all(worker: Any, listener: Any) -> None:
     with contextlib.suppress(OSError):
         for _ in range(MOST):
             before = worker.nr_conns
-            worker.accept(listener)
+            gthread.accept(worker, listener)
             if worker.nr_conns == before:
                 return
 

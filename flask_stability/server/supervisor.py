@@ -11,6 +11,7 @@ Nothing here raises into the arbiter but what ends it on purpose.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -27,10 +28,13 @@ from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
 from .group import Group
 from .guard import TELL_STACKS
+from .gunicorn import compat
+from .gunicorn.arbiter23 import Signals23
 from .notify import Notifier
 from .notify import Phase as Told
 from .plan import Action, Phase
 from .restarts import Pace, Restarts
+from .starting import BOOT_FAILED, Kills, cannot_start, stillborn
 from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
@@ -38,9 +42,6 @@ STARVED = 2.0  #: seconds between two ticks above which the whole machine is slo
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
-#: What this needs of gunicorn's arbiter.
-NEEDED = ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1", "_num_workers", "WORKERS",
-          "worker_age", "reexec_pid", "master_pid", "cfg", "log")
 #: What a failed reload puts back.
 _RELOADED = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
@@ -60,6 +61,7 @@ class Supervisor:
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
+        self._stillborn: list[str] = []
         self._pid = os.getpid()
         self._hidden: dict[int, Any] = {}
         self._reload_age = 0
@@ -78,26 +80,34 @@ class Supervisor:
     def wrap(self) -> bool:
         """Put our methods around the arbiter's; False if this gunicorn has not what that needs."""
         server = self.server
-        if any(not hasattr(server, name) for name in NEEDED):
+        if not compat.can_supervise(server):
             return False
+        self._collects = compat.told_exits(server)
         self._manage, self._reap, self._reload = server.manage_workers, server.reap_workers, server.reload
         self._term, self._usr1, self._stop = server.handle_term, server.handle_usr1, server.stop
         server.manage_workers, server.reap_workers, server.reload = self.manage_workers, self.reap_workers, self.reload
         server.handle_term, server.handle_usr1, server.stop = self.handle_term, self.handle_usr1, self.stop
+        error_log = getattr(server.log, "error_log", None)  # not every logger_class has one
+        if isinstance(error_log, logging.Logger):
+            error_log.addFilter(Kills(self._killed_for))
         if hasattr(server, "murder_workers"):
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
             self._spawn, server.spawn_workers = server.spawn_workers, self.spawn_workers
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
+        elif hasattr(server, "sleep"):
+            Signals23(server, self.reap_workers, self._rest, lambda: self.stopping)
         return True
 
     # -- the wrapped methods -------------------------------------------------------------------------------------
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
         """gunicorn's rest between two ticks, shorter where something is due sooner."""
-        due = self._look_at - time.monotonic()
-        return self._wait(timeout=max(0.01, min(timeout, due)) if self._look_at else timeout)
+        return self._wait(timeout=self._rest(timeout))
+
+    def _rest(self, most: float) -> float:
+        return max(0.01, min(most, self._look_at - time.monotonic())) if self._look_at else most
 
     def murder_workers(self) -> None:
         """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
@@ -153,6 +163,8 @@ class Supervisor:
         except Exception as error:  # no process, memory or descriptor for a new worker
             if os.getpid() != self._pid:
                 raise
+            if not self._worked():
+                self._give_up(cannot_start(error), 1)
             self._internal("spawn", error)
             self.restarts.hold(now + 1.0)
             self._drop_unborn()
@@ -165,14 +177,13 @@ class Supervisor:
         self._tell_systemd(time.monotonic())  # gunicorn's loops in reload and stop call nothing else of ours
         for _ in range(64):
             try:
-                with told_of_exits(self._note_exit):
+                with told_of_exits(self._collects, self._note_exit, list(self.server.WORKERS)):
                     self._reap()
                 break
             except HaltServer as halt:
                 self._finish_missing()
                 if not self.stopping and not self._worked():
-                    logs.process("never_worked", level="CRITICAL", reason=halt.reason,
-                                 remedy="the app did not start in any worker: see the error before this line")
+                    self._tell_never_worked(halt.reason)
                     raise
             except Exception as error:
                 self._internal("reap", error)
@@ -275,7 +286,8 @@ class Supervisor:
         reason, detail = exits.reason_of(child.status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            max_requests=bool(self.server.cfg.max_requests), oom_kills=kills - self._oom_kills))
+            max_requests=bool(self.server.cfg.max_requests), left=child.row is not None and child.ending(),
+            oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
@@ -285,6 +297,10 @@ class Supervisor:
                 self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
+        if child.ready_at:
+            self._now_worked()
+        elif crash and not self._worked():
+            self._stillborn.append(reason)
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
                                            answered=answered,
                                            others=any(other.serves() and alive(other.pid)
@@ -356,9 +372,11 @@ class Supervisor:
         self._spare_workers(children)
         base = server._num_workers + self.spares
         seen = [self._seen(child, now) for child in children]
-        if not self.ever_ready and self._worked():
-            self.ever_ready = True
-            words[scoreboard.M_EVER_READY] = 1
+        if not self.ever_ready:
+            if self._worked():
+                self._now_worked()
+            elif stillborn(self._stillborn, int(server.cfg.workers)):
+                self._give_up(stillborn(self._stillborn, int(server.cfg.workers)), BOOT_FAILED)
         if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
             self.canary = None
         if not self.stopping:
@@ -527,6 +545,27 @@ class Supervisor:
         return self.ever_ready or any(child.row is not None and child.row.words[scoreboard.W_READY_NS]
                                       for child in self.children.values())
 
+    def _now_worked(self) -> None:
+        self.ever_ready = True
+        self.words[scoreboard.M_EVER_READY] = 1
+
+    def _tell_never_worked(self, reason: str) -> None:
+        logs.process("never_worked", level="CRITICAL", reason=reason,
+                     remedy="the app did not start in any worker: see the error before this line")
+
+    def _give_up(self, reason: str, status: int) -> None:
+        """End a service that never worked; gunicorn's log tells the reason as well."""
+        self._tell_never_worked(reason)
+        raise HaltServer(reason, status)
+
+    def _killed_for(self, pid: int) -> str:
+        """Why this service killed a worker, "" if it did not."""
+        for child in self.children.values():
+            if child.pid == pid:
+                timeout = "timeout" if getattr(child.worker, "aborted", False) else ""
+                return child.killed or timeout or ("shutdown" if self.stopping else "")
+        return ""
+
     def _note_exit(self, pid: int, status: int) -> None:
         for child in self.children.values():
             if pid and child.pid == pid:
@@ -535,6 +574,8 @@ class Supervisor:
     def _finish_missing(self) -> None:
         """What gunicorn skips when it raises: the worker's temporary file and child_exit."""
         for worker, child in list(self.children.items()):
+            if child.status is not None:
+                self.server.WORKERS.pop(child.pid, None)  # before gunicorn 26 it stays there
             if child.pid and child.pid not in self.server.WORKERS and child.pid not in self._hidden and (
                     not alive(child.pid)):
                 with contextlib.suppress(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import replace
 from typing import Any
@@ -94,7 +93,7 @@ def test_buckets_are_cumulative_and_counters_never_fall_when_workers_end() -> No
     assert buckets == sorted(buckets)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool of Debian's package prometheus")
+@pytest.mark.needs("promtool")
 def test_promtool_finds_nothing_to_say() -> None:
     """Neither an error nor a matter of style."""
     body, _ = metrics.exposition(_board(), SETTINGS, "")

@@ -57,7 +57,7 @@ def _rules(ask: Ask) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus")
+@pytest.mark.needs("prometheus", "promtool")
 def test_prometheus_scrapes_both_instances_and_its_rules_see_one_go(tmp_path: Path) -> None:
     """With the token of the service; every metric that a rule names is in a scrape; the rules can be evaluated, are
     silent on a healthy service, and notice an instance that is killed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from deployed import KeptAlive, Orders, site
 from support import Load, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
-missing = [name for name in ("haproxy", "nginx") if shutil.which(name) is None]
-needs_proxies = pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages {' and '.join(missing)}")
+needs_proxies = pytest.mark.needs("haproxy", "nginx")
 PATHS = ["/", "/stock", "/orders?limit=3"]
 #: So that an instance takes its time to end.
 SLOW, SLOW_ENV = ["/faults/hang?seconds=3"], {"SAMPLE_FAULTS": "1"}

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -66,8 +65,6 @@ class Service:
 @pytest.fixture
 def service(server: Callable[..., Server], tmp_path: Path) -> Iterator[Service]:
     """Running, with a check that is due once."""
-    if shutil.which("nginx") is None:
-        pytest.fail("install nginx: apt-get install nginx")
     sockets = f'"127.0.0.1:" + os.environ["SERVER_PORT"], "unix:{tmp_path}/gunicorn.sock"'
     one = server(source=SOURCE, config=f"bind = [{sockets}]",
                  env={"STABILITY_HEALTH_DETAILS": "token", "STABILITY_HEALTH_TOKEN": TOKEN, "SEARCH_INTERVAL": "3600",
@@ -119,6 +116,7 @@ def _body(answer: bytes) -> Any:
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.needs("nginx")
 def test_no_header_and_no_way_shows_details_to_a_stranger(service: Service) -> None:
     """The same headers on every way; and no check runs because someone asked."""
     for name, way in service.ways.items():
@@ -154,6 +152,7 @@ def _shared_server(server: Callable[..., Server]) -> Server:
     return server(source=SOURCE, workers=1, env={"STABILITY_HEALTH_DETAILS": "token", "STABILITY_HEALTH_TOKEN": TOKEN})
 
 
+@pytest.mark.needs("nginx")
 def test_the_token_shows_details_on_every_way(service: Service) -> None:
     """Through nginx as well."""
     friend = {"Authorization": f"Bearer {TOKEN}"}
@@ -165,6 +164,7 @@ def test_the_token_shows_details_on_every_way(service: Service) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.needs("nginx")
 def test_a_thousand_at_once_are_all_answered(path: str, service: Service) -> None:
     """On every endpoint, strangers and friends; the service goes on, and no check runs because of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

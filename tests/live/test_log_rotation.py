@@ -112,6 +112,7 @@ def test_no_more_files_are_kept_than_asked_for(server: Start) -> None:
     assert len(list(one.logs_dir.glob("error.log*"))) <= 2
 
 
+@pytest.mark.needs("logrotate")
 def test_logrotate_does_it_too(server: Start, worker_class: str, tmp_path: Path) -> None:
     """With the configuration of the page on logs: real logrotate, four times under load, compressing what is old."""
     one = server(source=SOURCE, worker_class=worker_class, workers=3)

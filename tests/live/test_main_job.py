@@ -61,6 +61,7 @@ def test_orders_on_sqlite(server: Start, worker_class: str) -> None:
     _health_tells(one, "sqlite")
 
 
+@pytest.mark.lowest
 def test_orders_on_mariadb(server: Start, worker_class: str, mariadb: MariaDB) -> None:
     """The same statements on a real MariaDB."""
     one = server(app="sample_app:create_app()", worker_class=worker_class,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +89,7 @@ def _files(folder: Path) -> set[str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus")
+@pytest.mark.needs("prometheus", "promtool")
 def test_after_three_hundred_workers_prometheus_has_seen_no_counter_fall_and_a_scrape_costs_no_more(
         tmp_path: Path) -> None:
     """And every request is in the counters, once; no file is left by any of the workers."""

@@ -15,7 +15,7 @@ import requests
 from support import ROOT, free_port, wait_until
 from test_docs import DOCS, blocks, commands
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.needs("curl"), pytest.mark.timeout(400)]
 
 
 def test_ten_minutes_from_nothing_to_a_drill_passed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,33 @@ def test_gunicorn_alone_serves_the_sample(tmp_path: Path) -> None:
     with _served([sys.executable, "-m", "gunicorn"], ROOT, tmp_path, tmp_path / "output", 60) as url:
         assert requests.post(f"{url}/orders", json=ORDER, timeout=30).status_code == 201
         assert "memory" in requests.get(f"{url}/health", timeout=30).json()["detailed"]
+
+
+def test_an_ordinary_user_is_told_at_once_of_all_that_is_missing(tmp_path: Path) -> None:
+    """On a machine with nothing, without sudo: one list; the quick tests ask for MariaDB alone."""
+    for name in ("tests/run", "sample_app/run", "sample_app/setup.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "grep", "readlink"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    for name, line in (("dpkg-query", "exit 1"), ("id", "echo 1000"), ("sudo", "exit 1")):
+        (tools / name).write_text(f"#!{tools}/bash\n{line}\n")
+        (tools / name).chmod(0o755)
+
+    def packages(*command: str) -> list[str]:
+        done = subprocess.run([str(tools / "bash"), *command], cwd=tmp_path, env={"PATH": str(tools)}, text=True,
+                              capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        return done.stderr.partition("As root: apt-get install ")[2].split()
+
+    venv, build = ["python3", "python3-venv"], ["pkg-config", "libmariadb-dev", "gcc", "libc6-dev", "python3-dev"]
+    quick = [*venv, *build, "mariadb-server-core", "mariadb-client-core"]
+    assert packages("sample_app/run") == venv
+    assert packages("tests/run") == quick
+    assert packages("tests/run", "--all") == [*quick, "prometheus", "nginx", "haproxy", "systemd", "logrotate",
+                                              "chromium", "curl", "npm"]
 
 
 @pytest.mark.long

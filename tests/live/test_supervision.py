@@ -71,14 +71,19 @@ def clients(server: Supervised, thinks: str, keepalive: int) -> Iterator[Callabl
 
 
 @pytest.mark.long
-def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worker_class: str) -> None:
-    """Twenty retirements under load on new and on kept connections: nothing lost, never fewer workers than wanted."""
+@pytest.mark.lowest
+def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worker_class: str, versions: str) -> None:
+    """Retirements under load on new and on kept connections: nothing lost, never fewer workers than wanted.
+
+    Twenty, and four with the lowest versions.
+    """
+    number = 20 if versions == "newest" else 4
     server = supervised(worker_class=worker_class, config="keepalive = 1")
     server.full(2)
     load = Load(server.url, ["/"], 60).start()
     try:
         with fewest_serving(server) as fewest, clients(server, "0.05,0.1,0.1,0.2", 1) as kept:
-            for _ in range(20):
+            for _ in range(number):
                 oldest = server.worker_pids()[0]
                 server.retire(oldest)
                 server.retired(oldest)
@@ -91,7 +96,7 @@ def test_retiring_every_worker_in_turn_loses_no_request(supervised: Start, worke
     assert figures["failed"] == []
     assert figures["sent"] > 20
     # sync workers that a slow machine keeps in their requests for a second get helpers, which go again
-    assert [reason for reason in server.exits() if reason != "scale"] == ["asked"] * 20
+    assert [reason for reason in server.exits() if reason != "scale"] == ["asked"] * number
 
 
 @pytest.mark.long
@@ -111,6 +116,7 @@ def test_idle_clients_that_keep_their_connection_notice_nothing(supervised: Star
 
 @pytest.mark.long
 @pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.lowest
 def test_reload_under_load_loses_nothing(supervised: Start, worker_class: str, preload: bool) -> None:
     """SIGHUP three times, always with a request in flight, the app taking half a second to import: nothing lost, every
     request counted, and all workers are new.
@@ -266,6 +272,7 @@ def test_no_end_of_a_worker_ends_the_service(supervised: Start, worker_class: st
 
 
 @pytest.mark.long
+@pytest.mark.lowest
 def test_workers_killed_again_and_again_are_back_at_once(supervised: Start, worker_class: str) -> None:
     """All workers killed six times, each time as soon as they have served a while: no restart is held back."""
     server = supervised(worker_class=worker_class, env={"STABILITY_CRASH_MIN_UPTIME": "10"})
@@ -431,7 +438,7 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class
 @pytest.mark.parametrize("supervises", [True, False])
 def test_boots_and_exits_are_recorded(supervised: Start, worker_class: str, preload: bool, supervises: bool) -> None:
     """On the board and in process-manager.log with pid, uptime and reason, also by a gunicorn without a tick."""
-    lacking = "import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')\n"
+    lacking = "import flask_stability.server.gunicorn.compat as _c\n_c.VITAL = (*_c.VITAL, 'missing')\n"
     server = supervised(worker_class=worker_class, config=f"{'' if supervises else lacking}preload_app = {preload}")
     server.full(2)
     victim = server.worker_pids()[0]
@@ -485,7 +492,7 @@ def child_exit(server, worker):
 
 def test_gunicorn_without_what_the_tick_needs_still_works(supervised: Start) -> None:
     """It is said once, and a worker that has to go goes by itself."""
-    server = supervised(config="import flask_stability.server.supervisor as _s\n_s.NEEDED = (*_s.NEEDED, 'missing')",
+    server = supervised(config="import flask_stability.server.gunicorn.compat as _c\n_c.VITAL = (*_c.VITAL, 'missing')",
                         env={"STABILITY_REQUEST_TIMEOUT": "1", "STABILITY_RETIRE_MERCY": "3"}, workers=1)
     before = server.worker_pids()
     assert server.logs().count("workers retire by themselves") == 1
@@ -562,6 +569,7 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.lowest
 def test_sigterm_finishes_what_is_in_flight(supervised: Start, worker_class: str, preload: bool) -> None:
     """A long request is answered although the service was told to end in the middle of it."""
     server = supervised(worker_class=worker_class, config=f"preload_app = {preload}\ngraceful_timeout = 30")

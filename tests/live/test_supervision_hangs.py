@@ -38,6 +38,7 @@ def send(server: Supervised, path: str, number: int = 1) -> list[socket.socket]:
 
 
 @pytest.mark.long
+@pytest.mark.lowest
 def test_hung_request_is_told_and_its_worker_replaced_while_others_finish(supervised: Start) -> None:
     """At its own deadline: the request and the stack of its thread are logged, a slow one of the same worker ends."""
     server = supervised(workers=1, config="graceful_timeout = 10\nkeepalive = 1")
@@ -161,6 +162,7 @@ def test_worker_that_will_not_go_is_ended_by_the_dead_mans_switch(supervised: St
 
 
 @pytest.mark.long
+@pytest.mark.lowest
 def test_sync_worker_with_a_hung_request_is_replaced_by_a_newcomer_first(supervised: Start) -> None:
     """One sync worker, hung: a newcomer serves long before gunicorn's own timeout."""
     server = supervised(worker_class="sync", workers=1, env={"STABILITY_REQUEST_TIMEOUT": "2"},

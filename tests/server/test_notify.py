@@ -102,7 +102,8 @@ def test_addresses_that_are_none_are_left_alone(address: str) -> None:
 
 @pytest.mark.parametrize(("usec", "pid", "fed"), [
     ("1000000", None, True), ("1000000", str(os.getpid()), True), ("1000000", "77", True), ("1000000", "1", False),
-    ("soon", None, False), ("0", None, False), ("", None, False)])
+    ("soon", None, False), ("0", None, False), ("", None, False)],
+    ids=["anybody", "ours", "former", "other", "word", "zero", "empty"])  # a process id would differ between processes
 def test_the_watchdog_is_ours_or_the_former_masters(systemd: tuple[str, Read], usec: str, pid: str | None,
                                                     fed: bool) -> None:
     """WATCHDOG_PID says whose it is; the variables are gone afterwards."""

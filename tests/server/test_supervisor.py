@@ -27,7 +27,7 @@ class Arbiter(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(WORKERS={}, sent=[], worker_age=0, reexec_pid=0, master_pid=0, _num_workers=1, log=None,
-                         cfg=SimpleNamespace(), LISTENERS=[])
+                         app=None, cfg=SimpleNamespace(), LISTENERS=[])
         for name in ("manage_workers", "reap_workers", "reload", "stop", "handle_term", "handle_usr1"):
             setattr(self, name, lambda *_: None)
 
