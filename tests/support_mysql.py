@@ -75,6 +75,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mariadb", ["mariadb", pytest.param("mysql", marks=pytest.mark.long)], indirect=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the live tests against MySQL with gthread alone, since the server's part in them is the same under both."""
+    def both(item: pytest.Item) -> bool:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        return parameters.get("mariadb") == "mysql" and parameters.get("worker_class") == "sync"
+
+    left = [item for item in items if both(item)]
+    if left:
+        items[:] = [item for item in items if not both(item)]
+        config.hook.pytest_deselected(items=left)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say loudly what was not run."""
     left_out = [report for report in terminalreporter.stats.get("skipped", []) if _MISSING in str(report.longrepr)]
