@@ -8,15 +8,12 @@ from flask_stability.exceptions import ConfigError
 from flask_stability.server import install
 
 try:
-    load_dotenv()  # what is set in the environment already stays
+    # what is set in the environment already stays; the sample's own choices may be others there or in .env
+    load_dotenv(defaults={"STABILITY_LOG_DIR": "logs", "STABILITY_DB_FROM_ENV": "on"})
     bind = server_bind()  # SERVER_HOST, SERVER_PORT
 except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
-
-# the sample's own choices; in the environment or in .env they may be others
-os.environ.setdefault("STABILITY_LOG_DIR", "logs")
-os.environ.setdefault("STABILITY_DB_FROM_ENV", "on")
 
 wsgi_app = "sample_app:create_app()"
 worker_class = "gthread"

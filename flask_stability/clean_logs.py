@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import click
 
+from . import files
 from .config import Settings, load_dotenv
 from .exceptions import ConfigError
 from .logs import NAMES
@@ -26,22 +27,22 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def old_backups(folder: str, seconds: float, now: float) -> Iterator[tuple[str, int]]:
-    """Paths and sizes of rotated logs last written more than `seconds` before `now`.
+def old_backups(folder: int, seconds: float, now: float) -> Iterator[tuple[str, int]]:
+    """Names and sizes of rotated logs last written more than `seconds` before `now`.
 
+    :param folder: an open directory.
     :param now: seconds since the epoch.
     :raises OSError: if the folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if not _BACKUP.fullmatch(entry.name):
-                continue
-            try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # rotated meanwhile
-            if stat.S_ISREG(found.st_mode) and now - found.st_mtime > seconds:
-                yield entry.path, found.st_size
+    for name in sorted(os.listdir(folder)):
+        if not _BACKUP.fullmatch(name):
+            continue
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # rotated meanwhile
+        if stat.S_ISREG(found.st_mode) and now - found.st_mtime > seconds:
+            yield name, found.st_size
 
 
 @click.command("clean-logs")
@@ -53,13 +54,18 @@ def clean_logs_command(older_than: float, folder: str | None, dry_run: bool) -> 
     folder = folder or _configured()
     freed = number = 0
     try:
-        for path, size in list(old_backups(folder, older_than, time.time())):
-            if not dry_run:
-                os.unlink(path)
-            freed, number = freed + size, number + 1
-            click.echo(path)
+        opened = files.open_directory(folder, listed=True)
+        try:
+            for name, size in list(old_backups(opened, older_than, time.time())):
+                if not dry_run:
+                    os.unlink(name, dir_fd=opened)
+                freed, number = freed + size, number + 1
+                click.echo(os.path.join(folder, name))
+        finally:
+            os.close(opened)
     except OSError as error:
-        raise click.ClickException(f"{error.filename}: {error.strerror}: run this as the service's user") from error
+        name = os.path.join(folder, os.path.basename(error.filename or ""))
+        raise click.ClickException(f"{name}: {error.strerror}: run this as the service's user") from error
     click.echo(f"{'would remove' if dry_run else 'removed'} {number} files, {freed} bytes")
 
 

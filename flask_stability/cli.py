@@ -7,22 +7,20 @@ no worker answers, need no app, and work for the service's own user (and root) o
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from typing import Any
 
 import click
-import psutil
 
-from . import scoreboard
+from . import processes, scoreboard
 from .clean_logs import clean_logs_command
 from .config import Settings
 from .database.check_db import check_db_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .exceptions import ConfigError
-from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STATE, Row, Scoreboard
+from .scoreboard import O_CLI_RETIRE, STATE_READY, W_STARTED_NS, W_STATE, Row, Scoreboard
 from .server.status import status_block
 
 _COLUMNS = ("slot", "pid", "state", "uptime_s", "busy", "threads", "queue", "rss_bytes", "limit_bytes", "requests",
@@ -48,7 +46,7 @@ stability.add_command(doctor_command)
 def status(master: int | None, as_json: bool, watch: bool) -> None:
     """Master, workers and restarts, from shared memory."""
     while True:
-        found = status_block(_board(master))
+        found = status_block(_board(master)[1])
         click.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
         if not watch:
             return
@@ -62,12 +60,13 @@ def status(master: int | None, as_json: bool, watch: bool) -> None:
 @_master
 def retire(pid: int | None, master: int | None) -> None:
     """Replace the worker PID, or all workers one after the other: the newcomer first, no request is lost."""
-    board = _board(master, write=True)
-    rows = _workers(board, pid)
-    for row in rows:
+    number, board = _board(master, write=True)
+    found = _workers(number, board, pid)
+    for row, _ in found:
         row.orders[O_CLI_RETIRE] = 1
-    os.kill(board.master.words[scoreboard.M_PID], signal.SIGCHLD)  # has the master look now
-    click.echo(f"asked for the replacement of {', '.join(str(row.pid) for row in rows)}")
+    # has the master look now; without that it looks within a second
+    processes.send(number, signal.SIGCHLD, owner=board.owner, check=lambda process: True)
+    click.echo(f"asked for the replacement of {', '.join(str(worker) for _, worker in found)}")
 
 
 @stability.command()
@@ -75,49 +74,52 @@ def retire(pid: int | None, master: int | None) -> None:
 @_master
 def gc(pid: int | None, master: int | None) -> None:
     """Have the worker PID, or all, collect garbage; what it freed is in process-manager.log."""
-    rows = _workers(_board(master), pid)
-    for row in rows:
-        os.kill(row.pid, signal.SIGUSR2)
-    click.echo(f"asked {', '.join(str(row.pid) for row in rows)} to collect garbage")
+    number, board = _board(master)
+    asked = [worker for row, worker in _workers(number, board, pid)
+             if processes.send(worker, signal.SIGUSR2, owner=board.owner,
+                               check=lambda process, row=row: _is_worker(number, row, process))]  # type: ignore[misc]
+    if not asked:
+        raise click.ClickException("no worker could be asked: it is gone, or belongs to another user")
+    click.echo(f"asked {', '.join(map(str, asked))} to collect garbage")
 
 
-def _board(master: int | None, *, write: bool = False) -> Scoreboard:
-    """The board of the running service that is meant."""
+def _board(master: int | None, *, write: bool = False) -> tuple[int, Scoreboard]:
+    """The master and the board of the running service that is meant."""
     try:
-        folder = Settings.from_environ().run_dir or scoreboard.default_run_dir()
+        folder = Settings.from_environ().run_dir
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    files = [(pid, path) for pid, path in scoreboard.board_files(folder or "")
-             if psutil.pid_exists(pid) and master in (None, pid)]
-    if not files:
-        raise click.ClickException(f"no running service of this user has its scoreboard in {folder}: if it is "
-                                   "elsewhere, set STABILITY_RUN_DIR as the service has it")
-    if len(files) > 1:
+    places = [folder] if folder else scoreboard.default_run_dirs()
+    found = scoreboard.running(places, master=master)
+    if not found:
+        raise click.ClickException(f"no running service of this user has its scoreboard in {', '.join(places)}: if it "
+                                   "is elsewhere, set STABILITY_RUN_DIR as the service has it")
+    if len({pid for pid, _ in found}) > 1:
         raise click.ClickException("several services run here: choose with --master "
-                                   + ", ".join(str(pid) for pid, _ in files))
+                                   + ", ".join(str(pid) for pid, _ in found))
+    pid, path = found[0]
     try:
-        return Scoreboard.attach(files[0][1], write=write)
+        return pid, Scoreboard.attach(path, write=True) if write else Scoreboard.copy_of(path)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
 
-def _workers(board: Scoreboard, pid: int | None) -> list[Row]:
-    """The rows of the workers that are meant: ready, and really the master's children."""
-    rows = [row for row in board.live() if pid in (None, row.pid) and row.words[W_STATE] >= STATE_READY
-            and _is_worker(board, row.pid)]
-    if not rows:
+def _workers(master: int, board: Scoreboard, pid: int | None) -> list[tuple[Row, int]]:
+    """The rows of the workers that are meant and their process ids: ready, and really the master's children."""
+    found = []
+    for row in board.live():
+        worker = row.pid  # read once: whoever owns the file may change it at any moment
+        process = processes.look(worker) if worker > 1 and pid in (None, worker) else None
+        if process is not None and row.words[W_STATE] >= STATE_READY and _is_worker(master, row, process):
+            found.append((row, worker))
+    if not found:
         raise click.ClickException(f"no worker {pid} is serving" if pid else "no worker is serving")
-    return rows
+    return found
 
 
-def _is_worker(board: Scoreboard, pid: int) -> bool:
-    """Whether a process is what the board says: the master's child, of the user who owns the board's file."""
-    try:
-        process = psutil.Process(pid)
-        return (process.ppid() == board.master.words[scoreboard.M_PID]
-                and process.uids().real == os.stat(board.path or "").st_uid)
-    except (psutil.Error, OSError):
-        return False
+def _is_worker(master: int, row: Row, process: processes.Process) -> bool:
+    """Whether a process is what the board says: a child of the master that was there when the worker began."""
+    return process.parent == master and process.is_older_than(row.words[W_STARTED_NS])
 
 
 def _as_text(found: dict[str, Any]) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
+from . import environment
+from .dburl import DatabaseURL
 from .exceptions import ConfigError
 from .readers import (
     Reader,
@@ -24,13 +27,16 @@ from .readers import (
     database_url,
     header,
     line,
+    mode,
     names,
     number,
     parse_size,
     path,
+    port,
     positive,
     ratio,
     seconds,
+    secret_file,
     steps,
     switch,
     token,
@@ -38,6 +44,7 @@ from .readers import (
 )
 
 PREFIX = "STABILITY_"
+_MOST_SHOWN = 200  # characters of a bad value
 NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
                   "pip install 'flask_stability[mysql]'")
 
@@ -89,11 +96,19 @@ class Settings:
                                   unit="bytes", shown="50M")
     log_backups: int = _setting(5, number(0, 1000, whole=True), "rotated files kept per log", scope="master")
 
+    log_mode: int | None = _setting(None, mode, "permissions of new log files, such as 0644 where another user "
+                                    "collects them", scope="master", shown="0640 less the umask")
+
     # database
     db_url: str | None = _setting(None, database_url, "mysql://user:password@host:port/database or "
                                   "sqlite:///path; unset: SQLite in the instance folder, when first asked for",
                                   secret=True)
-    db_from_env: bool = _setting(False, switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME")
+    db_url_file: str | None = _setting(None, line, "file that holds that URL, read again for each new connection",
+                                       shown="none")
+    db_password_file: str | None = _setting(None, line, "file that holds the password (or DB_PASSWORD_FILE), read "
+                                            "again for each new connection", shown="none")
+    db_from_env: bool = _setting(False, switch, "build the URL from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, "
+                                 "DB_OPTIONS")
     db_autocommit: bool = _setting(True, switch, "each statement outside a transaction commits at once")
     db_max_size: int = _setting(20, number(1, 10000, whole=True), "connections of one worker at the most")
     db_max_idle: int = _setting(10, number(0, 10000, whole=True), "idle connections kept")
@@ -117,13 +132,15 @@ class Settings:
 
     # health
     health_path: str = _setting("/health", path, "where the health endpoints are")
-    health_interval: float = _setting(30.0, number(0.1), "between rounds of checks (±10 %)", unit="s")
+    health_interval: float = _setting(30.0, number(0.1, 1e9), "between rounds of checks (±10 %)", unit="s")
     health_timeout: float = _setting(2.0, positive, "of one check", unit="s")
     health_failure_threshold: int = _setting(3, number(1, 100, whole=True), "failures in a row that make a fail")
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
     health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
                                           shown="token if one is set, else never")
     health_token: str | None = _setting(None, token, "bearer token for details", secret=True)
+    health_token_file: str | None = _setting(None, line, "file that holds that token, read when a worker starts",
+                                             shown="none")
     health_disk_paths: tuple[str, ...] = _setting(("/",), names, "paths whose file systems are watched")
     health_disk_min_free: float = _setting(0.1, ratio, "free share of a file system below which it warns")
     health_ready_checks: tuple[str, ...] = _setting((), names, "checks that gate /health/ready", shown="none")
@@ -134,6 +151,8 @@ class Settings:
                                       shown="none")
     alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
+    alert_webhook_file: str | None = _setting(None, line, "file that holds that address, read when a worker starts",
+                                              shown="none")
     service_id: str | None = _setting(None, line, "name of the service in health documents and alerts",
                                       shown="app name@host")
     release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
@@ -171,7 +190,7 @@ class Settings:
                                   scope="master", unit="s")
     gc_freeze: bool = _setting(False, switch, "gc.freeze() before forking, with preload_app", scope="master")
     run_dir: str | None = _setting(None, line, "directory of the scoreboard's file", scope="master",
-                                   shown="XDG_RUNTIME_DIR or /dev/shm")
+                                   shown="XDG_RUNTIME_DIR, or a directory of its own in /dev/shm")
 
     @classmethod
     def load(cls, app_config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -215,15 +234,17 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
             continue
         if raw is None:
             raw = environ.get(key) or None
+        if spec.secret:
+            raw = _secret(key, raw, app_config, environ, problems)
         if raw is None:
             continue
         try:
             values[name] = spec.read(raw)
         except ValueError as error:
-            shown = "(not shown)" if spec.secret else repr(raw)
-            problems.append(f"{key}={shown}: {error}")
+            problems.append(f"{key}={'(not shown)' if spec.secret else _shown(raw)}: {error}")
     if values.get("db_from_env") and "db_url" not in values:
         _url_from_parts(environ, values, problems)
+    _with_password(values, problems)
     if (values.get("db_url") or "").startswith(("mysql", "mariadb")) and not _has_mysqlclient():
         problems.append(NO_MYSQLCLIENT)
     _check_together(values, problems)
@@ -232,30 +253,85 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
     return Settings(**values)
 
 
+def _shown(raw: Any) -> str:
+    """A bad value, cut; some cannot be shown at all (integers of thousands of digits)."""
+    try:
+        text = repr(raw)
+    except Exception:
+        return f"({type(raw).__name__})"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def _has_mysqlclient() -> bool:
     """Without importing it; a stand-in that was put in its place counts."""
     return "MySQLdb" in sys.modules or importlib.util.find_spec("MySQLdb") is not None
 
 
+def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mapping[str, str],
+            problems: list[str]) -> Any:
+    """A secret as it is set, or from the file that KEY_FILE names."""
+    path = app_config.get(key + "_FILE") or environ.get(key + "_FILE")
+    if not path:
+        return given
+    if given is not None:
+        problems.append(f"{key} and {key}_FILE are both set: leave one of them out")
+        return None
+    try:
+        return secret_file(path)
+    except ValueError as error:
+        problems.append(f"{key}_FILE={_shown(path)} {error}")
+        return None
+
+
 def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
-    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME; without DB_HOST nothing."""
+    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_OPTIONS; without DB_HOST nothing."""
     host = environ.get("DB_HOST", "").strip()
     if not host:
         return
-    port, name = environ.get("DB_PORT") or "3306", environ.get("DB_NAME", "")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        problems.append(f"DB_PORT={port!r}: give a port between 1 and 65535")
-        port = "3306"
+    given, name = environ.get("DB_PORT", ""), environ.get("DB_NAME", "")
+    place = f"[{host}]" if ":" in host else host
+    if given or host != "localhost":  # which is the default socket without a port
+        number = port(given or "3306")
+        if number is None:
+            problems.append(f"DB_PORT={_shown(given)}: give a port between 1 and 65535")
+        place += f":{number or 3306}"
     if not name:
         problems.append("DB_NAME is empty: DB_HOST is set, so name the database in DB_NAME")
         return
     user, password = environ.get("DB_USER", ""), environ.get("DB_PASSWORD", "")
+    if environ.get("DB_PASSWORD_FILE"):
+        if password:
+            problems.append("DB_PASSWORD and DB_PASSWORD_FILE are both set: leave one of them out")
+        values.setdefault("db_password_file", environ["DB_PASSWORD_FILE"])
+    options = environ.get("DB_OPTIONS", "").lstrip("?")
     login = quote(user, safe="") + (":" + quote(password, safe="") if password else "")
-    host = f"[{host}]" if ":" in host else host
+    url = f"mysql://{login}@{place}/{quote(name, safe='')}"
     try:
-        values["db_url"] = database_url(f"mysql://{login}@{host}:{port}/{quote(name, safe='')}")
+        values["db_url"] = database_url(url)
     except ValueError:
         problems.append(f"DB_HOST={host!r}: give the name or address of the database's host")
+        return
+    if options:
+        try:
+            values["db_url"] = database_url(f"{url}?{options}")
+        except ValueError as error:
+            problems.append(f"DB_OPTIONS: {error}")
+
+
+def _with_password(values: dict[str, Any], problems: list[str]) -> None:
+    """STABILITY_DB_PASSWORD_FILE can be read, and there is an address that it belongs to."""
+    path, url = values.get("db_password_file"), values.get("db_url")
+    if not path:
+        return
+    if not (url or "").startswith(("mysql", "mariadb")):
+        problems.append("STABILITY_DB_PASSWORD_FILE is set without an address: set STABILITY_DB_URL to mysql://…")
+    elif DatabaseURL.parse(url or "").password:
+        problems.append("STABILITY_DB_PASSWORD_FILE is set and the address has a password: leave one of them out")
+    else:
+        try:
+            secret_file(path)
+        except ValueError as error:
+            problems.append(f"STABILITY_DB_PASSWORD_FILE={path!r} {error}")
 
 
 def _check_together(values: dict[str, Any], problems: list[str]) -> None:
@@ -285,33 +361,52 @@ class DatabaseAddress(NamedTuple):
     @classmethod
     def from_url(cls, url: str) -> DatabaseAddress:
         """Split a URL that the settings accepted."""
-        parts = urlsplit(url)
-        return cls(parts.hostname or "localhost", parts.port or 3306, unquote(parts.username or ""),
-                   unquote(parts.password or ""), unquote(parts.path.lstrip("/")))
+        found = DatabaseURL.parse(url)
+        return cls(found.host or "localhost", found.port or 3306, found.user, found.password, found.name)
 
 
-def load_dotenv(path: str = ".env") -> None:
-    """Add the variables of a ``.env`` file to the environment; what is set already stays.
+def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
+    """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
+
+    Read again, it undoes what it did before: a variable that has left the file is what it was.
+
+    :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
 
     :raises ConfigError: naming file and line of what cannot be parsed or read.
     """
     from dotenv.parser import parse_stream
 
     try:
+        _refuse_planted(os.stat(path), path)
         with open(path, encoding="utf-8") as stream:
+            _refuse_planted(os.fstat(stream.fileno()), path)
             bindings = list(parse_stream(stream))
     except FileNotFoundError:
+        environment.apply({}, defaults)
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
                           "make it a readable UTF-8 text file or remove it") from error
-    broken = [binding.original.line for binding in bindings if binding.error]
+    broken = [binding.original.line for binding in bindings
+              if binding.error or "\0" in f"{binding.key}{binding.value}"]
     if broken:
         raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
                            for line in broken])
-    for binding in bindings:
-        if binding.key and binding.value is not None:
-            os.environ.setdefault(binding.key, binding.value)
+    environment.apply({binding.key: binding.value for binding in bindings
+                       if binding.key and binding.value is not None}, defaults)
+
+
+def _refuse_planted(found: os.stat_result, path: str) -> None:
+    """The environment decides what the service runs: only who could replace the file's folder may decide it.
+
+    :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
+    """
+    if found.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
+    folder = os.stat(os.path.dirname(path) or ".")
+    if found.st_uid not in (0, os.geteuid(), folder.st_uid):
+        raise ConfigError(f"{path}: it belongs to user {found.st_uid}, who owns neither the folder nor the service: "
+                          "give it to root or to the service's user")
 
 
 def server_bind() -> str:
@@ -319,10 +414,11 @@ def server_bind() -> str:
 
     :raises ConfigError: if that is no port.
     """
-    port = os.environ.get("SERVER_PORT") or "3007"
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"SERVER_PORT={port!r}: give a port between 1 and 65535")
-    return f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{port}"
+    given = os.environ.get("SERVER_PORT") or "3007"
+    number = port(given)
+    if number is None:
+        raise ConfigError(f"SERVER_PORT={_shown(given)}: give a port between 1 and 65535")
+    return f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{number}"
 
 
 def table() -> str:

@@ -1,7 +1,10 @@
-"""What the errors of databases mean: one list, for the retry, the breaker and whoever answers 503.
+"""What the errors of databases mean, and what follows from each: one table, for everything that has to decide.
 
 It stands below the rooms, since the database room may not know how errors are answered, nor the other way round, and
 an app may use its driver without the pool.
+
+The numbers are those of MySQL 8.4 to 9, MariaDB 10.6 to 12, their client libraries, ProxySQL, MaxScale and RDS Proxy.
+A number that is not here belongs to the statement or to the app: 500, and nothing else follows.
 """
 
 from __future__ import annotations
@@ -9,51 +12,151 @@ from __future__ import annotations
 import enum
 import re
 import sqlite3
+from dataclasses import dataclass
 
 
 class ErrorClass(enum.Enum):
-    """What an error of the database means for whoever thinks of trying again."""
+    """What an error of the database means."""
 
-    CONNECT = "connecting failed for now"
-    REFUSED = "credentials, schema or host are refused"
+    CONNECT = "the database cannot be reached for now"
+    FULL = "the server, or a proxy, has no connection left for now"
+    QUOTA = "the user's hourly allowance is used up"
+    REFUSED = "credentials, encryption, schema or host are refused"
+    NOT_READY = "this node of a cluster does not serve: not in sync, cut off, or offline"
     ROLLED_BACK = "the server rolled the transaction back"
     LOCK_WAIT = "waited too long for a lock; the statement alone was rolled back"
     READ_ONLY = "the server became read-only"
     DISK = "the disk is full or fails"
+    MEMORY = "the server has no memory left"
     LINK_LOST = "the link was lost"
     TIMED_OUT = "the statement was ended by its time limit or by an administrator"
+    TOO_LARGE = "the statement is larger than max_allowed_packet"
+    OUT_OF_STEP = "client and session disagree about what comes next"
     STALE = "the session lost what it needs; a new connection has it"
     OTHER = "anything else"
 
 
-_CODES = {
-    **dict.fromkeys((2002, 2003, 2005, 1040, 1203, 1053), ErrorClass.CONNECT),
-    **dict.fromkeys((1044, 1045, 1049, 1129, 1130, 1698), ErrorClass.REFUSED),
-    **dict.fromkeys((1213, 3101), ErrorClass.ROLLED_BACK),
-    1020: ErrorClass.ROLLED_BACK,  # "Record has changed since last read": MariaDB's innodb_snapshot_isolation
-    1205: ErrorClass.LOCK_WAIT,
-    **dict.fromkeys((1792, 1836), ErrorClass.READ_ONLY),
-    **dict.fromkeys((1021, 1114), ErrorClass.DISK),
-    **dict.fromkeys((2006, 2013, 2027, 2055, 1927, 4031, 1152, 1184, 1158, 1159, 1160, 1161), ErrorClass.LINK_LOST),
-    **dict.fromkeys((1969, 3024, 1317), ErrorClass.TIMED_OUT),
-    1046: ErrorClass.STALE,
+KEPT, DISCARDED, ALL_DISCARDED = "kept", "discarded", "all of the pool are replaced"
+#: What a failed connect leads to: another attempt while a request waits, or an error for all that wait.
+COUNTS, WAITS, ENDS = "counts against the breaker", "tried again", "nobody waits for it"
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """What follows from an error.
+
+    :ivar unavailable: the answer is 503 with Retry-After if a view lets it through, else 500.
+    :ivar connection: KEPT, DISCARDED, or ALL_DISCARDED.
+    :ivar again: the unit of work may be run again.
+    :ivar stored: what a COMMIT that fails so has stored is unknown.
+    :ivar connecting: COUNTS, WAITS or ENDS, for a connect that fails so.
+    :ivar alive: only a server that lives sends it.
+    """
+
+    unavailable: bool = False
+    connection: str = KEPT
+    again: bool = False
+    stored: bool = True
+    connecting: str = ENDS
+    alive: bool = True
+
+
+CONSEQUENCES: dict[ErrorClass, Consequence] = {
+    ErrorClass.CONNECT: Consequence(True, DISCARDED, again=True, connecting=COUNTS, alive=False),
+    ErrorClass.FULL: Consequence(True, DISCARDED, again=True, connecting=WAITS),
+    ErrorClass.QUOTA: Consequence(True),
+    ErrorClass.REFUSED: Consequence(True),
+    ErrorClass.NOT_READY: Consequence(True, ALL_DISCARDED, again=True, stored=False, connecting=COUNTS, alive=False),
+    ErrorClass.ROLLED_BACK: Consequence(again=True, stored=False),
+    ErrorClass.LOCK_WAIT: Consequence(again=True, stored=False, connecting=WAITS),
+    ErrorClass.READ_ONLY: Consequence(True, ALL_DISCARDED, again=True, stored=False),
+    ErrorClass.DISK: Consequence(True),
+    ErrorClass.MEMORY: Consequence(True, connecting=WAITS),
+    ErrorClass.LINK_LOST: Consequence(True, DISCARDED, again=True, connecting=COUNTS, alive=False),
+    ErrorClass.TIMED_OUT: Consequence(),
+    ErrorClass.TOO_LARGE: Consequence(connection=DISCARDED),
+    ErrorClass.OUT_OF_STEP: Consequence(connection=DISCARDED),
+    ErrorClass.STALE: Consequence(True, DISCARDED, again=True),
+    ErrorClass.OTHER: Consequence(),
 }
-_UNAVAILABLE = frozenset({ErrorClass.CONNECT, ErrorClass.REFUSED, ErrorClass.LINK_LOST, ErrorClass.READ_ONLY,
-                          ErrorClass.DISK, ErrorClass.STALE})
-_ENGINE_FAILED = 1030  # with the number of the operating system's error in its text
+
+#: The numbers of each class. A number that means two things (MySQL and MariaDB disagree, or its text decides) is below.
+CODES: dict[ErrorClass, tuple[int, ...]] = {
+    # no socket; no server; no host; broken or bad handshake; shutting down; shut down by force;
+    # ProxySQL: no backend in time, too many failures, backend offline, lagging
+    ErrorClass.CONNECT: (2001, 2002, 2003, 2004, 2005, 2012, 1043, 1053, 1080, 9001, 9002, 9004, 9005),
+    # max_connections; max_user_connections; no thread; RDS Proxy: no connection in time
+    ErrorClass.FULL: (1040, 1203, 1135, 9501),
+    # schema, by role too; password; unknown database; blocked or unknown host, or one without a name; authentication
+    # methods and plugins of either side; compression; versions of the protocol; password expired, to be changed;
+    # account locked, for a while, or for good; TLS required, or not to be had
+    ErrorClass.REFUSED: (1044, 3879, 1045, 1049, 1129, 1130, 1042, 1698, 1251, 1275, 1524, 1820, 1862, 1873, 3118, 3955,
+                         3159, 4167, 3922, 3923, 2007, 2049, 2054, 2058, 2059, 2061, 5010, 5012),
+    # offline mode; group replication: a hook failed, the new primary has not caught up
+    ErrorClass.NOT_READY: (3032, 6400, 3100, 3781, 3782),
+    # deadlock, a conflict in a cluster among them; rolled back during COMMIT, in a replicated group too;
+    # MariaDB: changed since it was read, an earlier one of the group of commits failed
+    ErrorClass.ROLLED_BACK: (1213, 3101, 1020, 1964),
+    # of a row or a table; given up for another lock
+    ErrorClass.LOCK_WAIT: (1205, 1689),
+    # a read-only transaction or server, storage engine, schema
+    ErrorClass.READ_ONLY: (1792, 1836, 1874, 3989),
+    # full, or would wait for room; table full; reading, writing, temporary files; tablespace; undo log
+    ErrorClass.DISK: (1021, 3675, 1114, 1024, 1026, 1810, 1811, 1878, 3019),
+    ErrorClass.MEMORY: (1037, 1041, 3015, 3044, 3985, 2008),
+    # gone; lost; malformed; killed; aborted; errors of the network, at either end
+    ErrorClass.LINK_LOST: (2006, 2013, 2027, 2055, 1927, 3169, 1152, 1184, 1154, 1155, 1156, 1157, 1158, 1159, 1160,
+                           1161, 1835, 5013, 5014, 5015),
+    ErrorClass.TIMED_OUT: (1969, 3024, 1317, 1028),
+    ErrorClass.TOO_LARGE: (1153, 2020),
+    ErrorClass.OUT_OF_STEP: (2014,),
+    # no database selected; a statement that has to be prepared anew; ProxySQL: bound to another group of servers
+    ErrorClass.STALE: (1046, 1615, 9006),
+}
+_CLASSES = {code: kind for kind, codes in CODES.items() for code in codes}
+
+#: Numbers whose text decides; without a match they are OTHER.
+_BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
+    # "Unknown command" from Galera: "WSREP has not yet prepared node for application use"
+    1047: (("WSREP", ErrorClass.NOT_READY),),
+    1290: (("read-only", ErrorClass.READ_ONLY),),
+    1226: (("_per_hour|max_(?:questions|queries|updates|connections)", ErrorClass.QUOTA), ("", ErrorClass.FULL)),
+    # with the number of the operating system's error: ENOSPC, EDQUOT, EIO, EROFS, table full, index full
+    1030: ((r"\b(?:28|122|5|30|135|136)\b", ErrorClass.DISK),),
+    # TLS: what another attempt cannot mend, and what it may
+    2026: (("certif|verif|self.signed|trust|issuer|expired|not yet valid|host ?name|required|support|protocol|cipher"
+            "|handshake failure|No such file|PEM|key", ErrorClass.REFUSED), ("", ErrorClass.CONNECT)),
+    # MySQL: inactive for too long; MariaDB: a trigger is missing
+    4031: (("trigger", ErrorClass.OTHER), ("", ErrorClass.LINK_LOST)),
+    # MySQL: the connection was closed for the memory that it or all together took; MariaDB has other meanings
+    4081: (("memory limit", ErrorClass.MEMORY),),
+    4082: (("memory limit", ErrorClass.MEMORY),),
+    # MariaDB: blocked after failed logins, locked; MySQL has other meanings
+    4150: (("blocked", ErrorClass.REFUSED),),
+    4151: (("locked", ErrorClass.REFUSED),),
+}
 
 
 def mysql_class(error: BaseException) -> ErrorClass:
     """Class of an exception of mysqlclient (or of anything with a server's error number as first argument)."""
     code = error.args[0] if error.args else None
-    if code == 1290:
-        return ErrorClass.READ_ONLY if "read-only" in str(error.args[-1]) else ErrorClass.OTHER
-    if code == _ENGINE_FAILED:
-        full = re.search(r"\b(28|122|135|136)\b", str(error.args[-1]))  # ENOSPC, EDQUOT, table full, index full
-        return ErrorClass.DISK if full else ErrorClass.OTHER
     if code == 0 and type(error).__name__ == "InterfaceError":
         return ErrorClass.LINK_LOST  # "(0, '')": the connection is closed
-    return _CODES.get(code, ErrorClass.OTHER) if isinstance(code, int) else ErrorClass.OTHER
+    if not isinstance(code, int):
+        return ErrorClass.OTHER
+    if code in _BY_TEXT:
+        text = str(error.args[-1])
+        return next((kind for pattern, kind in _BY_TEXT[code] if re.search(pattern, text, re.IGNORECASE)),
+                    ErrorClass.OTHER)
+    return _CLASSES.get(code, ErrorClass.OTHER)
+
+
+def proves_alive(error: BaseException) -> bool:
+    """Whether an exception of mysqlclient is one that only a living server can have caused."""
+    kind, code = mysql_class(error), error.args[0] if error.args else None
+    if kind is ErrorClass.OTHER:
+        return isinstance(code, int) and code >= 1000 and not 2000 <= code < 3000
+    return CONSEQUENCES[kind].alive
 
 
 def sqlite_class(error: BaseException) -> ErrorClass:
@@ -80,5 +183,22 @@ def means_unavailable(error: BaseException | None) -> bool:
         return False
     if driver == "sqlite3":
         kind = sqlite_class(error)
-        return kind is ErrorClass.LOCK_WAIT or kind in _UNAVAILABLE
-    return mysql_class(error) in _UNAVAILABLE
+        return kind is ErrorClass.LOCK_WAIT or CONSEQUENCES[kind].unavailable
+    return CONSEQUENCES[mysql_class(error)].unavailable
+
+
+def table() -> str:
+    """The table of errors in reStructuredText, as docs/database.rst shows it."""
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - Meaning", "     - Errors", "     - Answer",
+             "     - Connection", "     - Unit of work", "     - Connecting", "     - Check ``database``"]
+    for kind, follows in CONSEQUENCES.items():
+        if kind is ErrorClass.OTHER:
+            continue
+        codes = [str(code) for code in CODES.get(kind, ())]
+        codes += [f"{code} by its text" for code, choices in _BY_TEXT.items()
+                  if any(found is kind for _, found in choices)]
+        lines += [f"   * - {kind.value}", f"     - {', '.join(codes)}",
+                  f"     - {503 if follows.unavailable else 500}", f"     - {follows.connection}",
+                  f"     - {'again' if follows.again else 'never again'}", f"     - {follows.connecting}",
+                  f"     - {'fails' if follows.unavailable and kind is not ErrorClass.LOCK_WAIT else 'passes'}"]
+    return "\n".join(lines) + "\n"

@@ -17,7 +17,9 @@ from werkzeug.wrappers import response as werkzeug_response
 from . import logs, scoreboard
 from .errors import report
 from .errors.problem import response_for
-from .request import NO_RULE, OVER, RequestRecord, inflight
+from .exceptions import DatabaseUnavailable
+from .request import NO_RULE, OVER, RequestRecord, inflight, rule_of
+from .takeover import SOCKET, client_left
 from .wsgi_rules import InvalidResponse, check_head, forbids_body, known_heads
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Exchange(RequestRecord):
     :ivar start: the server's start_response.
     :ivar head: what it is to be called with; None before the app's start_response.
     :ivar writer: the server's write callable, once it was given the head.
+    :ivar early: the head is given on at once: the next to see it is another layer around the app, which may need
+        Flask's context for that (OpenTelemetry's does).
     :ivar code: the answer's status; 0 before start_response, and for an answer that was cut off.
     :ivar length: its Content-Length, -1 without one.
     :ivar source: what the app returned, with a close; None before that, and once it was closed.
@@ -59,12 +63,13 @@ class Exchange(RequestRecord):
     :ivar begun_ns: `time.monotonic_ns` when the server was given the head, with the first chunk; 0 before.
     """
 
-    __slots__ = ("begun_ns", "chunk", "code", "head", "iterator", "length", "middleware", "sent", "source", "start",
-                 "writer")
+    __slots__ = ("begun_ns", "chunk", "code", "early", "head", "iterator", "length", "middleware", "sent", "source",
+                 "start", "writer")
 
     __init__ = object.__init__  # the layer that makes it sets all of them: a call less
     middleware: StabilityMiddleware
     start: Callable[..., Any]
+    early: bool
     head: tuple[str, list[tuple[str, str]]] | None
     writer: Callable[[bytes], Any] | None
     code: int
@@ -80,11 +85,11 @@ class Exchange(RequestRecord):
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
         """WSGI's start_response, checked and held back."""
         if exc_info is not None:
-            try:
-                if self.response_started:
+            if self.response_started:
+                try:
                     raise exc_info[1].with_traceback(exc_info[2])
-            finally:
-                exc_info = None
+                finally:
+                    exc_info = None
         elif self.code:
             raise InvalidResponse("start_response was called twice")
         headers = [*headers]
@@ -94,14 +99,26 @@ class Exchange(RequestRecord):
             headers = [(name, value) for name, value in headers]  # pairs that are lists, or nothing of the kind
             head = None
         self.code, self.length = head or check_head(status, headers)
+        if self.code == 500 and self.unavailable is not None:
+            raise self._unavailable_now()
         if self.code >= 400 or self.given_id is not None:
             self._add_id(headers)
         self.head = status, headers
         try:
             self.rule = self.environ["werkzeug.request"].url_rule or NO_RULE
         except (AttributeError, KeyError):
-            pass  # not Flask answers
+            self.rule = self.rule or rule_of(self.environ)
+        if self.early:
+            self.writer = self.start(status, headers) if self.writer is None else self.start(status, headers, exc_info)
         return self
+
+    def _unavailable_now(self) -> DatabaseUnavailable:
+        """What an extension's 500 for it is replaced by. It was recorded already."""
+        error, self.unavailable = self.unavailable, None
+        if not isinstance(error, DatabaseUnavailable):
+            error = DatabaseUnavailable()
+        report.mark(error, self)
+        return error
 
     def _add_id(self, headers: list[tuple[str, str]]) -> None:
         """An error's answer, and one to a client that gave an id, carries the request's id, once."""
@@ -113,7 +130,7 @@ class Exchange(RequestRecord):
         """WSGI's imperative way to write: the answer has begun."""
         if type(data) is not bytes:
             raise InvalidResponse(f"write() was given {type(data).__name__} instead of bytes")
-        if self.writer is None:
+        if not self.response_started:
             self.begin()
         assert self.writer is not None
         self.sent += len(data)
@@ -127,7 +144,8 @@ class Exchange(RequestRecord):
         """Hand the head to the server."""
         if self.head is None:
             raise InvalidResponse("the app did not call start_response")
-        self.writer = self.start(*self.head)
+        if self.writer is None:
+            self.writer = self.start(*self.head)
         self.response_started = True
         self.begun_ns = _now()
 
@@ -196,6 +214,30 @@ class Exchange(RequestRecord):
         finally:
             self.finish()
 
+    def end_taken(self, error: BaseException) -> Iterable[bytes]:
+        """The app spoke with the client itself, and is done: nothing of HTTP is written after that.
+
+        :param error: what it ended with.
+        :raises StopIteration: for which gunicorn closes the connection.
+        """
+        self.code = 101
+        source, self.source = self.source, None
+        try:
+            if not client_left(error):
+                self.code = 0
+                self.middleware.judge(error, self)
+            if source is not None:
+                try:
+                    closable(source).close()
+                except BaseException as failure:
+                    self.middleware.judge(failure, self)
+            if SOCKET in self.environ:
+                raise StopIteration from None
+            return []
+        finally:
+            self.finish()
+            self.client_socket = None  # which knows this request
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> Iterable[bytes]:
@@ -204,6 +246,8 @@ class Exchange(RequestRecord):
         :raises ResponseCut: if the app had written already.
         """
         self.iterator = None
+        if self.taken_ns:
+            return self.end_taken(error)
         started = self.response_started
         try:
             self.middleware.judge(error, self)
@@ -215,6 +259,8 @@ class Exchange(RequestRecord):
                     self.middleware.judge(failure, self)
             if started:
                 raise ResponseCut from None
+            if self.writer is not None and SOCKET in self.environ:
+                raise error  # gunicorn has the head already, and would keep its headers beside ours: it answers 500
             status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
             headers.append((self.middleware.id_header, self.id))
             self.code = int(status[:3])
@@ -233,7 +279,7 @@ class Exchange(RequestRecord):
         if not self.health:
             try:
                 row = scoreboard._row or scoreboard.my_row()
-                end = _now()
+                end = self.taken_ns or _now()
                 if self.begun_ns and end - self.begun_ns >= STREAM_NS:
                     row.add_stream((end - self.begun_ns) // 1_000_000)
                     end = self.begun_ns
@@ -244,6 +290,7 @@ class Exchange(RequestRecord):
                 report.record(error, event="internal_error", request=self)
         if self.resources is not None:
             self._release()
+        self.handled = self.unavailable = None
         if self.outer is None and inflight.get(self.thread_id) is self:  # leave(), a call less
             inflight[self.thread_id] = None
             self.environ = OVER
@@ -263,7 +310,10 @@ class Exchange(RequestRecord):
         """A 5xx answer without an exception is still an error of ours; a 4xx one the client's."""
         if self.code >= 500:
             if self.recorded is None and self.supervised:
-                logs.error("server_error", status=self.code, **report.request_fields(self))
+                if self.handled is not None:  # by a handler of the app's, which made this answer of it
+                    report.record(self.handled, request=self)
+                else:
+                    logs.error("server_error", status=self.code, **report.request_fields(self))
         elif self.middleware.settings.log_client_errors:
             logs.error("client_error", level="WARNING", status=self.code, **report.request_fields(self))
 

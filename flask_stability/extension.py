@@ -22,10 +22,12 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
 from .database import Pool, PooledConnection
+from .database.credentials import Source
 from .database.engine import engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
-from .exceptions import StabilityError
+from .exceptions import ConfigError, StabilityError
+from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
@@ -43,12 +45,14 @@ class AppState:
     """What the extension keeps for one app.
 
     :ivar settings: the app's settings.
+    :ivar credentials: gives the database's user and password, None if the settings do.
     :ivar checks: health checks of the app beside the built-in ones.
     :ivar disagrees: the log says which of its settings are not used.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask, settings: Settings, credentials: Source | None = None) -> None:
         self.settings = settings
+        self.credentials = credentials
         self.checks: list[Check] = []
         self.disagrees = False
         self.wants_database = any(os.environ.get(key) or app.config.get(key) is not None
@@ -75,7 +79,8 @@ class AppState:
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    self._pool = Pool(self.settings, name=self.name, instance_path=self._instance_path)
+                    self._pool = Pool(self.settings, name=self.name, instance_path=self._instance_path,
+                                      credentials=self.credentials)
             _process.watch_pool(self, self._pool)
         return self._pool
 
@@ -195,9 +200,12 @@ class StabilityExt:
     may serve several apps. All settings: README.rst, "Settings".
 
     :param app: the app, if it is there already.
+    :param credentials: gives the password of a MySQL or MariaDB database, or user and password (a pair, or a mapping
+        with these keys); called for each new connection, in a thread of the pool. For passwords that expire.
     """
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, credentials: Source | None = None) -> None:
+        self._credentials = credentials
         self._checks: list[Check] = []
         self._states: weakref.WeakKeyDictionary[AppState, None] = weakref.WeakKeyDictionary()
         #: A unit of work: context manager, decorator, or decorator with options; see `Transactions`.
@@ -217,7 +225,10 @@ class StabilityExt:
         settings = Settings.load(app.config)
         if settings.service_id is None:
             settings = _named(settings, app)
-        state = AppState(app, settings)
+        if self._credentials is not None and not (settings.db_url or "").startswith(("mysql", "mariadb")):
+            raise ConfigError("StabilityExt(credentials=…) needs the address of a MySQL or MariaDB database: set "
+                              "STABILITY_DB_URL=mysql://host/database")
+        state = AppState(app, settings, self._credentials)
         state.checks.extend(self._checks)
         app.extensions[_NAME] = state
         self._states[state] = None
@@ -232,15 +243,17 @@ class StabilityExt:
 
     # -- what an app's code uses ---------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None) -> PooledConnection:
+    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None) -> PooledConnection:
         """A connection to the app's database, in autocommit.
 
         With ``with`` it is given back at the end of the block, else when the request or app context ends.
 
         :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, and never longer than the request may.
+        :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
+            0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
         :raises DatabaseUnavailable: if none can be had in that time.
         """
-        connection = self._state().pool.connection(timeout)
+        connection = self._state().pool.connection(timeout, query_timeout=query_timeout)
         if has_app_context():
             # registered here, since it costs every request of an app (4 µs); first, since it has to run last
             if _give_back not in current_app.teardown_appcontext_funcs:
@@ -378,6 +391,24 @@ def _look_for_hooks() -> None:
                    "`from flask_stability.server import install; install(globals())`")
 
 
+def _share_health_path(app: Flask, path: str, middleware: StabilityMiddleware) -> None:
+    """The app's own routes win, and ours answer where it has none."""
+    found = conflicts.find(app, path)
+    if found.by_hand:
+        middleware.health_app = None
+        return
+    if (found.own or found.below) and middleware.health_app is not None:
+        middleware.is_ours = conflicts.Ours(cast("Flask", middleware.health_app), found)
+    if found.own:
+        logs.error("health_path_taken", level="WARNING", path=path, paths=sorted(found.own),
+                   remedy="the app's own routes answer there, the extension's everywhere else under it: set "
+                   "STABILITY_HEALTH_PATH to another path to have all of them")
+    if found.hidden:
+        logs.error("health_path_hides", level="WARNING", path=path, rules=list(found.hidden),
+                   remedy="the extension answers there, not these routes: if they are to, set STABILITY_HEALTH_PATH to "
+                   "a path that they do not match")
+
+
 def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable[[], None]:
     """What the middleware calls before an app's first request."""
     reference = weakref.ref(state)
@@ -387,14 +418,8 @@ def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable
         app = found.app if found is not None else None
         if found is None or app is None:
             return
-        path = found.settings.health_path
-        taken = [rule.endpoint for rule in app.url_map.iter_rules()
-                 if rule.rule.rstrip("/") == path or rule.rule.startswith(path + "/")]
-        if taken:
-            middleware.health_app = None
-        if not all(endpoint.startswith("stability_health.") for endpoint in taken):  # else registered by hand
-            logs.error("health_path_taken", level="WARNING", path=path,
-                       remedy="the app's own route answers there: set STABILITY_HEALTH_PATH to another path")
+        middleware.wrapped = app.wsgi_app is not middleware
+        _share_health_path(app, found.settings.health_path, middleware)
         if not app.testing:
             _look_for_hooks()
             start_process()

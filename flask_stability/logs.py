@@ -2,7 +2,9 @@
 
 A line is written with one ``write`` to a descriptor in append mode, so lines of several processes do not mix, and a
 file that was renamed is noticed at the next line. A disk that fails is replaced by stderr, a stderr that blocks or
-fails by a count of what was dropped, which ``/health`` shows. Control characters never reach a log.
+fails by a count of what was dropped, which ``/health`` shows. Control characters never reach a log. The directory is
+opened once and used by its descriptor, and what is opened there is judged (`files`): the master may be root, and the
+directory the workers'.
 
 The handlers are logging's own kind (so a fork renews their locks), but hang on no logger: an app that configures
 logging with ``disable_existing_loggers`` does not silence them. There is no buffer whose lock a fork could inherit.
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import json
 import logging
 import os
 import select
@@ -23,21 +27,23 @@ from typing import IO, Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-from . import scoreboard
+from . import files, scoreboard
 from .config import Settings
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
-_LONGEST = 128 * 1024
+_LONGEST = 128 * 1024  #: bytes of a line; a longer record is cut
+#: Characters of a value at the most, in turn until the line fits: in ASCII a character takes up to 12 bytes.
+_CUTS = (16384, 4096, 512, 64)
+_MOST_FIELDS = 100
 _LOCK_PATIENCE = 2.0
 _STDERR_PATIENCE_MS = 500
 _PIPE_BUF = 4096
 
 _drops = 0
 _role = ""
-_directory: str | None = None
+_directory: _Directory | None = None
 _settings = Settings()
-_owner = (-1, -1)
 
 
 class _TextLine(logging.Formatter):
@@ -67,29 +73,93 @@ def _safe(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
-class _LineHandler(logging.Handler):
-    """Appends lines to a file, else to stderr, else counts them."""
+class _Directory:
+    """The directory of the logs, by a descriptor that stays; asked for it, the next line opens it anew by name.
 
-    def __init__(self, path: str | None, log_format: str = "json") -> None:
+    :param mode: of new files, None = 0640 less the umask.
+    :param owner: who gets what is made here.
+    :ivar asked: how often `reopen` was called; files opened before the last time are opened anew as well.
+    """
+
+    def __init__(self, path: str, mode: int | None, owner: tuple[int, int]) -> None:
+        self.path, self._mode, self._owner = os.path.abspath(path), mode, owner
+        self.descriptor = files.make_directory(self.path, 0o750, owner)
+        self.asked = self._done = 0
+        try:
+            if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.descriptor, effective_ids=True):
+                raise PermissionError(errno.EACCES, "Permission denied")
+        except OSError:
+            self.close()
+            raise
+
+    def path_of(self, file: str) -> str:
+        """Its path, to be shown."""
+        return os.path.join(self.path, file)
+
+    def look(self, file: str) -> tuple[int, int] | None:
+        """What a name leads to now: device and inode; None if there is nothing."""
+        try:
+            found = os.stat(file, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def open(self, file: str) -> int:
+        """Open a log for appending."""
+        if self._done != self.asked:
+            self._done = self.asked
+            with contextlib.suppress(OSError):
+                self._open_again()
+        try:
+            return files.open_append(self.descriptor, file, mode=self._mode, owner=self._owner)
+        except FileNotFoundError:  # the directory was removed
+            self._open_again()
+            return files.open_append(self.descriptor, file, mode=self._mode, owner=self._owner)
+
+    def _open_again(self) -> None:
+        found = files.open_directory(self.path)
+        try:
+            os.dup2(found, self.descriptor, inheritable=False)  # other threads use the number
+        finally:
+            os.close(found)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.descriptor)
+
+
+class _LineHandler(logging.Handler):
+    """Appends lines to a file of the directory, else to stderr, else counts them."""
+
+    def __init__(self, directory: _Directory | None, file: str, log_format: str = "json") -> None:
         super().__init__()
-        self.path = path
+        self._directory, self._file = directory, file
         self.setFormatter(_JsonLine() if log_format == "json" else _TextLine())
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
+        self._asked = 0
         self._torn = False
+        self._refused = ""
 
     def write(self, record: logging.LogRecord) -> None:
         """Write one record, waiting for other threads no longer than a while."""
-        data = self.format(record).encode("ascii", "backslashreplace") + b"\n"
-        if len(data) > _LONGEST:
-            raise ValueError("record too long")
+        data = self._line(record)
         if self.lock is None or not self.lock.acquire(timeout=_LOCK_PATIENCE):
             raise TimeoutError("another thread is stuck in this log")
         try:
-            if not (self.path is not None and self._to_file(data)) and not _stderr.write(data):
+            if not (self._directory is not None and self._to_file(data)) and not _stderr.write(data):
                 count_drop()
         finally:
             self.lock.release()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        data = self.format(record).encode("ascii", "backslashreplace") + b"\n"
+        for longest in _CUTS:
+            if len(data) <= _LONGEST:
+                break
+            record.fields = _cut(record.fields, longest)  # type: ignore[attr-defined]
+            data = self.format(record).encode("ascii", "backslashreplace") + b"\n"
+        return data
 
     def _to_file(self, data: bytes) -> bool:
         try:
@@ -98,27 +168,36 @@ class _LineHandler(logging.Handler):
                 data = b"\n" + data
             written = os.write(self._descriptor, data)
             self._torn = written != len(data)
+            self._refused = ""
             return not self._torn
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                self._tell_refused(error.strerror or "")
             return False
 
     def _follow(self) -> None:
-        """Open the file, anew if it was renamed or removed."""
-        path = self.path or ""
-        try:
-            found = os.stat(path)
-            identity: tuple[int, int] | None = (found.st_dev, found.st_ino)
-        except FileNotFoundError:
-            identity = None
-        if identity is None or identity != self._identity:
+        """Open the file, anew if it was renamed or removed, or if that was asked for."""
+        directory = self._directory
+        assert directory is not None
+        identity = directory.look(self._file)
+        if identity is None or identity != self._identity or self._asked != directory.asked:
             self.forget()
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._asked = directory.asked
+            descriptor = directory.open(self._file)
             status = os.fstat(descriptor)
             self._descriptor, self._identity = descriptor, (status.st_dev, status.st_ino)
-            if identity is None:
-                _give(descriptor)
-            if _crash_file is not None and _crash_file.name == path:
+            if _crash_file is not None and _crash_file.name == directory.path_of(self._file):
                 os.dup2(descriptor, _crash_file.fileno(), inheritable=False)
+
+    def _tell_refused(self, why: str) -> None:
+        """Say once on stderr why the lines come there."""
+        if self._directory is None or why == self._refused:
+            return
+        self._refused = why
+        record = _record("log_refused", "ERROR", {
+            "file": self._directory.path_of(self._file), "error": why,
+            "remedy": "remove what is there; links have to be root's or the service's own"})
+        _stderr.write(self.format(record).encode("ascii", "backslashreplace") + b"\n")
 
     def forget(self) -> None:
         """Close the descriptor; the next line opens it again."""
@@ -128,11 +207,20 @@ class _LineHandler(logging.Handler):
                 os.close(descriptor)
 
 
-def _give(file: int | str) -> None:
-    """To the user that the workers run as."""
-    if _owner != (-1, -1):
-        with contextlib.suppress(OSError):
-            os.chown(file, *_owner)
+def _cut(fields: dict[str, Any], longest: int) -> dict[str, Any]:
+    """The fields of a record that is too long, each value that is longer than `longest` characters cut."""
+    found: dict[str, Any] = {}
+    for number, (name, value) in enumerate(fields.items()):
+        if number == _MOST_FIELDS:
+            found["fields_left_out"] = len(fields) - number
+            break
+        if isinstance(value, (int, float)) or value is None:
+            found[name[:_MOST_FIELDS]] = value
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, default=_safe, skipkeys=True)
+        found[name[:_MOST_FIELDS]] = value if len(text) <= longest else (
+            f"{text[:longest]}… ({len(text) - longest} characters left out)")
+    return found
 
 
 class _Stderr:
@@ -189,7 +277,7 @@ class _Stderr:
 
 
 _stderr = _Stderr()
-_handlers: dict[str, _LineHandler] = {name: _LineHandler(None) for name in NAMES}
+_handlers: dict[str, _LineHandler] = {name: _LineHandler(None, file) for name, file in NAMES.items()}
 
 
 def count_drop() -> None:
@@ -211,26 +299,22 @@ def setup(settings: Settings, role: str = "worker", *, uid: int = -1, gid: int =
     :param uid: with `gid`, the owner of what is created: the workers', where the master is root.
     :returns: why the directory cannot be used, or "".
     """
-    global _role, _directory, _settings, _owner
-    problem, directory = "", settings.log_dir
-    _owner = (uid, gid) if os.geteuid() == 0 else (-1, -1)
-    if directory is not None:
+    global _role, _directory, _settings
+    problem, directory = "", None
+    if settings.log_dir is not None:
         try:
-            if not os.path.isdir(directory):
-                os.makedirs(directory)
-                _give(directory)
-            if not os.access(directory, os.W_OK | os.X_OK):
-                raise PermissionError(13, "Permission denied")
+            directory = _Directory(settings.log_dir, settings.log_mode,
+                                   (uid, gid) if os.geteuid() == 0 else files.NOBODY)
         except OSError as failure:
-            problem = (f"STABILITY_LOG_DIR={directory!r}: {failure.strerror}; logging to stderr: "
+            problem = (f"STABILITY_LOG_DIR={settings.log_dir!r}: {failure.strerror}; logging to stderr: "
                        "make it a directory that the service's user may write to")
-            directory = None
-    _role, _settings = role, settings
-    _directory = os.path.abspath(directory) if directory is not None else None
-    reopen()
+    for handler in _handlers.values():
+        handler.forget()
+    if _directory is not None:
+        _directory.close()
+    _role, _settings, _directory = role, settings, directory
     for name, file in NAMES.items():
-        path = os.path.join(_directory, file) if _directory is not None else None
-        _handlers[name] = _LineHandler(path, settings.log_format)
+        _handlers[name] = _LineHandler(directory, file, settings.log_format)
     return problem
 
 
@@ -240,9 +324,9 @@ def teardown() -> None:
 
 
 def reopen() -> None:
-    """Close the files; the next line opens them by name."""
-    for handler in _handlers.values():
-        handler.forget()
+    """The next line opens directory and file anew by their names. May be called in a signal's handler."""
+    if _directory is not None:
+        _directory.asked += 1
 
 
 def event(log: str, level: str, name: str, fields: dict[str, Any]) -> None:
@@ -250,17 +334,20 @@ def event(log: str, level: str, name: str, fields: dict[str, Any]) -> None:
     try:
         if level == "DEBUG" and not _logger.isEnabledFor(logging.DEBUG):
             return
-        row = scoreboard._row
-        worker = row.slot if row is not None and _role == "worker" else _role or None
-        record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
-        record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker,
-                         **fields}
-        _handlers[log].write(record)
+        _handlers[log].write(_record(name, level, fields))
     except Exception:
         count_drop()
 
 
 _logger = logging.getLogger("flask_stability")
+
+
+def _record(name: str, level: str, fields: dict[str, Any]) -> logging.LogRecord:
+    row = scoreboard._row
+    worker = row.slot if row is not None and _role == "worker" else _role or None
+    record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
+    record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker, **fields}
+    return record
 
 
 def _timestamp() -> str:
@@ -289,11 +376,12 @@ def error_file() -> IO[str]:
     """A file with a descriptor for faulthandler: error.log, also once it was rotated, else stderr."""
     global _crash_file
     if _directory is not None:
-        path = os.path.join(_directory, NAMES["error"])
+        path = _directory.path_of(NAMES["error"])
         if _crash_file is not None and _crash_file.name == path and not _crash_file.closed:
             return _crash_file  # one file for all, so that a rotation is followed for all
         with contextlib.suppress(OSError):
-            _crash_file = open(path, "a")  # noqa: SIM115
+            descriptor = _directory.open(NAMES["error"])
+            _crash_file = open(path, "a", opener=lambda *_: descriptor)  # noqa: SIM115
             return _crash_file
     return sys.__stderr__ or sys.stderr
 
@@ -312,16 +400,17 @@ def rotate_if_needed() -> list[str]:
     if _directory is None:
         return rotated
     for file in NAMES.values():
-        path = os.path.join(_directory, file)
+        place = _directory.descriptor
         try:
-            if os.stat(path).st_size < _settings.log_max_bytes:
-                continue
+            found = os.stat(file, dir_fd=place, follow_symlinks=False)
+            if found.st_size < _settings.log_max_bytes or not stat.S_ISREG(found.st_mode):
+                continue  # where a link leads is the business of who made it
             for number in range(_settings.log_backups, 0, -1):
-                source = path if number == 1 else f"{path}.{number - 1}"
+                source = file if number == 1 else f"{file}.{number - 1}"
                 with contextlib.suppress(FileNotFoundError):
-                    os.replace(source, f"{path}.{number}")
+                    os.replace(source, f"{file}.{number}", src_dir_fd=place, dst_dir_fd=place)
             if not _settings.log_backups:
-                os.unlink(path)
+                os.unlink(file, dir_fd=place)
             rotated.append(file)
         except OSError:
             continue

@@ -26,6 +26,7 @@ from .config import Settings
 from .errors import report
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
+from .takeover import SOCKET, WEBSOCKET, AppSocket
 from .wsgi_rules import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
@@ -68,6 +69,10 @@ class StabilityMiddleware:
         self._health_path = self.settings.health_path
         self._health_below = self._health_path + "/"
         self._propagate = propagate
+        #: Which paths `health_app` serves, where the app serves some of them itself.
+        self.is_ours: Callable[[str], bool] | None = None
+        #: Another layer was put around this one: then that, and not the server, is called next.
+        self.wrapped = False
         self.on_first_request = on_first_request
         self.timeout = self.settings.request_timeout
         self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
@@ -87,12 +92,19 @@ class StabilityMiddleware:
         exchange.middleware = self
         exchange.timeout = self.timeout
         exchange.rule = NO_RULE
-        exchange.response_started = exchange.health = exchange.overdue = False
+        exchange.response_started = exchange.health = exchange.overdue = exchange.early = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = -1
+        exchange.taken_ns = 0
+        exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
+        client = environ.get(SOCKET)
+        if client is not None:
+            environ[SOCKET] = AppSocket(client, exchange)
+        elif environ.get(WEBSOCKET) is not None:
+            exchange.take()
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
@@ -101,13 +113,17 @@ class StabilityMiddleware:
                 if outer is not None:
                     exchange.outer = _outer(outer)
                 inflight[thread] = exchange
+                exchange.early = self.wrapped
                 source = (self._app(environ, exchange.start_response) if self._owner is None
                           else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
+            if exchange.taken_ns:
+                raise StopIteration  # whatever the app returned: the conversation is over
             if type(source) is ClosingIterator:  # as Flask's are, which is its own iterator
                 chunks = plain(source, exchange.length)
-                if chunks is not None and exchange.writer is None:
-                    start_response(*exchange.head)  # type: ignore[misc]
+                if chunks is not None and not exchange.response_started:
+                    if exchange.writer is None:
+                        start_response(*exchange.head)  # type: ignore[misc]
                     exchange.finish()
                     return chunks
             else:
@@ -121,11 +137,15 @@ class StabilityMiddleware:
                 exchange.iterator = source
             elif chunk is not END:
                 raise wrong_chunk(chunk)
-            if exchange.writer is None:
+            if not exchange.response_started:
                 head = exchange.head
+                if head is None and "HTTP_UPGRADE" in environ and chunk is END and client is None:
+                    exchange.take()  # by another way than gunicorn's: simple-websocket under gevent's own server
+                    raise StopIteration
                 if head is None:
                     raise InvalidResponse("the app did not call start_response")
-                exchange.writer = start_response(*head)
+                if exchange.writer is None:
+                    exchange.writer = start_response(*head)
                 exchange.response_started = True
                 exchange.begun_ns = _now()
             return exchange
@@ -163,7 +183,8 @@ class StabilityMiddleware:
         else:
             self._special = self._health_path
         path: str = environ.get("PATH_INFO", "")
-        if self.health_app is None or not (path == self._health_path or path.startswith(self._health_below)):
+        if self.health_app is None or not (path == self._health_path or path.startswith(self._health_below)) or (
+                self.is_ours is not None and not self.is_ours(path)):
             return False
         record.health, record.timeout = True, 0.0
         return True

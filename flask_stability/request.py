@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from flask import current_app
+from flask import current_app, has_request_context, request_started
+from flask import request as flask_request
+
+from .takeover import SOCKET, AppSocket
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +38,9 @@ inflight: dict[int, RequestRecord | None] = {}
 #: The longest deadline that any view asked for, seconds; 0.0 = none did.
 longest_timeout = 0.0
 
+#: Set by the server's hooks in a worker: every request is a server's, whatever the server calls itself.
+under_hooks = False
+
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
@@ -52,6 +58,25 @@ class NoRule:
 NO_RULE = NoRule()
 
 
+def rule_of(environ: dict[str, Any]) -> Any:
+    """werkzeug's rule of the request that this thread serves, `NO_RULE` without one.
+
+    A middleware between us and Flask may have copied the environ (Flask-SocketIO's does): what Flask puts into it is
+    not seen here then. From the first such request on Flask says which request it has begun.
+    """
+    found = environ.get("werkzeug.request")
+    if found is None and "werkzeug.request" not in environ and has_request_context():
+        found = flask_request
+        request_started.connect(_follow)
+    return getattr(found, "url_rule", None) or NO_RULE
+
+
+def _follow(app: object, **_: Any) -> None:
+    record = inflight.get(threading.get_ident())
+    if record is not None and record.environ is not OVER:
+        record.environ.setdefault("werkzeug.request", flask_request._get_current_object())  # type: ignore[attr-defined]
+
+
 class RequestRecord:
     """One request.
 
@@ -67,10 +92,15 @@ class RequestRecord:
     :ivar resources: what it holds, None if nothing.
     :ivar overdue: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
+    :ivar taken_ns: `time.monotonic_ns` from which on the app speaks with the client itself; 0 = it does not.
+    :ivar client_socket: what it does that on, as far as that is known.
+    :ivar handled: the exception that a handler of the app's was given last; None = none was.
+    :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
     """
 
-    __slots__ = ("environ", "given_id", "health", "outer", "overdue", "recorded", "resources", "response_started",
-                 "rule", "started_ns", "thread_id", "timeout")
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded",
+                 "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
+                 "unavailable")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
@@ -83,6 +113,10 @@ class RequestRecord:
         self.rule: Any = NO_RULE
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
+        self.taken_ns = 0
+        self.client_socket: AppSocket | None = None
+        self.handled: BaseException | None = None
+        self.unavailable: BaseException | None = None
 
     @property
     def id(self) -> str:
@@ -96,8 +130,12 @@ class RequestRecord:
 
     @property
     def supervised(self) -> bool:
-        """A server serves it: not a test client (which names none), not the development server."""
+        """A server serves it: not a test client (which names none), not the development server. gunicorn's name may
+        be hidden: it may be empty, or another.
+        """
         software = self.environ.get("SERVER_SOFTWARE")
+        if software is not None and (under_hooks or SOCKET in self.environ):
+            return True
         return bool(software) and not str(software).startswith("Werkzeug")
 
     @property
@@ -137,6 +175,14 @@ class RequestRecord:
         if self.resources is None:
             self.resources = []
         self.resources.append(resource)
+
+    def take(self, client_socket: AppSocket | None = None) -> None:
+        """The app speaks with the client itself from now on: its answer has begun."""
+        if not self.taken_ns:
+            self.client_socket = client_socket
+            self.rule = self.rule or rule_of(self.environ)
+            self.response_started = True
+            self.taken_ns = time.monotonic_ns()
 
     def drop(self, resource: Resource) -> None:
         """It was given back already."""

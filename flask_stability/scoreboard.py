@@ -24,7 +24,7 @@ from operator import add
 from typing import Any
 
 from . import scoreboard_file
-from .scoreboard_file import board_files, default_run_dir
+from .scoreboard_file import board_files, default_run_dir, default_run_dirs, running
 from .scoreboard_parts import (
     BUCKET_OF_STEP,
     BUCKET_STARTS,
@@ -41,7 +41,8 @@ from .scoreboard_parts import (
     percentile,
 )
 
-__all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir", "percentile"]
+__all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
+           "default_run_dirs", "percentile", "running"]
 
 MAGIC = b"FSTABLE4"
 HEAD_BYTES = 24
@@ -331,11 +332,13 @@ class Scoreboard:
 
     :ivar rows: all slots, in use or not.
     :ivar path: the backing file, or None.
+    :ivar owner: the file's owner, when it was opened; who could have written anything into it.
     """
 
-    def __init__(self, mapping: mmap.mmap, rows: int, path: str | None = None) -> None:
+    def __init__(self, mapping: mmap.mmap, rows: int, path: str | None = None, owner: int | None = None) -> None:
         self._mapping = mapping
         self.path = path
+        self.owner = os.geteuid() if owner is None else owner
         layout = _Layout(memoryview(mapping), PAGE)
         self.master = MasterArea(layout)
         self.rows = []
@@ -373,11 +376,24 @@ class Scoreboard:
         :raises OSError: if there is no such file, or it is another user's.
         :raises ValueError: if it is no board of this version.
         """
-        mapping, head = scoreboard_file.attach(path, HEAD_BYTES, write=write)
+        mapping, head, owner = scoreboard_file.attach(path, HEAD_BYTES, write=write)
+        return cls._of_file(mapping, head, path, owner)
+
+    @classmethod
+    def copy_of(cls, path: str) -> Scoreboard:
+        """What the board of another process says now: read, not mapped, since its owner may cut the file at any moment.
+
+        :raises OSError, ValueError: as `attach`.
+        """
+        mapping, owner = scoreboard_file.copied(path, _size(MAX_ROWS))
+        return cls._of_file(mapping, mapping[:HEAD_BYTES], path, owner)
+
+    @classmethod
+    def _of_file(cls, mapping: mmap.mmap, head: bytes, path: str, owner: int) -> Scoreboard:
         rows = struct.unpack("=qq", head[8:])[0] if len(head) == HEAD_BYTES and head[:8] == MAGIC else 0
         if not 0 < rows <= MAX_ROWS or head != _head(rows) or len(mapping) != _size(rows):
             raise ValueError(f"{path} is no scoreboard of this version")
-        return cls(mapping, rows, path)
+        return cls(mapping, rows, path, owner)
 
     def unlink(self) -> None:
         """Remove the file; the mapping stays. Never raises."""
@@ -413,7 +429,7 @@ class Scoreboard:
             total = add_entry(tuple(new.entries[base:base + ENTRY_WORDS]), words)
             for offset, number in enumerate(total):
                 new.entries[base + offset] = number
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # what a worker wrote is not the master's risk
+        with contextlib.suppress(Exception):  # what a worker wrote is not the master's risk
             latest = merged_exceptions([row.exceptions, master.exceptions])
             master.exceptions.write_json(latest[:EXCEPTIONS_KEPT])
         # one store makes the row's counts the totals': whoever reads sees them once, before as after

@@ -7,8 +7,10 @@ does one after the other.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -39,15 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None  # read the variable again
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the folders; xdist's processes do not come to `pytest_unconfigure`."""
+    pytest_unconfigure(session.config)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the folders."""
+    """Remove the folders, after a session or without one."""
     for folder in config.stash.get(_FOLDERS, []):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select the tests of this pass; among several processes, files with long tests come first.
+    """Select the tests of this pass; among several processes, files with tests that may take longest come first.
 
     Otherwise one process could begin a long test when the others have finished.
     """
@@ -59,8 +67,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
     if parallel:
-        long = {item.path for item in items if item.get_closest_marker("long")}
-        items.sort(key=lambda item: item.path not in long)
+        longest: dict[Path, float] = {}
+        for item in items:
+            longest[item.path] = max(longest.get(item.path, 0.0), _may_take(item))
+        items.sort(key=lambda item: -longest[item.path])
+
+
+def _may_take(item: pytest.Item) -> float:
+    """Seconds that it may take at most, by its marks."""
+    timeout = item.get_closest_marker("timeout")
+    return float(timeout.args[0]) if timeout else 180.0 if item.get_closest_marker("long") else 0.0
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pytest's own, with a short name: sockets in it may have about 100 characters, and each process adds a folder."""
+    name = re.sub(r"\W", "_", request.node.name.removeprefix("test_"))
+    return tmp_path_factory.mktemp(name[:12])
 
 
 def _is_alone(item: pytest.Item) -> bool:

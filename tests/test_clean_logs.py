@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flask_stability.cli import stability
+from second_user import as_nobody, given, needs_root
 
 OLD = ("error.log.1", "health.log.12", "process-manager.log-20261101", "error.log-20261101.gz", "error.log.2.gz")
 KEPT = ("error.log", "health.log", "error.log.old", "notes.log.1", "error.log.1.txt", "xerror.log.1")
@@ -70,3 +71,18 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     result = _clean("--older-than", "1d", "--dir", str(tmp_path / "none"))
     assert result.exit_code == 1
     assert str(tmp_path / "none") in result.output
+
+
+@needs_root
+def test_a_folder_that_another_user_made_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    """Root would remove what lies where it leads."""
+    home = given(tmp_path / "home")
+    as_nobody(lambda: os.symlink(folder, home / "logs"))
+    result = _clean("--older-than", "14d", "--dir", str(home / "logs"))
+    assert result.exit_code == 1
+    assert "a link that user" in result.output
+    assert all((folder / name).exists() for name in OLD)
+    link = tmp_path / "own"
+    link.symlink_to(folder)
+    assert _clean("--older-than", "14d", "--dir", str(link)).exit_code == 0
+    assert not (folder / OLD[0]).exists()

@@ -7,15 +7,17 @@ import importlib
 import os
 import random
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, unknown_keys
+from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, server_bind, unknown_keys
 from flask_stability.exceptions import ConfigError
 from flask_stability.readers import parse_size
+from second_user import NOBODY, as_nobody, needs_root, reachable
 
 
 def test_every_default_passes_its_own_check() -> None:
@@ -125,3 +127,112 @@ def test_a_dotenv_file_adds_and_does_not_override(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match="line 2"):
         load_dotenv(str(file))
     load_dotenv(str(tmp_path / "missing"))
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2correcthorse"
+URLS = {"STABILITY_DB_URL": f"mysql://user:{SECRET}@db.example:3306/shop",
+        "STABILITY_ALERT_WEBHOOK": f"https://user:{SECRET}@hooks.example:443/services/{SECRET}?token={SECRET}"}
+#: What a slip of the hand, a Chinese keyboard or a copied text leaves in a URL.
+SLIPS = st.sampled_from([*"：／＠。？＃［］ \t\n\0[]@:/#?%", "：//", "%zz", "\ud800", "::", "99999", "-1", "\u200b",
+                         "℀", ""])
+
+
+@given(st.sampled_from(sorted(URLS)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), SLIPS), max_size=4))
+def test_no_secret_leaves_a_url_whatever_is_wrong_with_it(key: str, slips: list[tuple[float, int, str]]) -> None:
+    """Neither in the error, nor in its chain, nor in the representation of settings that were accepted."""
+    url = URLS[key]
+    for place, length, text in slips:
+        at = int(place * len(url))
+        if SECRET in url[:at] + url[at + length:]:  # else it is no longer the secret that would be seen
+            url = url[:at] + text + url[at + length:]
+    try:
+        said = repr(Settings.load({key: url}, {}))
+    except ConfigError as error:
+        said = "".join(traceback.format_exception(error))
+    assert SECRET not in said
+    assert SECRET[:8] not in said
+
+
+@pytest.mark.parametrize("url", ["mysql://user:{}：@db/shop", "mysql://user:{}@db／shop", "mysql：//user:{}@db/shop"])
+def test_a_full_width_character_is_named_by_its_number(url: str) -> None:
+    """It looks like the one that was meant; before, Python's own words for it had the password in them."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_environ({"STABILITY_DB_URL": url.format(SECRET)})
+    problem, = caught.value.problems
+    assert problem.startswith("STABILITY_DB_URL=(not shown): give mysql://user:password@host:port/database")
+    assert "full-width character (U+FF" in problem
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["http://hooks/a b", "http://hooks:abc/", "http://hooks:99999/", "http://[::1/",
+                                 "http:///x"])
+def test_a_webhook_that_could_never_be_asked_is_told_at_the_start(url: str) -> None:
+    """Not with the first alert."""
+    with pytest.raises(ConfigError, match=r"STABILITY_ALERT_WEBHOOK=\(not shown\): give an http:// or https://"):
+        Settings.from_environ({"STABILITY_ALERT_WEBHOOK": url})
+
+
+# -- values that no one writes by hand -------------------------------------------------------------------------------
+
+HUGE = (10**400, -10**400, 10**5000, "9" * 400, "9" * 5000, "1e400", [10**400], 10**18, {1: 2}, b"\xff", object())
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_a_number_of_hundreds_of_digits_is_one_line_or_a_value_that_fits(key: str) -> None:
+    """No traceback; what is accepted fits the scoreboard's words, seconds as nanoseconds too."""
+    for raw in HUGE:
+        try:
+            value, problems = getattr(Settings.load({key: raw}, {}), KEYS[key]), []
+        except ConfigError as error:
+            value, problems = None, error.problems
+        assert all(len(problem) < 700 and "\n" not in problem for problem in problems), problems
+        if isinstance(value, (int, float)):
+            assert abs(value) <= 2**60
+            assert not isinstance(value, float) or abs(value) * 1e9 < 2**63
+
+
+@pytest.mark.parametrize("port", ["9" * 5000, "0", "65536", "1.5", "-1", "٣٠٠٧", "abc"])
+def test_a_port_that_is_none_is_one_line(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the service and of the database."""
+    monkeypatch.setenv("SERVER_PORT", port)
+    with pytest.raises(ConfigError, match=r"SERVER_PORT=.{1,210}: give a port between 1 and 65535"):
+        server_bind()
+    with pytest.raises(ConfigError, match=r"DB_PORT=.{1,210}: give a port between 1 and 65535"):
+        Settings.from_environ({"STABILITY_DB_FROM_ENV": "on", "DB_HOST": "h", "DB_NAME": "n", "DB_PORT": port})
+
+
+def test_a_nul_in_a_dotenv_file_is_named_by_its_line(tmp_path: Path) -> None:
+    """In a name or a value: the environment can hold none."""
+    file = tmp_path / ".env"
+    for text in (b"A=1\nB=x\0y\n", b"A=1\nB\0=1\n"):
+        file.write_bytes(text)
+        with pytest.raises(ConfigError, match="line 2"):
+            load_dotenv(str(file))
+    os.environ.pop("A", None)
+
+
+def test_a_dotenv_file_that_anybody_may_write_is_refused(tmp_path: Path) -> None:
+    """Whoever writes it decides what runs as the service's user."""
+    file = tmp_path / ".env"
+    file.write_text("FS_PLANTED=1\n")
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="chmod o-w"):
+        load_dotenv(str(file))
+    assert "FS_PLANTED" not in os.environ
+
+
+@needs_root
+def test_a_dotenv_file_that_another_user_planted_is_refused(tmp_path: Path) -> None:
+    """In a folder that everybody writes; one of the folder's owner, who could replace all in it, is read."""
+    folder = reachable(tmp_path) / "folder"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    as_nobody(lambda: (folder / ".env").write_text("FS_PLANTED=1\n") and None)
+    with pytest.raises(ConfigError, match=f"belongs to user {NOBODY}"):
+        load_dotenv(str(folder / ".env"))
+    assert "FS_PLANTED" not in os.environ
+    os.chown(folder, NOBODY, NOBODY)
+    load_dotenv(str(folder / ".env"))
+    assert os.environ.pop("FS_PLANTED") == "1"

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from flask_stability.cli import stability
 from flask_stability.config import Settings
 from flask_stability.database.check_db import Finding
-from flask_stability.doctor import configuration, machine
+from flask_stability.doctor import _database, configuration, machine
 from flask_stability.server.facts import AppFacts, Facts
 
 MB = 1 << 20
@@ -244,3 +244,10 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     _, _, output = _doctor(tmp_path, "shop:app", STABILITY_HEALTH_TOKEN="h2",
                            STABILITY_DB_URL="mysql://me:hunter2-password@/")
     assert "hunter2" not in output
+
+
+def test_an_app_that_gives_its_own_credentials_is_not_judged_without_them() -> None:
+    """The doctor looks from outside; check-db asks the app."""
+    shop = AppFacts("shop", "/", False, Settings(db_url="mysql://app@127.0.0.1:1/shop"), credentials=True)
+    findings = list(_database(_changed(apps=(shop,))))
+    assert [(finding.name, finding.status) for finding in findings] == [("database: credentials", "ok")]

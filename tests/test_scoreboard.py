@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
-from flask_stability.scoreboard import Blob, Scoreboard
+from flask_stability.scoreboard import Blob, Scoreboard, board_files, running
 from flask_stability.scoreboard_parts import BUCKET_STARTS
 from support import fork, open_to_all, wait_until
 
@@ -418,17 +418,19 @@ def test_another_process_reads_the_file(tmp_path: Path) -> None:
 
 
 def test_a_foreign_file_or_link_in_its_place_is_left_alone(tmp_path: Path) -> None:
-    """The service starts all the same, with a board without a file."""
+    """The service has its file all the same, under another name that says whose it is."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / f"flask_stability-{os.getpid()}.board").symlink_to(victim)
     board, problem = Scoreboard.create(2, str(run_dir))
-    assert board.path is None
-    assert "no scoreboard file" in problem
+    assert (board.path, problem) == (board_files(str(run_dir))[0][1], "")
     assert victim.read_text() == "precious"
     assert board.allocate(1) is not None
+    assert running([str(run_dir)]) == [(os.getpid(), board.path)]
+    board.unlink()
+    assert len(list(run_dir.iterdir())) == 1
 
 
 def test_a_missing_directory_and_a_full_disk_give_a_board_without_a_file(tmp_path: Path) -> None:
@@ -491,15 +493,19 @@ def test_a_board_is_not_opened_through_a_link_nor_of_another_user(tmp_path: Path
 
 
 def test_files_of_masters_that_were_killed_are_removed(tmp_path: Path) -> None:
-    """The next start tidies up; a living process's file stays."""
+    """The next start tidies up, after those that nobody reaps too; a living process's file stays."""
     dead = fork(lambda: None)
     _join(dead)
-    (tmp_path / f"flask_stability-{dead}.board").write_bytes(b"x")
+    zombie = fork(lambda: None)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    for pid in (dead, zombie):
+        (tmp_path / f"flask_stability-{pid}.board").write_bytes(b"x")
     (tmp_path / f"flask_stability-{os.getppid()}.board").write_bytes(b"x")
     (tmp_path / f"flask_stability-{10**30}.board").write_bytes(b"x")
     board, _ = Scoreboard.create(1, str(tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
-    assert f"flask_stability-{dead}.board" not in names
+    _join(zombie)
+    assert not names & {f"flask_stability-{dead}.board", f"flask_stability-{zombie}.board"}
     assert f"flask_stability-{os.getppid()}.board" in names
     board.unlink()
 

@@ -190,16 +190,6 @@ def test_the_file_belongs_to_the_workers_user(tmp_path: Path) -> None:
     board.unlink()
 
 
-def test_where_the_file_is_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """XDG_RUNTIME_DIR, else /dev/shm, else nowhere."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert sb.default_run_dir() == str(tmp_path)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
-    assert sb.default_run_dir() == ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert sb.default_run_dir() is None
-
-
 def test_latencies_from_a_tenth_of_a_millisecond_to_a_hundred_seconds_have_buckets_of_equal_width() -> None:
     """On a logarithmic scale: each bound is at most a quarter above the one before, in between there is no gap."""
     bounds = [sb.bucket_bound(bucket) for bucket in range(sb.BUCKETS)]

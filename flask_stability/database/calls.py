@@ -11,7 +11,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..dberrors import ErrorClass
+from ..dberrors import ALL_DISCARDED, CONSEQUENCES, KEPT, ErrorClass
 from ..exceptions import DeadlineExceeded
 from .entry import IN_USE, REMOVED, RESERVED, Entry
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 #: What checking or clearing a connection may take, seconds.
 PATIENCE = 2.0
-_USELESS = frozenset({ErrorClass.LINK_LOST, ErrorClass.READ_ONLY, ErrorClass.STALE, ErrorClass.CONNECT})
-_TO_BE_MENDED = frozenset({ErrorClass.OTHER, ErrorClass.REFUSED, ErrorClass.READ_ONLY, ErrorClass.DISK})
+_NOT_TO_BE_MENDED = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT, ErrorClass.STALE, ErrorClass.ROLLED_BACK,
+                               ErrorClass.LOCK_WAIT, ErrorClass.TIMED_OUT})
 
 
 def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
@@ -48,8 +48,9 @@ def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
     try:
         return function(*args)
     except pool.driver.dbapi.Error as error:
+        given_up = bool(entry.backstop) and not entry.cut and _given_up(pool, entry, error)
         _failed(pool, entry, error)
-        if entry.cut:
+        if entry.cut and not (given_up and unit is None):  # else the driver's own error says it
             raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}") from error
         raise
     except Exception:
@@ -73,18 +74,27 @@ def _refuse(pool: Pool, entry: Entry) -> None:
     raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
 
 
+def _given_up(pool: Pool, entry: Entry, error: BaseException) -> bool:
+    """The client's own limit ended the call, and the server goes on with the statement: it must not be sent again."""
+    return (monotonic() - entry.statement_began() >= entry.backstop - 0.25
+            and pool.driver.classify(error) is ErrorClass.LINK_LOST
+            and cut(pool, entry, entry.inside, "its time was over and the server did not end it"))
+
+
 def _failed(pool: Pool, entry: Entry, error: BaseException) -> None:
     """Remember what an error means for the connection, and for the transaction that it is in."""
     kind = pool.driver.classify(error)
-    if kind in _TO_BE_MENDED and (remedy := pool.driver.remedy(error)):
+    follows = CONSEQUENCES[kind]
+    if kind not in _NOT_TO_BE_MENDED and (remedy := pool.driver.remedy(error)):
         error.add_note(remedy)
     if entry.unit is not None:
         entry.unit.failed(entry.raw, error)
-    if kind is ErrorClass.READ_ONLY:
+    if follows.connection is ALL_DISCARDED:
         pool.renew()
-    if kind in _USELESS:
+    if follows.connection is not KEPT and not getattr(error, "unsent", False):
         entry.broken = True
-        pool.generation += 1
+        if follows.unavailable:  # others may have met the same
+            pool.generation += 1
         if kind is ErrorClass.LINK_LOST and not entry.cut:
             pool.counters.add("connections_lost")
 
@@ -124,4 +134,5 @@ def cut(pool: Pool, entry: Entry, inside: float, why: str) -> bool:
             return False
         entry.cut = why
         pool.driver.interrupt(entry.raw, entry.link)
-        return True
+    pool.killer.condemn(entry.identity)
+    return True

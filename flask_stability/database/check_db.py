@@ -8,18 +8,23 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import click
 
+from .. import environment
 from ..config import Settings, load_dotenv
 from ..dberrors import ErrorClass
+from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
+from .credentials import Source
 from .drivers import Driver, make_driver
+from .sqlite import MEMORY
 
 ROUND_TRIPS = 20
+_WRONG_LOGIN = 1045
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,25 @@ class Finding:
 
 
 def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "instance",
-             name: str = "app") -> list[Finding]:
+             name: str = "app", credentials: Source | None = None) -> list[Finding]:
     """Look at the database of these settings. Never raises for what the database does.
 
     :param workers: worker processes that will share it.
+    :param credentials: of the app, see `StabilityExt`.
     :raises ConfigError: if the driver is missing.
     """
-    driver = make_driver(settings, instance_path, name)
+    driver = make_driver(settings, instance_path, name, credentials)
+    if driver.kind == "sqlite" and _is_missing(path := getattr(driver, "path", MEMORY)):
+        return [_not_made(driver, path)]
     try:
         raw = driver.connect()
     except Exception as error:
         code = error.args[0] if error.args else None
         kind = "credentials" if driver.classify(error) is ErrorClass.REFUSED else "reachable"
         remedy = driver.remedy(error) or "see the error"
+        if code == _WRONG_LOGIN and _needs_tls(settings, instance_path, name, credentials):
+            remedy = "this user must use TLS: add ssl_mode=REQUIRED (better VERIFY_IDENTITY, with ssl_ca) to the " \
+                     "options of STABILITY_DB_URL or to DB_OPTIONS"
         return [Finding(kind, "fail", f"{driver.describe()}: {type(error).__name__} {code}", remedy)]
     try:
         findings = [Finding("reachable", "ok", driver.describe())]
@@ -63,6 +74,34 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
     finally:
         with contextlib.suppress(Exception):
             raw.close()
+
+
+def _needs_tls(settings: Settings, *which: Any) -> bool:
+    """Whether a login that was refused in clear succeeds with TLS."""
+    url = settings.db_url or ""
+    if DatabaseURL.parse(url).ssl_mode:
+        return False
+    encrypted = url.rstrip("?&") + ("&" if "=" in url.partition("?")[2] else "?") + "ssl_mode=REQUIRED"
+    try:
+        make_driver(replace(settings, db_url=encrypted, db_url_file=None), *which).connect().close()
+        return True
+    except Exception:
+        return False
+
+
+def _is_missing(path: str) -> bool:
+    return path != MEMORY and not os.path.exists(path)
+
+
+def _not_made(driver: Driver, path: str) -> Finding:
+    """Of an SQLite file that is not there. It is not made here: it would be this user's, not the service's."""
+    folder = os.path.dirname(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("reachable", "fail", f"{driver.describe()} is not there, and cannot be made in {folder}",
+                       "correct STABILITY_DB_URL, or let the service's user write to the folder")
+    return Finding("reachable", "ok", f"not there yet, the service makes it: {driver.describe()}")
 
 
 def status_of(findings: list[Finding]) -> int:
@@ -158,6 +197,7 @@ def check_db_command(workers: int, as_json: bool) -> None:
     Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:
+        environment.as_the_service()
         load_dotenv()
         findings = _look(workers)
     except ConfigError as error:
@@ -185,7 +225,8 @@ def _look(workers: int) -> list[Finding]:
             findings.append(Finding("app", "warn", f"cannot be loaded ({type(error).__name__}): only the environment "
                                     "is looked at", "start the app by itself to see why"))
     if app is not None and state is not None:
-        return check_db(state.settings, workers=workers, instance_path=app.instance_path, name=app.name)
+        return check_db(state.settings, workers=workers, instance_path=app.instance_path, name=app.name,
+                        credentials=state.credentials)
     settings = Settings.from_environ({"STABILITY_DB_FROM_ENV": "on", **os.environ})
     if settings.db_url is None:
         return [*findings, Finding("settings", "warn", "no database is named: the app would use SQLite in its instance "

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..dberrors import ErrorClass
+from .credentials import Credentials, Source
+from .identity import Identity
 from .mysql import MySQLDriver
 from .sqlite import MEMORY, SQLiteDriver
 
@@ -29,8 +31,21 @@ class Driver(Protocol):
     unbuffered: tuple[type, ...]
     reads_on: bool
 
-    def connect(self, timeout: float | None = None) -> Any:
-        """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say."""
+    def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
+        """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say.
+
+        :param timeout: given, the connection is for a short question: no answer takes longer than that.
+        :param query_timeout: seconds that its statements may take, instead of what the settings say; 0 = no limit.
+        """
+
+    def backstop(self, seconds: float) -> float:
+        """After how many seconds the client gives up a statement that may take `seconds`."""
+
+    def limit(self, raw: Any, seconds: float) -> None:
+        """Give the statements of a session another limit in seconds, until it is reset; 0 = none."""
+
+    def kill(self, identity: Identity) -> bool:
+        """End a session at the server; True if that was done, False if it was not certain to be the same one."""
 
     def begin(self, raw: Any) -> None:
         """Begin a transaction."""
@@ -69,9 +84,10 @@ class Driver(Protocol):
         """Where the database is, without credentials."""
 
 
-def make_driver(settings: Settings, instance_path: str, name: str) -> Driver:
+def make_driver(settings: Settings, instance_path: str, name: str, source: Source | None = None) -> Driver:
     """The driver for STABILITY_DB_URL; without one, SQLite in the instance folder.
 
+    :param source: gives user and password of a MySQL or MariaDB database, instead of those in the settings.
     :raises ConfigError: if mysqlclient is needed and missing.
     """
     url = settings.db_url
@@ -80,4 +96,4 @@ def make_driver(settings: Settings, instance_path: str, name: str) -> Driver:
     if url.startswith("sqlite"):
         # as SQLAlchemy: three slashes a relative path, four an absolute one
         return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or MEMORY)
-    return MySQLDriver(settings, url)
+    return MySQLDriver(settings, Credentials(settings, source))

@@ -14,6 +14,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from ..request import RequestRecord
+from .identity import Identity
 from .statements import CLEAN, effect_of, stays_within
 
 IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
@@ -51,14 +52,18 @@ class Entry:
     :ivar cut: why it was cut off, or "".
     :ivar effect: what has to be cleared before the next borrower.
     :ivar unit: the transaction it is in, told of what dooms it.
+    :ivar query_timeout: seconds that a statement of its borrower may take; 0.0 = no limit.
+    :ivar backstop: after how many seconds the client itself gives a statement up; 0.0 = never.
+    :ivar identity: which session it is on the server, None if that is not known for certain.
     :ivar streams: its cursors with rows at the server, None if it had none.
     """
 
-    __slots__ = ("broken", "checked", "cut", "effect", "expires", "fd", "generation", "in_transaction", "inside",
-                 "jitter", "last_used", "limit", "link", "raw", "readable", "reported", "request", "since", "stack",
-                 "state", "steady", "streams", "thread_id", "unit", "used")
+    __slots__ = ("backstop", "broken", "checked", "cut", "effect", "expires", "fd", "generation", "identity",
+                 "in_transaction", "inside", "jitter", "last_used", "limit", "link", "query_timeout", "raw", "readable",
+                 "reported", "request", "since", "stack", "state", "steady", "streams", "thread_id", "unit", "used")
 
-    def __init__(self, steady: Any, link: socket.socket | None, lifetime: float, generation: int) -> None:
+    def __init__(self, steady: Any, link: socket.socket | None, lifetime: float, generation: int,
+                 query_timeout: float = 0.0, backstop: float = 0.0) -> None:
         self.steady, self.raw, self.link = steady, steady.dbapi_connection, link
         self.fd, self.readable = -1, None
         if link is not None:
@@ -69,6 +74,8 @@ class Entry:
         self.jitter = random.random()
         self.expires = self.last_used + lifetime * (1.0 - 0.025 * self.jitter)
         self.generation = generation
+        self.query_timeout, self.backstop = query_timeout, backstop
+        self.identity: Identity | None = getattr(self.raw, "identity", None)
         self.state = RESERVED
         self.inside = self.limit = self.since = 0.0
         self.broken = self.in_transaction = self.reported = False
@@ -139,6 +146,11 @@ class Entry:
                 os.dup2(null, self.link.fileno(), inheritable=False)
             finally:
                 os.close(null)
+
+    def statement_began(self) -> float:
+        """When the statement began that is under way: one call may send many. 0.0 = nobody is inside."""
+        inside = self.inside
+        return max(inside, getattr(self.raw, "began", 0.0)) if inside else 0.0
 
     def deadline(self) -> float:
         """When a call that is under way has to end."""

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..dberrors import proves_alive
 from ..exceptions import TooManyRequests
 from ..signals import POOL, leak_suspected, send
 from .calls import cut
@@ -32,11 +33,11 @@ MISSES = 2
 PROBES = 3
 #: What a call of before the outage gets to end by itself once the database is back, seconds.
 GRACE = 0.25
+#: A statement that takes so much longer than it may is one that the server does not end by itself, seconds.
+LATE = 1.0
 MAINTENANCE_INTERVAL = 5.0
 #: A database file that seems to be replaced that often is on a file system whose inodes are not to be relied on.
 MOVES = 10
-
-_ALIVE = frozenset((1040, 1203, 1044, 1045, 1049, 1129, 1130, 1698))  # an error that only a living server sends
 
 
 class Keeper:
@@ -120,11 +121,16 @@ class Keeper:
         inside = entry.inside
         if not inside:
             return
-        deadline = entry.deadline()
+        deadline, limit = entry.deadline(), entry.query_timeout
         if deadline and now > deadline:
             cut(pool, entry, inside, "its time was over")
-        elif pool.driver.kind == "sqlite" and 0 < pool.settings.db_query_timeout < now - inside:
-            pool.driver.interrupt(entry.raw, None)  # MySQL's server does that itself
+        elif not limit:
+            return
+        elif pool.driver.kind == "sqlite":
+            if now - inside > limit:
+                pool.driver.interrupt(entry.raw, None)
+        elif now - entry.statement_began() > limit + LATE:  # MySQL's server ends SELECT only
+            cut(pool, entry, inside, f"the statement took longer than {limit:g} s")
 
     def _keep_one_free(self, pool: Pool, now: float) -> None:
         """If every thread of the worker is inside, one of them for long, the latest of them to wait is sent away."""
@@ -162,7 +168,7 @@ class Keeper:
             answered = True
         except Exception as error:
             code = error.args[0] if error.args else type(error).__name__
-            answered = code in _ALIVE
+            answered = proves_alive(error)
         finally:
             with self._lock:
                 self._probes -= 1

@@ -6,29 +6,57 @@ import math
 import os
 import socket
 import struct
-from typing import Any
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, NamedTuple
 
-from ..config import NO_MYSQLCLIENT, DatabaseAddress, Settings
-from ..dberrors import ErrorClass, mysql_class
+from ..config import NO_MYSQLCLIENT, Settings
+from ..dberrors import CONSEQUENCES, KEPT, ErrorClass, mysql_class
+from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
+from .credentials import Credentials
+from .identity import Identity, demand_ready, end_session, identity_of, one_row, questions
 
+_READ_ONLY = "the server is read-only: point the service at the primary, or end the read-only mode"
+_LOCAL_INFILE = "to let statements read local files, add local_infile=1 to the database's address"
+_TLS = "the server wants TLS: add ssl_mode=REQUIRED, or VERIFY_IDENTITY with ssl_ca, to the database's address"
 _REMEDIES = {
     1044: "grant the user access to this database",
     1045: "correct user and password in STABILITY_DB_URL or DB_USER and DB_PASSWORD",
     1049: "create the database, or correct its name",
     1021: "make room on the server's disk",
     1114: "make room on the server's disk, or raise the limit of the table",
-    1290: "the server is read-only: point the service at the primary, or end the read-only mode",
-    1836: "the server is read-only: point the service at the primary, or end the read-only mode",
+    1290: _READ_ONLY,
+    1836: _READ_ONLY,
+    1874: _READ_ONLY,
+    3989: "end the read-only mode of this schema",
     1040: "the server has no connection left: raise its max_connections or lower STABILITY_DB_MAX_SIZE",
+    1203: "the user has no connection left: raise max_user_connections or lower STABILITY_DB_MAX_SIZE",
+    1226: "raise this limit of the user: ALTER USER … WITH …",
     1129: "the server blocked this host after failed connections: mariadb-admin flush-hosts",
     1130: "allow this host for the user on the server",
+    1148: _LOCAL_INFILE, 3948: _LOCAL_INFILE, 4166: _LOCAL_INFILE,
+    1153: "send less in one statement, or raise max_allowed_packet on the server",
+    1047: "this node of the cluster does not serve: is it cut off from the others?",
+    1820: "set a new password for the user", 1862: "set a new password for the user",
+    3032: "end the server's offline mode",
+    3118: "unlock the account: ALTER USER … ACCOUNT UNLOCK",
+    4151: "unlock the account: ALTER USER … ACCOUNT UNLOCK",
+    3159: _TLS, 4167: "set up TLS on the server, or allow connections without it",
     2002: "start the server, or correct host and port",
     2003: "start the server, or correct host and port",
     2005: "correct the name of the host",
     2013: "the server accepts and does not answer: is it frozen, or is something in between?",
+    2026: "the server's certificate or TLS settings do not fit ssl_mode, ssl_ca, ssl_cert and ssl_key in the "
+          "database's address",
+    2059: "install the plugin that the user's authentication needs, or change it on the server",
+    2061: "the user's authentication needs TLS or the server's public key: add ssl_mode=REQUIRED to the database's "
+          "address",
 }
-_UNKNOWN_VARIABLE = 1193
+_UNKNOWN_VARIABLE, _TOO_LARGE, _TLS_ERROR = 1193, 1153, 2026
+#: Nothing was executed, so the transaction is what it was.
+_STILL_OPEN = frozenset({ErrorClass.TOO_LARGE, ErrorClass.OUT_OF_STEP, ErrorClass.FULL, ErrorClass.QUOTA})
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -39,6 +67,58 @@ class Link(socket.socket):
         self.close()
 
 
+class _Dialect(NamedTuple):
+    """How this server is spoken to.
+
+    :ivar limit: makes the statement that limits a session's statements and waits for locks to so many seconds.
+    :ivar question: asks who a connection is, "" if the server does not say.
+    """
+
+    limit: Callable[[float], str]
+    question: str
+
+
+def _locks(seconds: float) -> str:
+    """No wait for a lock is longer than a statement may take; a lower limit of the server's own stays."""
+    whole = max(1, math.ceil(seconds)) if seconds else 31536000
+    return ", ".join(f"{name}=CAST(LEAST(@@GLOBAL.{name}, {whole}) AS UNSIGNED)"
+                     for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"))
+
+
+def _limits(mariadb: bool) -> list[Callable[[float], str]]:
+    """MariaDB counts seconds, MySQL milliseconds (SELECT only); the fullest first, for servers that know less."""
+    def own(seconds: float) -> str:
+        return f"max_statement_time={seconds:g}" if mariadb else f"max_execution_time={int(seconds * 1000)}"
+
+    return [lambda seconds: f"SET SESSION {own(seconds)}, {_locks(seconds)}",
+            lambda seconds: f"SET SESSION {_locks(seconds)}",
+            lambda seconds: f"SET SESSION {own(seconds)}",
+            lambda seconds: ""]
+
+
+def _connection_class(dbapi: Any) -> Any:
+    """mysqlclient's connection, which knows how much its server takes in one statement and when the latest began."""
+    base: Any = dbapi.connections.Connection
+    send, failed = dbapi._mysql.connection.query, dbapi.OperationalError
+
+    class Connection(base):  # type: ignore[misc]
+        identity: Identity | None = None
+        max_packet = sys.maxsize
+        began = 0.0
+
+        def query(self, query: Any) -> None:
+            """Send a statement, unless the server would answer by hanging up."""
+            if len(query) >= self.max_packet:
+                error = failed(_TOO_LARGE, f"the statement has {len(query)} bytes and was not sent: the server takes "
+                               f"less than max_allowed_packet ({self.max_packet} bytes)")
+                error.unsent = True
+                raise error
+            self.began = monotonic()
+            send(self, bytes(query) if isinstance(query, bytearray) else query)  # which is read without the GIL
+
+    return Connection
+
+
 class MySQLDriver:
     """MySQL and MariaDB by mysqlclient."""
 
@@ -46,65 +126,101 @@ class MySQLDriver:
     reads_on = True
     threadsafety = 1
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, credentials: Credentials) -> None:
         try:
             import MySQLdb
+            import MySQLdb.connections
             import MySQLdb.cursors
         except ImportError as error:
             raise ConfigError(f"{NO_MYSQLCLIENT} ({error})") from error
         self.dbapi: Any = MySQLdb
         self.unbuffered: tuple[type, ...] = (MySQLdb.cursors.SSCursor, MySQLdb.cursors.SSDictCursor)
+        self._connection = _connection_class(MySQLdb)
         self._settings = settings
-        self._address = DatabaseAddress.from_url(url)
-        #: The statement that limits statements; None until the first connection tells whose dialect it is.
-        self._limit: str | None = None
+        self._credentials = credentials
+        self._address = credentials.latest
+        #: None until the first connection tells whose dialect the server speaks.
+        self._dialect: _Dialect | None = None
 
-    def connect(self, timeout: float | None = None) -> Any:
-        settings, address = self._settings, self._address
-        options: dict[str, Any] = {}
-        if settings.db_query_timeout:
+    def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
+        settings, seconds = self._settings, self._settings.db_query_timeout if query_timeout is None else query_timeout
+        address = self._address = self._credentials()
+        options = address.arguments()
+        if seconds:
             # the server's own limit comes first; these end a wait for a server that is gone
-            backstop = math.ceil(settings.db_query_timeout) + 5
-            options.update(read_timeout=backstop, write_timeout=backstop)
-        limit = self._limit
+            options["read_timeout"] = options["write_timeout"] = self.backstop(seconds)
+        if timeout is not None:  # a short-lived one, for a question
+            options["read_timeout"] = options["write_timeout"] = max(1, math.ceil(timeout))
+        dialect = self._dialect
+        limit = dialect.limit(seconds) if dialect is not None and seconds else ""
         if limit:
             options["init_command"] = limit
         try:
-            raw = self.dbapi.connect(
-                host=address.host, port=address.port, user=address.user, password=address.password,
-                database=address.name, connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
-                charset="utf8mb4", multi_statements=False, autocommit=settings.db_autocommit, **options)
+            raw = self._connection(
+                connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
+                multi_statements=False, autocommit=settings.db_autocommit, **options)
         except self.dbapi.Error:
-            self._limit = None  # the server behind the address may be another one by now
+            self._dialect = None  # the server behind the address may be another one by now
             raise
-        if limit is None:
-            try:
-                self._limit = self._learn(raw)
-            except BaseException:
-                raw.close()
-                raise
+        try:
+            if dialect is None:
+                dialect = self._dialect = self._learn(raw, seconds)
+            self._prepare(raw, address, dialect)
+        except BaseException:
+            self._dialect = None
+            raw.close()
+            raise
         return raw
 
-    def _dialect(self, raw: Any) -> str:
-        """MariaDB counts seconds, MySQL milliseconds (SELECT only)."""
-        seconds = self._settings.db_query_timeout
-        if not seconds:
-            return ""
-        if "MariaDB" in raw.get_server_info():
-            return f"SET SESSION max_statement_time={seconds:g}"
-        return f"SET SESSION max_execution_time={int(seconds * 1000)}"
+    @staticmethod
+    def backstop(seconds: float) -> int:
+        """Seconds after which the client itself gives a statement up that may take `seconds`."""
+        return math.ceil(seconds) + 5
 
-    def _learn(self, raw: Any) -> str:
-        """Limit the statements of a connection; how that is said to this server, "" if it knows no limit."""
-        limit = self._dialect(raw)
+    def _prepare(self, raw: Any, address: DatabaseURL, dialect: _Dialect) -> None:
+        """TLS if that is asked for, who it is, and the app's own set-up of a session."""
+        if address.secure and not one_row(raw, "SHOW STATUS LIKE 'Ssl_cipher'")[1]:
+            # the client library goes on in clear with a server that offers no TLS
+            raise self.dbapi.OperationalError(_TLS_ERROR, "TLS is required and the server does not support it")
+        if dialect.question:
+            raw.identity = found = identity_of(raw, dialect.question)
+            raw.max_packet = found.max_packet or sys.maxsize
+            if found.clustered:
+                demand_ready(raw)
+        if address.init_command:
+            raw.query(address.init_command)
+
+    def _learn(self, raw: Any, seconds: float) -> _Dialect:
+        """Limit the statements of a connection, and find out how that is said to this server."""
+        mariadb = "MariaDB" in raw.get_server_info()
+        limit = next(make for make in _limits(mariadb) if self._knows(raw, make(seconds) if seconds else ""))
+        return _Dialect(limit, next((asked for asked in questions(mariadb) if self._knows(raw, asked)), ""))
+
+    def _knows(self, raw: Any, sql: str) -> bool:
+        """Execute a statement; False if the server lacks a variable in it, or does not let it be set."""
         try:
-            if limit:
-                raw.query(limit)
-        except self.dbapi.OperationalError as error:
-            if error.args[0] != _UNKNOWN_VARIABLE:
+            if sql:
+                raw.query(sql)
+                raw.store_result()
+            return True
+        except self.dbapi.Error as error:
+            if CONSEQUENCES[mysql_class(error)].connection != KEPT:
                 raise
-            limit = ""  # the client's own limit holds
-        return limit
+            return False
+
+    def limit(self, raw: Any, seconds: float) -> None:
+        """Give the statements of a session another limit, until it is reset; 0 = none."""
+        if self._dialect is not None and (sql := self._dialect.limit(seconds)):
+            raw.query(sql)
+
+    def kill(self, identity: Identity) -> bool:
+        """End a session on the server by a connection of its own, within about a second; False if that was not done."""
+        raw = self.connect(1.0)
+        try:
+            own = raw.identity
+            return own is not None and end_session(raw, own, identity)
+        finally:
+            raw.close()
 
     def begin(self, raw: Any) -> None:
         raw.query("BEGIN")
@@ -146,42 +262,46 @@ class MySQLDriver:
         raw.rollback()
 
     def reset(self, raw: Any) -> None:
-        address = self._address
+        address, settings, dialect = self._address, self._settings, self._dialect
         raw.change_user(address.user, address.password, address.name)
-        raw.set_character_set("utf8mb4")
-        raw.autocommit(self._settings.db_autocommit)
-        if self._limit is None:
-            self._limit = self._learn(raw)
-        elif self._limit:
-            raw.query(self._limit)
+        raw.set_character_set(address.options.get("charset", "utf8mb4"), address.options.get("collation", ""))
+        raw.autocommit(settings.db_autocommit)
+        if address.options.get("sql_mode"):
+            raw.set_sql_mode(address.options["sql_mode"])
+        if dialect is None:
+            self._dialect = self._learn(raw, settings.db_query_timeout)
+        elif settings.db_query_timeout and (limit := dialect.limit(settings.db_query_timeout)):
+            raw.query(limit)
+        if address.init_command:
+            raw.query(address.init_command)
 
     def ended(self, raw: Any, error: BaseException) -> bool:
         kind = mysql_class(error)
-        if kind in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT):
+        if kind is ErrorClass.ROLLED_BACK or (CONSEQUENCES[kind].connection != KEPT and kind not in _STILL_OPEN):
             return True
-        if not isinstance(error, self.dbapi.OperationalError):
+        if not isinstance(error, self.dbapi.OperationalError) or kind in _STILL_OPEN:
             return False
         try:
-            return not self._variable(raw, "in_transaction")
+            return not one_row(raw, "SELECT @@in_transaction")[0]
         except self.dbapi.Error as unknown:
             if unknown.args[0] != _UNKNOWN_VARIABLE:
                 return True
         # MySQL has no such variable; there, only a lock wait may have ended it
         try:
-            return kind is ErrorClass.LOCK_WAIT and bool(self._variable(raw, "innodb_rollback_on_timeout"))
+            return kind is ErrorClass.LOCK_WAIT and bool(one_row(raw, "SELECT @@innodb_rollback_on_timeout")[0])
         except self.dbapi.Error:
             return True
-
-    def _variable(self, raw: Any, name: str) -> Any:
-        raw.query(f"SELECT @@{name}")
-        return raw.store_result().fetch_row()[0][0]
 
     def classify(self, error: BaseException) -> ErrorClass:
         return mysql_class(error)
 
     def remedy(self, error: BaseException) -> str:
         code = error.args[0] if error.args else None
-        return _REMEDIES.get(code, "") if isinstance(code, int) else ""
+        found = _REMEDIES.get(code, "") if isinstance(code, int) else ""
+        if code == 1045 and not self._address.secure:
+            return f"{found}; a user who must use TLS (REQUIRE SSL, X509) is refused so too, and this link has none: " \
+                   "add ssl_mode=REQUIRED, with ssl_cert and ssl_key where a certificate is asked for, to the address"
+        return found
 
     def describe(self) -> str:
-        return f"{self._address.host}:{self._address.port}/{self._address.name}"
+        return self._address.describe()

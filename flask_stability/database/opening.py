@@ -10,8 +10,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..dberrors import ErrorClass
-from ..exceptions import CircuitOpen, DatabaseUnavailable
+from ..dberrors import CONSEQUENCES, COUNTS, WAITS, proves_alive
+from ..exceptions import CircuitOpen, DatabaseUnavailable, PoolTimeout
 from .entry import Entry
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 #: Between attempts to connect at the most, seconds.
 LONGEST_PAUSE = 0.25
-_FULL = (1040, 1203)  # the server is there, but has no connection to give
 
 
 def reserve_slots(pool: Pool, ahead: int = 0) -> int:
@@ -76,10 +75,54 @@ def _connect(pool: Pool) -> None:
     pool.publish(entry)
 
 
-def _new_entry(pool: Pool, started: float) -> Entry:
-    generation = pool.generation
+def open_instead(pool: Pool, entry: Entry, query_timeout: float, deadline: float) -> Entry:
+    """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds (0 = no limit).
+
+    :raises PoolTimeout: if there is none by the deadline.
+    :raises DatabaseUnavailable: if it cannot be opened.
+    """
+    pool.remove(entry)  # its slot is ours now
+    done = threading.Event()
+    found: list[Entry | BaseException] = []
+    late: list[bool] = []
+
+    def work() -> None:
+        try:
+            made: Entry | BaseException = _new_entry(pool, time.monotonic(), query_timeout)
+        except BaseException as error:
+            made = error
+        with pool._lock:
+            wanted = not late
+            found.append(made)
+        if not wanted:
+            pool.discard(made) if isinstance(made, Entry) else pool.free_slot()
+        done.set()
+
     try:
-        steady = pool.steady_connection()
+        threading.Thread(target=work, name="stability-connect", daemon=True).start()
+    except RuntimeError:
+        pool.free_slot()
+        raise DatabaseUnavailable("cannot connect to the database: no more threads") from None
+    result: Entry | BaseException | None = None
+    try:
+        done.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        with pool._lock:
+            result = found[0] if found else None
+            if result is None:
+                late.append(True)
+    if isinstance(result, Entry):
+        return result
+    if result is None:
+        raise PoolTimeout("no connection with another limit for its statements was opened in time")
+    pool.free_slot()
+    raise _caused(DatabaseUnavailable(f"cannot connect to the database: {type(result).__name__}"), result)
+
+
+def _new_entry(pool: Pool, started: float, query_timeout: float | None = None) -> Entry:
+    generation, seconds = pool.generation, pool.settings.db_query_timeout if query_timeout is None else query_timeout
+    try:
+        steady = pool.steady_connection(query_timeout)
     except BaseException:
         pool.counters.add("connections_errors")
         raise
@@ -88,7 +131,8 @@ def _new_entry(pool: Pool, started: float) -> Entry:
         pool.counters.add("connections_ms", (time.monotonic() - started) * 1000)
     pool.answered()
     pool.last_error = None
-    entry = Entry(steady, pool.driver.link(steady.dbapi_connection), pool.settings.db_max_lifetime, generation)
+    entry = Entry(steady, pool.driver.link(steady.dbapi_connection), pool.settings.db_max_lifetime, generation,
+                  seconds, pool.driver.backstop(seconds) if seconds else 0.0)
     with pool._lock:
         pool.entries.add(entry)
     return entry
@@ -100,16 +144,17 @@ def _failed(pool: Pool, error: BaseException, started: float) -> bool:
     kind = pool.driver.classify(error)
     code = error.args[0] if error.args else "?"
     remedy = pool.driver.remedy(error)
-    if code in _FULL or kind is ErrorClass.REFUSED:
+    if pool.driver.kind != "sqlite" and proves_alive(error):
         pool.answered()
-    if kind in (ErrorClass.CONNECT, ErrorClass.LINK_LOST):
+    connecting = CONSEQUENCES[kind].connecting
+    if connecting is COUNTS:
         reason = f"error {code}: {remedy}" if remedy else f"error {code}"
-        if code not in _FULL and pool.breaker.failure(reason, started):
+        if pool.breaker.failure(reason, started):
             pool.gone(reason)
         elif pool.breaker.open:
             pool.send_all_away(lambda: CircuitOpen(f"the database does not answer ({reason})"))
         return not pool.breaker.open
-    if kind is ErrorClass.LOCK_WAIT:
+    if connecting is WAITS:
         return True
     text = f"{type(error).__name__} {error if pool.driver.kind == 'sqlite' else code}"
     if remedy:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from dbutils import steady_db
 from dbutils.pooled_db import PooledDB
 
 from .. import logs, request, scoreboard
@@ -26,10 +27,12 @@ from .breaker import Breaker
 from .bulkhead import Bulkhead
 from .calls import PATIENCE, within
 from .connection import PooledConnection
+from .credentials import Source
 from .drivers import make_driver
 from .entry import IDLE, IN_USE, REMOVED, RESERVED, Entry
 from .keeper import PROBE_INTERVAL, Keeper
-from .opening import fill, reserve_slots
+from .killing import Killer
+from .opening import fill, open_instead, reserve_slots
 from .statements import SESSION
 from .stats import Counters, publish_gauges
 from .waiting import Queue, Waiter
@@ -45,6 +48,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     while nobody asks: no leak is told of, none is closed for being idle, SQLite's statements have no time limit.
 
     :param name, instance_path: of the app, for the embedded default.
+    :param credentials: gives the password, or user and password, for each connect.
     :ivar entries: all open connections.
     :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
     :ivar connecting: slots of connections that are being opened.
@@ -56,9 +60,11 @@ class Pool(PooledDB):  # type: ignore[misc]
     _idle_cache: list[Entry]
     _lock: threading.Lock
 
-    def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".") -> None:
+    def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
+                 credentials: Source | None = None) -> None:
         self.settings = settings
-        self.driver = make_driver(settings, instance_path, name)
+        self.driver = make_driver(settings, instance_path, name, credentials)
+        self.killer = Killer(self)
         self.breaker = Breaker()
         self.counters = Counters()
         self.entries: set[Entry] = set()
@@ -89,9 +95,11 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     # -- taking --------------------------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None) -> PooledConnection:
+    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None) -> PooledConnection:
         """A connection within `timeout` seconds (default STABILITY_DB_TIMEOUT), and never beyond the request's time.
 
+        :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
+            0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
         :raises PoolTimeout: if none became free, or none could be opened, in that time.
         :raises CircuitOpen: at once, while the database is known not to answer.
         :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
@@ -108,6 +116,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             entry = self._warm(now)
             if entry is None:
                 entry = self._patiently(now, self.settings.db_timeout if timeout is None else timeout, record)
+            if query_timeout is not None:
+                entry = self._limited(entry, query_timeout, now + (timeout or self.settings.db_timeout))
             entry.taken(ident, record, sys._getframe(1))
             connection = PooledConnection(self, entry)
             if record is not None:
@@ -130,6 +140,27 @@ class Pool(PooledDB):  # type: ignore[misc]
             with self._lock:
                 self._requests += 1
             raise
+
+    def steady_connection(self, query_timeout: float | None = None) -> Any:
+        """A new connection of the driver's under DBUtils' wrapper."""
+        if query_timeout is None:
+            return super().steady_connection()
+        return steady_db.connect(self.driver, failures=self._failures, ping=0, isfatal=self._isfatal,
+                                 query_timeout=query_timeout)
+
+    def _limited(self, entry: Entry, seconds: float, deadline: float) -> Entry:
+        """Give the borrower's statements another limit; a new connection where the client itself would end them."""
+        self.start()  # which ends what the server does not
+        left = request.remaining()
+        if left is not None:
+            deadline = min(deadline, monotonic() + left - 1.0)
+        if entry.backstop and (not seconds or self.driver.backstop(seconds) > entry.backstop):
+            entry = open_instead(self, entry, seconds, deadline)
+            entry.since, entry.state = monotonic(), IN_USE
+        else:
+            within(self, entry, min(deadline, monotonic() + PATIENCE), self.driver.limit, entry.raw, seconds)
+        entry.query_timeout, entry.effect = seconds, SESSION
+        return entry
 
     def _warm(self, now: float) -> Entry | None:
         """The warmest idle connection, if it may be used without a question: one lock, one look at its socket."""
@@ -350,6 +381,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         try:
             within(self, entry, monotonic() + PATIENCE,
                    self.driver.reset if session else self.driver.rollback, entry.raw)
+            if session:
+                entry.query_timeout = self.settings.db_query_timeout
             return not entry.cut
         except Exception:
             return False
@@ -383,12 +416,21 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def discard(self, entry: Entry) -> None:
         """Close a connection and free its slot. Never raises."""
+        if self.remove(entry):
+            self.free_slot()
+
+    def remove(self, entry: Entry) -> bool:
+        """Close a connection and keep its slot; False if that was done before. Never raises."""
         with self._lock:
             if entry.state is REMOVED:
-                return
+                return False
             entry.state = REMOVED
             self.entries.discard(entry)
         self._shut(entry)
+        return True
+
+    def free_slot(self) -> None:
+        """A slot is free again: open a connection in it if somebody waits for one."""
         with self._lock:
             self._connections -= 1
             wanted = reserve_slots(self)
@@ -488,6 +530,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._idle_cache = []
         self._connections = self.connecting = 0
         self.breaker, self.counters, self._keeper = Breaker(), Counters(), None
+        self.killer = Killer(self)
         self._requests, self._usage = 0, 0.0
 
 

@@ -12,9 +12,6 @@ from ..dberrors import ErrorClass
 if TYPE_CHECKING:
     from .drivers import Driver
 
-#: A server that is there and has no connection to give.
-_FULL = frozenset((1040, 1203))
-
 
 def round_trip(driver: Driver, patience: float) -> float:
     """Connect, execute one statement and close. Return the seconds that the statement took.
@@ -44,5 +41,4 @@ def round_trip(driver: Driver, patience: float) -> float:
 
 def is_busy(driver: Driver, error: BaseException) -> bool:
     """Whether the database lives and only has no room for one more: no connection left, or a file that is locked."""
-    code = error.args[0] if error.args else None
-    return code in _FULL or driver.classify(error) is ErrorClass.LOCK_WAIT
+    return driver.classify(error) in (ErrorClass.FULL, ErrorClass.LOCK_WAIT)

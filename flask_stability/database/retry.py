@@ -34,7 +34,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from .. import request
-from ..dberrors import ErrorClass
+from ..dberrors import CONSEQUENCES, ErrorClass
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
 from .calls import call
 from .connection import PooledConnection
@@ -47,9 +47,6 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 _LOST = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT})
-_AGAIN = _LOST | {ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY, ErrorClass.STALE}
-#: A COMMIT that fails so has stored nothing.
-_NOT_STORED = frozenset({ErrorClass.ROLLED_BACK, ErrorClass.LOCK_WAIT, ErrorClass.READ_ONLY})
 
 
 class Budget:
@@ -193,7 +190,7 @@ class _Unit:
         try:
             call(self.pool, entry, entry.raw.commit)
         except (driver.dbapi.Error, DeadlineExceeded) as failure:
-            if driver.kind == "sqlite" or driver.classify(failure) in _NOT_STORED:
+            if driver.kind == "sqlite" or not CONSEQUENCES[driver.classify(failure)].stored:
                 self._rollback(connection)
                 raise
             raise CommitUnknown("COMMIT was sent and not confirmed: the transaction may or may not be stored"
@@ -320,7 +317,7 @@ class Transactions:
         def again(error: BaseException) -> bool:
             if isinstance(error, CommitUnknown):
                 return idempotent
-            return (error is unit.failure and pool.driver.classify(error) in _AGAIN
+            return (error is unit.failure and CONSEQUENCES[pool.driver.classify(error)].again
                     and (idempotent or not unit.torn))
 
         def wait(state: RetryCallState) -> float:

@@ -11,10 +11,12 @@ from typing import Any
 
 from ..config import Settings
 from ..dberrors import ErrorClass, sqlite_class
+from .identity import Identity
 
-_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?\*/
+_TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?(?:\*/|\Z)
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
+_MOST, _LONGEST = 1000, 2000  # texts that are remembered, and characters of each at the most
 MEMORY = ":memory:"
 
 
@@ -22,9 +24,11 @@ def translate(sql: str) -> str:
     """``%s`` to ``?`` and ``%(name)s`` to ``:name`` outside of literals, quoted names and comments; ``%%`` to ``%``."""
     found = _translated.get(sql)
     if found is None:
-        if len(_translated) >= 1000:
-            _translated.clear()
-        found = _translated[sql] = _TOKENS.sub(_translate_token, sql)
+        found = _TOKENS.sub(_translate_token, sql)
+        if len(sql) <= _LONGEST:
+            if len(_translated) >= _MOST:
+                _translated.clear()
+            _translated[sql] = found
     return found
 
 
@@ -78,7 +82,7 @@ class SQLiteDriver:
         self._settings = settings
         self.path = path if path == MEMORY else os.path.abspath(path)  # whatever the app does to its working directory
 
-    def connect(self, timeout: float | None = None) -> Any:
+    def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         limit = timeout or self._settings.db_connect_timeout
         folder = os.path.dirname(self.path)
         if folder:
@@ -118,6 +122,15 @@ class SQLiteDriver:
 
     def link(self, raw: Any) -> socket.socket | None:
         return None
+
+    def backstop(self, seconds: float) -> float:
+        return 0.0
+
+    def limit(self, raw: Any, seconds: float) -> None:
+        """The keeper ends its statements."""
+
+    def kill(self, identity: Identity) -> bool:
+        return False
 
     def ping(self, raw: Any) -> None:
         raw.execute("SELECT 1").fetchone()

@@ -11,13 +11,20 @@ TRANSACTION = 1
 #: The session itself may be changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
-# ordinary comments may come first; the server executes what is in /*! and /*M!
-_LEAD = r"(?:\s|\(|/\*(?!!|M!).*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
+# ordinary comments may stand between words; the server executes what is in /*! and /*M!. What was taken is never given
+# back (`(?>…)`, `*+`): else a text of n comments could be divided in 2 ** n ways, and each was tried
+_GAP = r"(?:\s|(?>/\*(?!!|M!).*?\*/)|--\s[^\n]*\n|#[^\n]*\n)"
+_LEAD = rf"(?:{_GAP}|\()*+"
 _PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b",
                     re.IGNORECASE | re.DOTALL)
-_MARKS = re.compile(r":=|\binto\s+@|/\*M?!|\bget_lock\b|\blast_insert_id\s*\(\s*[^)\s]", re.IGNORECASE)
-_CONTROL = re.compile(_LEAD + r"(?:begin|start|commit|rollback|savepoint|release\s+savepoint|end|alter|drop|truncate"
-                             r"|create\s+(?:or\s+replace\s+)?(?!temp|or\b)\w+)\b",
+_MARKS = re.compile(rf":=|\binto{_GAP}++@|/\*M?!|\bget_lock\b|\blast_insert_id`?{_GAP}*+\({_GAP}*+[^)]"
+                    r"|\bservice_get_\w+_locks\b|\bversion_tokens_lock_\w+|\bload_extension\b",
+                    re.IGNORECASE | re.DOTALL)
+# the whole of what begins a transaction: `BEGIN NOT ATOMIC` begins a program
+_CONTROL = re.compile(_LEAD + rf"(?:(?:begin(?:{_GAP}++(?:work|deferred|immediate|exclusive))?(?:{_GAP}++transaction)?"
+                             rf"|start{_GAP}++transaction(?:{_GAP}|[\w,])*+){_GAP}*+;?{_GAP}*+\Z"
+                             rf"|(?:commit|rollback|savepoint|release{_GAP}++savepoint|end|alter|drop|truncate"
+                             rf"|create{_GAP}++(?:or{_GAP}++replace{_GAP}++)?(?!temp|or\b)\w+)\b)",
                       re.IGNORECASE | re.DOTALL)
 # what leaves an open transaction open, beside what is plain
 _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?:work\s+)?to|use|do|describe|desc"
@@ -44,9 +51,9 @@ def effect_of(sql: object) -> int:
 
 
 def _effect(sql: str) -> int:
-    if _PLAIN.match(sql):
-        return SESSION if _MARKS.search(sql) else CLEAN
-    return TRANSACTION if _CONTROL.match(sql) else SESSION
+    if _MARKS.search(sql):
+        return SESSION
+    return CLEAN if _PLAIN.match(sql) else TRANSACTION if _CONTROL.match(sql) else SESSION
 
 
 def stays_within(sql: object) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import click
 import psutil
 
+from .. import environment
 from ..config import load_dotenv
 from ..database.check_db import Finding, check_db, status_of
 from ..exceptions import ConfigError
@@ -50,6 +51,10 @@ def _database(found: facts.Facts) -> Iterator[Finding]:
     if url is None or found.app_error or (url.startswith("sqlite:") and not os.path.exists(url[len("sqlite:///"):])):
         return
     app = found.apps[0] if found.apps else None
+    if app is not None and app.credentials:
+        yield Finding("database: credentials", "ok", "the app gives them itself: `flask --app … stability check-db` "
+                      "asks it and looks at the database")
+        return
     for finding in check_db(found.app_settings, workers=int(found.gunicorn["workers"]),
                             name=app.name if app else "app", instance_path=app.instance_path if app else "instance"):
         yield replace(finding, name=f"database: {finding.name}")
@@ -81,6 +86,7 @@ def doctor_command(app: str | None, config: str | None, no_app: bool, timeout: f
     """
     arguments = [*(["-c", config] if config else []), *([app] if app else [])]
     try:
+        environment.as_the_service()
         load_dotenv()
         findings = examine(arguments, with_app=not no_app, seconds=timeout)
     except ConfigError as error:

@@ -60,8 +60,9 @@ def _used(name: str, port: int, facts: Facts) -> Finding:
     if owner is None:
         return Finding(name, "fail", "in use by a process that this user may not see",
                        f"as root: ss -ltnp 'sport = :{port}'")
-    folder = facts.settings.run_dir or scoreboard.default_run_dir()
-    if owner.pid in {pid for pid, _ in scoreboard.board_files(folder or "")}:
+    folder = facts.settings.run_dir
+    places = [folder] if folder else scoreboard.default_run_dirs()
+    if owner.pid in {pid for pid, _ in scoreboard.running(places, master=owner.pid)}:
         return Finding(name, "ok", f"in use by the running service (process {owner.pid})")
     return Finding(name, "fail", f"in use by {owner.name()}, process {owner.pid}",
                    "stop it, or choose another port (SERVER_PORT, bind)")
@@ -168,7 +169,7 @@ def _differs(name: str, pinned: str) -> bool:
 def disks(facts: Facts) -> Iterator[Finding]:
     """Room where logs, the board and the embedded database are written."""
     found = facts.app_settings
-    places = [("logs", found.log_dir), ("scoreboard", facts.settings.run_dir or scoreboard.default_run_dir()),
+    places = [("logs", found.log_dir), ("scoreboard", facts.settings.run_dir or scoreboard.default_run_dirs()[-1]),
               *(("instance", app.instance_path) for app in facts.apps)]
     for what, place in places:
         if not place:

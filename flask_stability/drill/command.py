@@ -34,12 +34,13 @@ def _master(run_dir: str | None) -> int:
 
     :raises DrillError: if there is none, or more than one.
     """
-    folder = run_dir or Settings.from_environ().run_dir or scoreboard.default_run_dir() or ""
-    pids = [pid for pid, _ in scoreboard.board_files(folder) if psutil.pid_exists(pid)]
+    folder = run_dir or Settings.from_environ().run_dir
+    places = [folder] if folder else scoreboard.default_run_dirs()
+    pids = [pid for pid, _ in scoreboard.running(places)]
     if len(pids) != 1:
         found = f"several: {', '.join(map(str, pids))}" if pids else "none"
-        raise DrillError(f"one running service has to have its scoreboard in {folder}, found {found}: name the "
-                         "directory with --run-dir, or the master's process id with --pid")
+        raise DrillError(f"one running service has to have its scoreboard in {', '.join(places)}, found {found}: name "
+                         "the directory with --run-dir, or the master's process id with --pid")
     return pids[0]
 
 

@@ -112,9 +112,11 @@ def started(app: str | None, config: str | None, directory: str) -> Iterator[Ser
     if config is not None or not Path(directory, "gunicorn.conf.py").exists():
         command += ["-c", config or "python:flask_stability.server.conf"]
     command += [app] if app else []
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory(prefix="drill-") as run_dir:
+        # a run directory of its own: the command line is not to take it for the service that runs here
         process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                   start_new_session=True, env={**os.environ, "SERVER_PORT": str(port)})
+                                   start_new_session=True, env={**os.environ, "SERVER_PORT": str(port),
+                                                                "STABILITY_RUN_DIR": run_dir})
         try:
             service = Service(f"http://127.0.0.1:{port}", process.pid)
             deadline = time.monotonic() + 60

@@ -43,6 +43,9 @@ def init_app(app: Flask, settings: Settings) -> None:
     def find_error_handler(error: Exception, blueprints: list[str]) -> Any:
         flask = current_app._get_current_object()  # type: ignore[attr-defined]
         handler = kind._find_error_handler(flask, error, blueprints)
+        if getattr(error, "original_exception", None) is not None:
+            _answered_by_flask()
+        _note_handled(flask, error, handler)
         if handler is None and isinstance(error, HTTPException) and _may_answer(flask, error):
             return _Answer(settings)
         return handler
@@ -51,6 +54,27 @@ def init_app(app: Flask, settings: Settings) -> None:
     got_request_exception.connect(_on_exception, app)
     if _told_already not in default_handler.filters:
         default_handler.addFilter(_told_already)
+
+
+def _answered_by_flask() -> None:
+    """Flask asks for a handler of the 500 itself. Extensions that answer in its place (Flask-RESTX, Flask-RESTful) do
+    not: their 500 for a database that cannot be had becomes a 503 when it is sent, see `Exchange.start_response`.
+    """
+    request = current()
+    if request is not None:
+        request.unavailable = None
+
+
+def _note_handled(app: Flask, error: BaseException, handler: Any) -> None:
+    """A handler of the app's for all exceptions hides them; other ones' are recorded if the answer is a 5xx."""
+    request = current()
+    if request is None or handler is None or not request.supervised or propagates(app) or (
+            isinstance(error, HTTPException)):
+        return
+    request.handled = error
+    if any(handlers.get(Exception) is handler for scope in app.error_handler_spec.values()
+           for handlers in scope.values()):
+        record(error, event="database_unavailable" if is_unavailable(error) else "exception", request=request)
 
 
 def _may_answer(app: Flask, error: HTTPException) -> bool:
@@ -65,11 +89,14 @@ def propagates(app: Flask) -> bool:
 
 
 def _on_exception(app: Flask, exception: BaseException, **_: Any) -> None:
-    """Flask found no handler for it."""
+    """Flask found no handler for it. Flask-RESTX and Flask-RESTful announce what is below 500 as well."""
+    if isinstance(exception, HTTPException) and (exception.code or 500) < 500 and _may_answer(app, exception):
+        return
     request = current()
     if request is not None and request.supervised and not propagates(app):
-        event = "database_unavailable" if is_unavailable(exception) else "exception"
-        record(exception, event=event, request=request)
+        unavailable = is_unavailable(exception)
+        request.unavailable = exception if unavailable else None
+        record(exception, event="database_unavailable" if unavailable else "exception", request=request)
 
 
 def _told_already(item: logging.LogRecord) -> bool:

@@ -96,6 +96,8 @@ def _on_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _on_unraisable(args: Any) -> None:
+    if record is None:  # the interpreter ends, and has cleared this module: what fails now is its tidying up
+        return
     if args.exc_value is not None:
         where = getattr(args.object, "__qualname__", type(args.object).__name__)
         record(args.exc_value, event="unraisable", where=str(where), context=args.err_msg)
@@ -104,12 +106,18 @@ def _on_unraisable(args: Any) -> None:
 
 def _on_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                 line: str | None = None) -> None:
-    if file is None:
+    if file is None and _tells_of_loss(message, category):
         logs.error("warning", level="WARNING", category=category.__name__, message=str(message)[:500],
                    where=f"{filename}:{lineno}")
         _chain("showwarning", _python_showwarning, message, category, filename, lineno, file, line)
     else:
         _previous.get("showwarning", _python_showwarning)(message, category, filename, lineno, file, line)
+
+
+def _tells_of_loss(message: Warning | str, category: type[Warning]) -> bool:
+    """Something was left open, or never awaited. What else Python warns of goes the usual way."""
+    return issubclass(category, ResourceWarning) or (
+        issubclass(category, RuntimeWarning) and "never awaited" in str(message))
 
 
 def _chain(name: str, default: Any, *args: Any) -> None:

@@ -92,9 +92,9 @@ class _UnixServer(_TCPServer):
         made = f"{path}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(made)
+        os.fchmod(self.socket.fileno(), 0o600)  # of the file that bind makes: by its name it may be another by then
         self.socket.bind(made)
         try:
-            os.chmod(made, 0o600)
             self._inode = os.lstat(made).st_ino
             os.rename(made, path)
         except OSError:

@@ -180,7 +180,7 @@ class History:
             failures = self.at(count - 1).failed_rounds - begin.failed_rounds + (begin.status >= 2)
         return {"ratio": round(1 - failed / asked, 6) if asked > 0 else None, "requests": max(0, asked),
                 "probes": round(1 - failures / rounds, 6) if rounds else None, "window_s": window,
-                "observed_s": round(min(window, now - self.at(oldest).time), 1) if count else 0.0}
+                "observed_s": round(max(0.0, min(window, now - self.at(oldest).time)), 1) if count else 0.0}
 
     # -- transitions ---------------------------------------------------------------------------------------------
 

@@ -45,7 +45,10 @@ def exposition(shared: Scoreboard, settings: Settings, accept: str) -> tuple[byt
         raise NotInstalled("pip install 'flask_stability[metrics]'") from error
     registry = CollectorRegistry()
     registry.register(_Collector(shared, settings))
-    encoder, kind = choose_encoder(accept)
+    try:
+        encoder, kind = choose_encoder(accept)
+    except Exception:  # it reads versions and escapings out of the header: whatever a client sends is no error of ours
+        encoder, kind = choose_encoder("")
     return encoder(registry), kind
 
 

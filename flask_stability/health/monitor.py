@@ -233,8 +233,9 @@ class Monitor:
         self._told = {str(one.get("check")): str(one.get("new")) for one in reversed(changes)}
         self._alerts.resume(changes, now)
         self._before, self._seen, self._next_look, self._worst = self._board.totals(), (), 0.0, {}
-        last = self._history.last()
-        self._next_round = now + self._settings.health_interval - (time.time() - last.time) if last is not None else now
+        last, interval = self._history.last(), self._settings.health_interval
+        # never later than a whole interval, though the clock was set back since
+        self._next_round = now + min(interval, interval - (time.time() - last.time)) if last is not None else now
 
     def _lead(self, now: float, runs: list[tuple[str, _Run]]) -> None:
         rows = self._board.live()

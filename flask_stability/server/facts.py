@@ -37,6 +37,7 @@ class AppFacts:
 
     :ivar settings: its own, app.config over the environment.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
+    :ivar credentials: the app gives the database's user and password itself.
     """
 
     name: str
@@ -44,6 +45,7 @@ class AppFacts:
     debug: bool
     settings: Settings
     longest: float = 0.0
+    credentials: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def _app(application: Any) -> dict[str, Any]:
     except BaseException as error:
         return {"loaded": True, "app_error": "".join(traceback.format_exception_only(error)).strip()[-500:]}
     apps = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
-             "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout}
+             "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout,
+             "credentials": state.credentials is not None}
             for state in extension.apps() if state.app is not None]
     return {"loaded": True, "apps": apps, "resident": resident()}
 

@@ -23,6 +23,7 @@ from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
+from ..takeover import Farewells
 from .descriptors import Filling, clients, limit, make_room
 from .leaving import let_go
 from .threads import Stuck, add_threads, knocking, queued
@@ -33,6 +34,7 @@ LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more 
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
+FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 #: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
@@ -62,7 +64,8 @@ class Guard:
         self._lasts = False
         self._deaf_since, self._deaf_nr = 0.0, 0
         self._filling, self._count_at = Filling(descriptors()), 0.0
-        self._term_sent = self._cut_told = self._collect_asked = False
+        self._term_sent = self._cut_told = self._collect_asked = self._sockets_told = False
+        self._farewells = Farewells(FAREWELL)
         self._reason = ""
         self._failed: dict[str, float] = {}
         self._wake = threading.Event()
@@ -147,11 +150,14 @@ class Guard:
     def _beat(self, now: float) -> None:
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
-        words[scoreboard.W_BUSY] = len(in_flight())
+        records = in_flight()
+        words[scoreboard.W_BUSY] = len(records)
         if self._threads > 1:
             words[scoreboard.W_QUEUE] = queued(self._worker)
-        else:
-            self._held(now)
+            return
+        if any(record.taken_ns for record in records):
+            self._worker.notify()  # its only thread serves a WebSocket: no silence for gunicorn's timeout
+        self._held(now)
 
     def _held(self, now: float) -> None:
         """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
@@ -208,7 +214,13 @@ class Guard:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
                        requests=[_with_stack(record) for record in records[:8]])
-        if not add_threads(self._worker, wanted) or self._stuck.lasting(now):
+        given = add_threads(self._worker, wanted)
+        if sum(not record.taken_ns for record in records) < self._threads:
+            if not self._sockets_told and wanted == 0:
+                self._sockets_told = True
+                logs.process("threads_held", level="WARNING", threads=self._threads + self._stuck.added,
+                             remedy="WebSockets hold a thread each, and all of them: give the workers more threads")
+        elif not given or self._stuck.lasting(now):
             self.retire("stuck", f"all threads are stuck, {self._stuck.added} spare ones included")
 
     def _parent(self, now: float) -> None:
@@ -228,11 +240,13 @@ class Guard:
         words = self._row.words
         if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
-        elif not self._row.orders[scoreboard.O_RETIRE_SINCE_NS] and not self._term_sent:
-            return
+        elif not (self._row.orders[scoreboard.O_RETIRE_SINCE_NS] or self._term_sent
+                  or self._board.master.words[scoreboard.M_DRAINING] == scoreboard.ENDING):
+            return  # a sync worker that waits for a lock of Python's does not run its signal handler
         if not self._ending_since:
             self._begin_ending(now)
         grace = float(self._worker.cfg.graceful_timeout)
+        self._farewells.look(now, in_flight(), late=now - self._ending_since > grace - FAREWELL - 2.0)
         if not self._cut_told and in_flight() and now - self._ending_since > max(0.5, grace - 1.5):
             self._cut_told = True
             tell_cut()
@@ -334,7 +348,8 @@ def tell_stacks_on_demand() -> None:
 def tell_cut() -> None:
     """Log every request in flight with its stack: it is about to be cut."""
     for record in in_flight():
-        logs.error("request_cut", **request_fields(record), stack=stack_of(record.thread_id))
+        if not record.taken_ns:
+            logs.error("request_cut", **request_fields(record), stack=stack_of(record.thread_id))
 
 
 def _with_stack(record: RequestRecord) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import gunicorn
 
-from .. import config, extension, logs, middleware, request, scoreboard
+from .. import config, environment, extension, logs, middleware, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
@@ -125,12 +125,12 @@ def _on_starting(server: Any) -> None:
         server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
                            cfg.worker_class_str)
     rows = max(64, 4 * int(cfg.workers))
-    run_dir = _settings.run_dir or scoreboard.default_run_dir()
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
     gid = cfg.gid if cfg.gid != os.getegid() else -1
     if not server.master_pid:
-        _contained("on_starting", orphans.end_stuck, (run_dir, orphans.ports_of(cfg.address)))
-    board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
+        places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
+        _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
+    board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     scoreboard.install(board, None)
@@ -195,6 +195,15 @@ def _when_ready(server: Any) -> None:
 
 
 def _on_reload(server: Any) -> None:
+    """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
+    global _settings
+    if environment.was_read():
+        try:
+            config.load_dotenv()
+            _settings = Settings.from_environ()
+        except ConfigError as error:
+            for problem in error.problems:
+                server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
     _adjust(server)
@@ -256,9 +265,21 @@ def _post_worker_init(worker: Any) -> None:
 
 
 def _set_up_logs(worker: Any) -> None:
-    logs.setup(_settings, "worker")
+    problem = logs.setup(_settings, "worker")
+    if problem and worker.age <= 1:  # told once
+        worker.log.warning("flask_stability: %s", problem)
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def reopen(number: int, frame: Any) -> None:
+        logs.reopen()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGUSR1, reopen)
+    signal.siginterrupt(signal.SIGUSR1, False)
     process_hooks.install()
     middleware.stopping = lambda: not worker.alive
+    request.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:

@@ -49,7 +49,7 @@ class Notifier:
         :param before: process id of the master that this one replaces, 0 = none: its watchdog is then ours.
         """
         address, usec, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
-        wanted = usec.isdecimal() and pid in ("", str(os.getpid()), str(before))
+        wanted = usec.isdecimal() and len(usec) < 20 and pid in ("", str(os.getpid()), str(before))
         return cls(address if address[:1] in ("/", "@") and len(address) > 1 else "",
                    int(usec) / 1e6 if wanted else 0.0)
 

@@ -7,33 +7,52 @@ by a signal, or whose interpreter is held in C, does not: it serves nobody, and 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from .. import logs, scoreboard
-from ..scoreboard import Row, Scoreboard, board_files
-from .children import alive, stopped
+from .. import logs, processes, scoreboard, scoreboard_file
+from ..processes import Process
+from ..scoreboard import Scoreboard, board_files
 
 SILENT = 3.0  #: seconds without a sign of life after which an orphan will not let go by itself
 PATIENCE = 5.0  #: seconds that a start waits for orphans at the most
 PAUSE = 0.1  #: seconds between two looks
 
 
-def end_stuck(run_dir: str | None, ports: set[int]) -> None:
+@dataclass(frozen=True)
+class Orphan:
+    """A worker as a dead master's board names it; all of it but `owner` is what the board's owner wants us to believe.
+
+    :ivar started_ns: when it began, on the monotonic clock.
+    :ivar owner: user whom the board's file belongs to.
+    """
+
+    pid: int
+    started_ns: int
+    path: str
+    owner: int
+
+    def is_still(self, process: Process) -> bool:
+        """Whether a process is this one, and not another that got its number."""
+        return process.is_older_than(self.started_ns) and bool(process.maps(self.path))
+
+
+def end_stuck(run_dirs: Iterable[str], ports: set[int]) -> None:
     """Before the new master listens on `ports`: wait for orphans that hold one of them, end those that are stuck."""
-    if not run_dir or not ports:
+    if not ports:
         return
-    until, holding = time.monotonic() + PATIENCE, list(_holding(run_dir, ports))
+    until, holding = time.monotonic() + PATIENCE, list(_holding(run_dirs, ports))
     while holding and time.monotonic() < until:
-        for row in holding:
-            _end_if_stuck(row)
+        beats = {path: _heartbeats(path) for path in {orphan.path for orphan in holding}}
+        for orphan in holding:
+            _end_if_stuck(orphan, beats[orphan.path].get(orphan.pid, time.monotonic_ns()))
         time.sleep(PAUSE)
-        holding = [row for row in holding if ports & _listens(row.pid)]
+        holding = [orphan for orphan in holding if ports & _listens(orphan.pid)]
 
 
 def ports_of(addresses: Any) -> set[int]:
@@ -41,34 +60,36 @@ def ports_of(addresses: Any) -> set[int]:
     return {address[1] for address in addresses if isinstance(address, tuple)}
 
 
-def _end_if_stuck(row: Row) -> None:
-    silent = time.monotonic() - row.words[scoreboard.W_HEARTBEAT_NS] / 1e9
-    frozen = stopped(row.pid)
+def _end_if_stuck(orphan: Orphan, heartbeat_ns: int) -> None:
+    silent = (time.monotonic_ns() - heartbeat_ns) / 1e9
+    process = processes.look(orphan.pid)
+    frozen = process is not None and process.state == "T"
     if not frozen and silent <= SILENT:
         return
-    with contextlib.suppress(OSError):
-        os.kill(row.pid, signal.SIGKILL)
-        logs.process("orphan_ended", level="WARNING", worker_pid=row.pid, stopped=frozen, silent_s=round(silent, 1))
+    if processes.send(orphan.pid, signal.SIGKILL, owner=orphan.owner, check=orphan.is_still):
+        logs.process("orphan_ended", level="WARNING", worker_pid=orphan.pid, stopped=frozen, silent_s=round(silent, 1))
 
 
-def _holding(run_dir: str, ports: set[int]) -> Iterator[Row]:
+def _heartbeats(path: str) -> dict[int, int]:
+    """By process id when each worker of a board gave its last sign of life, on the monotonic clock."""
+    with contextlib.suppress(OSError, ValueError):
+        return {row.pid: int(row.words[scoreboard.W_HEARTBEAT_NS]) for row in Scoreboard.copy_of(path).live()}
+    return {}
+
+
+def _holding(run_dirs: Iterable[str], ports: set[int]) -> Iterator[Orphan]:
     """Workers on boards of masters that are gone, as far as they still are what the board says and hold a port."""
-    for master, path in board_files(run_dir):
-        if alive(master):
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            for row in Scoreboard.attach(path).live():
-                if _maps(row.pid, path) and ports & _listens(row.pid):
-                    yield row
-
-
-def _maps(pid: int, path: str) -> bool:
-    """Whether it has the board in its memory: its number may be another process's by now."""
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            return any(line.rstrip("\n").endswith(f" {path}") for line in maps)
-    except OSError:
-        return False
+    for run_dir in run_dirs:
+        for master, path in board_files(run_dir):
+            if scoreboard_file.master_of(master, path) is not None:
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                board = Scoreboard.copy_of(path)
+                for row in board.live():
+                    orphan = Orphan(row.pid, int(row.words[scoreboard.W_STARTED_NS]), path, board.owner)
+                    process = processes.look(orphan.pid) if orphan.pid > 1 else None
+                    if process is not None and orphan.is_still(process) and ports & _listens(orphan.pid):
+                        yield orphan
 
 
 def _listens(pid: int) -> set[int]:

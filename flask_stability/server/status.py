@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -27,14 +28,15 @@ def worker_block(row: Row, now: int) -> dict[str, Any]:
     """One worker."""
     words = row.words
     trend = row.floats[board.F_MEMORY_TREND]
+    reason = words[board.W_RETIRE_REASON] or row.orders[board.O_RETIRE_REASON]
     return {"slot": row.slot, "pid": row.pid, "state": STATE_NAMES[min(max(words[board.W_STATE], 0), 4)],
             "uptime_s": _since(words[board.W_STARTED_NS], now), "heartbeat_age_s": _since(words[board.W_HEARTBEAT_NS],
                                                                                           now),
             "rss_bytes": int(words[board.W_RSS]), "limit_bytes": int(words[board.W_MEMORY_LIMIT]),
-            "trend_bytes_per_min": round(trend) if trend == trend else 0, "busy": int(words[board.W_BUSY]),
+            "trend_bytes_per_min": round(trend) if math.isfinite(trend) else 0, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]), "requests": row.requests,
             "errors": row.errors,
-            "retiring": REASONS[words[board.W_RETIRE_REASON] or row.orders[board.O_RETIRE_REASON]]}
+            "retiring": REASONS[reason] if 0 <= reason < len(REASONS) else "unknown"}
 
 
 def _since(then_ns: int, now_ns: int) -> float | None:

@@ -206,8 +206,10 @@ class Supervisor:
         logs.process("reload")
         for child in self.children.values():
             child.look(now)
-            if not child.ready_at and not child.term_at:
-                child.kill("reload")  # it has not served yet, and never will
+        if any(child.serves() for child in self.children.values()):
+            for child in self.children.values():
+                if not child.ready_at and not child.term_at:
+                    child.kill("reload")  # it has not served yet, and never will
         self.in_reload, self._reload_told = True, False
         if self.notifier.phase is Told.READY:
             self.notifier.phase = Told.RELOADING

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -139,6 +141,11 @@ def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("DB_HOST", "STABILITY_DB_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STABILITY_DB_URL", f"sqlite:///{tmp_path}/x.db")
+    done = CliRunner().invoke(stability, ["check-db", "--json"])
+    assert (done.exit_code, [finding["name"] for finding in json.loads(done.output)]) == (0, ["reachable"])
+    assert not (tmp_path / "x.db").exists(), "it would belong to who checks, not to the service"
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
     done = CliRunner().invoke(stability, ["check-db", "--json"])
     assert done.exit_code == 0, done.output
     assert {finding["name"] for finding in json.loads(done.output)} >= {"reachable", "latency", "journal mode"}

@@ -20,16 +20,23 @@ import pytest
 from flask_stability.config import Settings
 from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
-from flask_stability.database.sqlite import translate
-from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, effect_of
-from flask_stability.dberrors import ErrorClass, means_unavailable, mysql_class
+from flask_stability.database.retry import Transactions
+from flask_stability.database.sqlite import _translated, translate
+from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, _known, effect_of, stays_within
+from flask_stability.dberrors import CODES, CONSEQUENCES, ErrorClass, means_unavailable, mysql_class, table
 from flask_stability.exceptions import ConfigError, DatabaseUnavailable
 from support import wait_until
 from support_db import MariaDB
 
 
 @pytest.mark.parametrize(("codes", "expected"), [
-    ((2002, 2003, 2005, 1040, 1203, 1053), ErrorClass.CONNECT),
+    ((2002, 2003, 2005, 2012, 1043, 1053, 9001, 9002), ErrorClass.CONNECT),
+    ((1040, 1203, 1226, 1135, 9501), ErrorClass.FULL),
+    ((3032, 3100), ErrorClass.NOT_READY),
+    ((1153, 2020), ErrorClass.TOO_LARGE),
+    ((2014,), ErrorClass.OUT_OF_STEP),
+    ((1037, 1041, 3015), ErrorClass.MEMORY),
+    ((3159, 1698, 1862, 3118, 2059, 2061), ErrorClass.REFUSED),
     ((1044, 1045, 1049, 1129, 1130), ErrorClass.REFUSED),
     ((1213, 3101), ErrorClass.ROLLED_BACK),
     ((1205,), ErrorClass.LOCK_WAIT),
@@ -41,6 +48,73 @@ from support_db import MariaDB
 def test_errors_of_mysql(codes: tuple[Any, ...], expected: ErrorClass) -> None:
     """Each number of the table means what the table says."""
     assert {mysql_class(MySQLdb.OperationalError(code, "…")) for code in codes} == {expected}
+
+
+@pytest.mark.parametrize(("code", "text", "expected"), [
+    (1047, "WSREP has not yet prepared node for application use", ErrorClass.NOT_READY),
+    (1047, "Unknown command", ErrorClass.OTHER),
+    (1226, "User 'a' has exceeded the 'max_user_connections' resource (current value: 1)", ErrorClass.FULL),
+    (1226, "User 'a' has exceeded the 'max_connections_per_hour' resource (current value: 1)", ErrorClass.QUOTA),
+    (1226, "User 'a' has exceeded the 'max_queries_per_hour' resource (current value: 1)", ErrorClass.QUOTA),
+    (2026, "TLS/SSL error: self-signed certificate in certificate chain", ErrorClass.REFUSED),
+    (2026, "SSL connection error: unexpected eof while reading", ErrorClass.CONNECT),
+    (4031, "The client was disconnected by the server because of inactivity.", ErrorClass.LINK_LOST),
+    (4031, "Referenced trigger 't' for the given action time and event type does not exist", ErrorClass.OTHER),
+    (4151, "Access denied, this account is locked", ErrorClass.REFUSED)])
+def test_numbers_that_mean_two_things(code: int, text: str, expected: ErrorClass) -> None:
+    """MySQL and MariaDB, or two cases of one of them, share it: the text decides."""
+    assert mysql_class(MySQLdb.OperationalError(code, text)) is expected
+
+
+def test_the_table_decides_each_number_once_and_each_class_whole() -> None:
+    """No number stands twice, no class is without consequences, and docs/database.rst shows all of it."""
+    codes = [code for group in CODES.values() for code in group]
+    assert len(codes) == len(set(codes))
+    assert set(CONSEQUENCES) == set(ErrorClass)
+    text = (Path(__file__).parents[2] / "docs" / "database.rst").read_text()
+    assert text.partition(".. errors begin")[2].partition(".. errors end")[0].strip() == table().strip()
+
+
+def test_a_user_with_no_connection_left_is_waited_for(mariadb: MariaDB) -> None:
+    """1226 by max_user_connections: a connection comes as soon as there is room, as with 1203."""
+    mariadb.admin("ALTER USER app@'%' WITH MAX_USER_CONNECTIONS 1")
+    pool = Pool(Settings(db_url=mariadb.url, db_timeout=30.0))
+    try:
+        timer = threading.Timer(0.5, mariadb.connect().close)
+        timer.start()
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+        timer.join()
+        assert pool.stats()["connections_errors"] > 0
+        assert pool.breaker.state == "closed"
+    finally:
+        pool.close()
+        mariadb.admin("ALTER USER app@'%' WITH MAX_USER_CONNECTIONS 0")
+
+
+def test_a_statement_that_is_too_large_is_not_sent(mariadb: MariaDB) -> None:
+    """The server would hang up, which looks like a lost link: 500, once, and the connection is as good as before."""
+    mariadb.admin("CREATE TABLE app.t (a LONGBLOB)")
+    packet = mariadb.admin("SELECT @@max_allowed_packet")[0][0]
+    pool = Pool(Settings(db_url=mariadb.url))
+    runs = []
+    frame = len("INSERT INTO t VALUES ('')") + 1
+
+    def unit(connection: Any) -> None:
+        runs.append(1)
+        with pytest.raises(MySQLdb.OperationalError) as caught:
+            connection.execute("INSERT INTO t VALUES (%s)", ("x" * (packet - frame + 1),))
+        assert caught.value.args[0] == 1153
+        assert not means_unavailable(caught.value)
+        assert "max_allowed_packet" in caught.value.__notes__[0]
+        connection.execute("INSERT INTO t VALUES (%s)", ("x" * (packet - frame - 1),))  # the largest that is taken
+
+    Transactions(lambda: pool)(unit)()
+    assert runs == [1]
+    assert mariadb.admin("SELECT COUNT(*) FROM app.t") == [(1,)]
+    stats = pool.stats()
+    assert (stats["connections_num"], stats["connections_lost"], stats["retries_num"], pool.generation) == (1, 0, 0, 0)
+    pool.close()
 
 
 def test_1290_is_read_only_only_if_it_says_so() -> None:
@@ -117,6 +191,15 @@ def test_parameters_for_sqlite(sql: str, expected: str) -> None:
     ("LOCK TABLES t READ", SESSION), ("PREPARE s FROM 'x'", SESSION), ("CALL p()", SESSION),
     ("CREATE TEMPORARY TABLE t (a INT)", SESSION), ("CREATE OR REPLACE TEMPORARY TABLE t (a INT)", SESSION),
     ("CREATE TEMP TABLE t (a INT)", SESSION), ("PRAGMA foreign_keys=off", SESSION), ("ATTACH 'x' AS y", SESSION),
+    ("BEGIN NOT ATOMIC SET @a=1; END", SESSION), ("begin/**/not atomic select 1; end", SESSION),
+    ("IF 1 THEN SET @a=1; END IF", SESSION), ("x: BEGIN NOT ATOMIC SELECT 1; END", SESSION),
+    ("SELECT 7 INTO/**/@x", SESSION), ("SELECT 7 INTO -- y\n @x", SESSION),
+    ("CREATE/**/TEMPORARY TABLE t (a INT)", SESSION),
+    ("CREATE TABLE t AS SELECT @x := 1", SESSION), ("SELECT `GET_LOCK`('l', 0)", SESSION),
+    ("SELECT service_get_write_locks('a', 'b', 0)", SESSION), ("SELECT load_extension('x')", SESSION),
+    ("START SLAVE", SESSION), ("SELECT '/*', a -- b\n FROM t # */", CLEAN), ("SELECT 'it\\'s /*', 1", CLEAN),
+    ("BEGIN WORK", TRANSACTION), ("begin immediate", TRANSACTION), ("COMMIT AND CHAIN", TRANSACTION),
+    ("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY", TRANSACTION),
     ("CREATE TABLE t (a INT)", TRANSACTION), ("BEGIN", TRANSACTION), ("START TRANSACTION", TRANSACTION),
     ("SAVEPOINT a", TRANSACTION), ("DROP TABLE t", TRANSACTION), (b"SELECT 1", SESSION), ("", SESSION)])
 def test_what_a_statement_leaves_behind(sql: object, expected: int) -> None:
@@ -192,6 +275,36 @@ def test_sqlite_in_the_instance_folder(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
     assert (tmp_path / "instance" / "web.db").exists()
     pool.close()
+
+
+def test_statements_are_understood_in_a_time_that_grows_with_their_length() -> None:
+    """Comments before them, closed or not: 16 times the text takes no 1,000 times as long, as 2 ** n or n * n would."""
+    def seconds(text: str, repeated: int) -> float:
+        sql, best = text * repeated + "x", float("inf")
+        for _ in range(3):
+            _known.clear()
+            started = time.perf_counter()
+            effect_of(sql)
+            stays_within(sql)
+            translate(sql)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    for text in ("/*a*/ ", "/**/", "/*", "-- a\n", "# a\n", "(", " ", "'", '"', "`", "''", "/*! */", "create or "):
+        assert seconds(text, 16 * 1000) < 100 * max(seconds(text, 1000), 0.001), text
+
+
+def test_what_is_remembered_of_statements_is_bounded_in_bytes() -> None:
+    """Texts with values in them, each another one: 118 MB were seen. Short ones are remembered, long ones are not."""
+    for cache, remember in ((_translated, translate), (_known, effect_of)):
+        cache.clear()
+        for number in range(3000):
+            remember(f"select {number} -- {'x' * (number * 20)}")
+        assert 0 < len(cache) <= 2000
+        assert sum(sys.getsizeof(key) + sys.getsizeof(value) for key, value in cache.items()) < 9_000_000
+        cache.clear()
+        remember("select %s")
+        assert len(cache) == 1
 
 
 def test_sqlite_takes_the_same_statements(tmp_path: Path) -> None:

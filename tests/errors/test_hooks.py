@@ -77,6 +77,14 @@ def test_a_coroutine_never_awaited_is_told(tmp_path: Path) -> None:
     assert "never awaited" not in done.stderr
 
 
+@pytest.mark.parametrize("category", ["DeprecationWarning", "UserWarning", "RuntimeWarning", "FutureWarning"])
+def test_a_warning_that_tells_of_no_loss_goes_where_python_sends_it(category: str, tmp_path: Path) -> None:
+    """error.log is not the place for it."""
+    records, done = run(tmp_path, f"warnings.warn('divide by zero', {category})")
+    assert records == []
+    assert f"{category}: divide by zero" in done.stderr
+
+
 def test_hooks_of_others_are_chained_and_put_back(tmp_path: Path) -> None:
     """What was there is called after us, its failure is told, and `uninstall` restores it."""
     program = """
@@ -89,7 +97,7 @@ names = [(sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")
 for owner, name in names: setattr(owner, name, theirs)
 hooks.install(); hooks.install()
 t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()
-warnings.warn("w")
+warnings.simplefilter("always"); warnings.warn("w", ResourceWarning)
 assert told == [1, 6], told
 hooks.uninstall(); hooks.uninstall()
 assert all(getattr(owner, name) is theirs for owner, name in names)

@@ -52,7 +52,7 @@ def test_each_log_has_its_file_and_each_record_its_head(directory: Path) -> None
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_one_record_is_one_line_of_printable_ascii(form: str, text: str, more: dict[str, Any]) -> None:
     """Whatever a client sends: no second line, no escape sequence, no character that an editor would act on."""
-    handler = logs._LineHandler(None, form)
+    handler = logs._LineHandler(None, "x.log", form)
     record = logging.LogRecord("x", 40, "", 0, "x", None, None)
     record.fields = {"ts": "t", "level": "ERROR", "event": "e", "text": text, "more": more}
     line = handler.format(record).encode("ascii", "backslashreplace").decode()

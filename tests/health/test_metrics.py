@@ -99,3 +99,14 @@ def test_promtool_finds_nothing_to_say() -> None:
     body, _ = metrics.exposition(_board(), SETTINGS, "")
     done = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("accept", ["text/plain;version=:", "text/plain;version=",
+                                    "application/openmetrics-text;version=x",
+                                    "application/openmetrics-text; version=1.0.0; escaping=:", ";;=,", "\0", "a" * 9999,
+                                    "application/openmetrics-text;version=1.0.0;escaping=no-such"])
+def test_whatever_a_client_accepts_is_answered(accept: str) -> None:
+    """With a format; prometheus_client reads versions and escapings out of it and raises for some."""
+    body, kind = metrics.exposition(_board(), SETTINGS, accept)
+    assert b"flask_stability_" in body
+    assert kind.startswith(("text/plain", "application/openmetrics-text"))

@@ -15,7 +15,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health import report
 from flask_stability.health.checks import Check, Worry
-from flask_stability.health.history import History
+from flask_stability.health.history import History, Sample
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
 from support import wait_until
@@ -283,6 +283,17 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(board: Scoreboard,
     assert report.summary(board) == "fail"
     release.set()
     wait_until(lambda: _changes(board, "search") == [("pass", "fail"), ("fail", "pass")])
+
+
+def test_a_clock_that_is_set_back_while_the_leader_dies_does_not_stop_the_history(
+        board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
+    """Its last sample is of tomorrow: the next comes after one interval all the same."""
+    history = History(board.master.history)
+    history.append(Sample(time=time.time() + 86400))
+    monitor(_worker(board, 1), Check("x", lambda: None))
+    wait_until(lambda: history.count > 1)
+    found = history.availability(time.time(), 0, 0, 3600.0)
+    assert found["observed_s"] >= 0
 
 
 def test_a_worker_without_a_server_leads(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:

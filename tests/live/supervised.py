@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import requests
 
+from flask_stability import processes
 from flask_stability.scoreboard import (
     M_RELOADS,
     O_CLI_RETIRE,
@@ -124,7 +124,7 @@ class Supervised(Server):
 
     def retired(self, pid: int, timeout: float = 40.0) -> None:
         """Wait until a worker is gone."""
-        wait_until(lambda: not psutil.pid_exists(pid), timeout, message=f"worker {pid} is gone")
+        wait_until(lambda: processes.look(pid) is None, timeout, message=f"worker {pid} is gone")
 
     def kill(self, pid: int) -> None:
         """SIGKILL, and wait until the worker is gone: the signal takes its time, as long it is there and looks well."""

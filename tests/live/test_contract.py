@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from supervised import starting
 
 from flask_stability.server.gunicorn import compat
@@ -149,3 +151,18 @@ def test_an_unknown_gunicorn_says_in_one_line_what_it_lacks(worker_class: str, t
         server.retired(pid)
         server.full(2)
         assert server.exits() == ["crash_signal", "asked"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", compat.TESTED)
+def test_an_idle_kept_alive_connection_does_not_hold_the_end_up(version: int, tmp_path: Path) -> None:
+    """Alone, gunicorn 24 to 26 wait for all of graceful_timeout."""
+    with starting(tmp_path) as start:
+        server = start(worker_class="gthread", workers=1, config="graceful_timeout = 60\nkeepalive = 120\n",
+                       env={**served_by(gunicorn(version), tmp_path / "server0"), "STABILITY_RETIRE_MERCY": "70"})
+        with requests.Session() as client:
+            assert client.get(server.url + "/", timeout=30).headers.get("Connection", "").lower() != "close"
+            begun = time.monotonic()
+            server.signal(signal.SIGTERM)
+            assert server.process.wait(45) == 0
+        assert time.monotonic() - begun < 40

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from supervised import Supervised, starting
 
+from flask_stability import processes
 from flask_stability.scoreboard import STATE_STOPPING, W_STATE
-from support import Load, wait_until
+from support import Load, runs, wait_until
 
 Start = Callable[..., Supervised]
 #: A connection that completes between a worker's last accept and its letting go is reset: microseconds, not seconds.
@@ -85,7 +86,7 @@ def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: st
         client.close()
     slow.join(60)
     server.process.wait(60)
-    wait_until(lambda: not worker.is_running())
+    wait_until(lambda: not runs(worker))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
@@ -124,7 +125,7 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
             return probe.connect_ex(("127.0.0.1", server.port)) != 0
 
     wait_until(refused)
-    assert psutil.pid_exists(old)
+    assert processes.look(old) is not None
     assert slow.is_alive()
     (server.folder / "told").touch()
     slow.join(60)

@@ -685,7 +685,7 @@ def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
     try:
         with contextlib.suppress(ConnectionResetError):
             assert waiting.recv(100) == b""
-        assert orphan.is_running()
+        assert runs(orphan)
     finally:
         orphan.kill()
         hung.close()

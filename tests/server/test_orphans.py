@@ -29,17 +29,9 @@ def test_process_that_is_not_the_boards_worker_is_left_alone(tmp_path: Path) -> 
         os.rename(board.path, Path(board.path).with_name(f"flask_stability-{done.pid}.board"))
         assert [master for master, _ in board_files(str(tmp_path))] == [done.pid]
         assert orphans._listens(other.pid) == {port}
-        orphans.end_stuck(str(tmp_path), {port})
+        orphans.end_stuck([str(tmp_path)], {port})
         assert other.poll() is None
         other.kill()
-
-
-def test_a_worker_is_known_by_the_board_in_its_memory(tmp_path: Path) -> None:
-    """This process has made one."""
-    board, _ = Scoreboard.create(1, str(tmp_path))
-    assert board.path is not None
-    assert orphans._maps(os.getpid(), board.path)
-    assert not orphans._maps(os.getpid(), board.path + "x")
 
 
 def test_ports_are_those_of_addresses_and_of_no_path() -> None:

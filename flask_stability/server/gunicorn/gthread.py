@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,29 @@ def on_leaving(worker: Any, leave: Callable[[], None]) -> None:
                 leave()
 
         worker.set_accept_enabled = set_accept_enabled
+        if not hasattr(worker, "_cap_keepalive") and hasattr(worker, "keepalived_conns"):
+            _close_idle(worker)
     else:
         _on_leaving_23(worker, leave)
+
+
+def _close_idle(worker: Any) -> None:
+    """gunicorn 24 to 26 wait for all of graceful_timeout while one idle kept-alive connection is open."""
+    wait = worker.wait_for_and_dispatch_events
+    left = 0.0
+
+    def wait_for_and_dispatch_events(timeout: float) -> None:
+        nonlocal left
+        if worker.alive and os.getppid() == worker.ppid:
+            wait(timeout)
+            return
+        left = left or time.monotonic()
+        for conn in list(worker.keepalived_conns):
+            conn.timeout = min(conn.timeout, left + LINGER)
+        wait(min(timeout, LINGER / 4))
+        worker.murder_keepalived()
+
+    worker.wait_for_and_dispatch_events = wait_for_and_dispatch_events
 
 
 def _on_leaving_23(worker: Any, leave: Callable[[], None]) -> None:

@@ -1,0 +1,66 @@
+"""Ending on the server what was cut off here: a closed socket alone leaves the statement running, and its locks held.
+
+The connection was withdrawn before, so nobody can be using it; see `identity` for why it is never another one.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from .identity import Identity
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+#: What could not be ended for so long, as the server did not answer, is left to the server, seconds.
+TOO_LATE = 5.0
+
+
+class Killer:
+    """Ends sessions of one pool on the server, one after the other, each by a short connection of its own.
+
+    :ivar ended: how many it has ended.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = weakref.ref(pool)
+        self._lock = threading.Lock()
+        self._waiting: collections.deque[tuple[float, Identity]] = collections.deque()
+        self._running = False
+        self.ended = 0
+
+    def condemn(self, identity: Identity | None) -> None:
+        """End a session soon, if it can be told for certain. Never waits, never raises."""
+        if identity is None or not identity.direct:
+            return
+        with self._lock:
+            self._waiting.append((time.monotonic(), identity))
+            if self._running:
+                return
+            self._running = True
+        try:
+            threading.Thread(target=self._run, name="stability-kill", daemon=True).start()
+        except RuntimeError:  # no more threads
+            with self._lock:
+                self._running = False
+                self._waiting.clear()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running = False
+                    return
+                since, identity = self._waiting.popleft()
+            pool = self._pool()
+            if pool is None or time.monotonic() - since > TOO_LATE:
+                continue
+            try:
+                self.ended += pool.driver.kill(identity)
+            except Exception as error:
+                error.__traceback__ = None  # best effort: the server's own limits are left
+            del pool

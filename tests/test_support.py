@@ -1,0 +1,72 @@
+"""The tests' own tools: several processes share the machine, and what each pass runs adds up to everything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+SUITE = '''
+import os, tempfile, time
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+def test_shared(number):
+    folders = tempfile.gettempdir(), os.environ["XDG_RUNTIME_DIR"]
+    assert all(os.listdir(folder) == [] for folder in folders)
+    Path(f"process{number}").write_text("\\n".join((str(os.getpid()), *folders)))
+    while not (Path("process0").exists() and Path("process1").exists()):
+        time.sleep(0.05)
+
+@pytest.mark.alone("counts processes")
+def test_alone():
+    assert "PYTEST_XDIST_WORKER" not in os.environ
+    raise AssertionError("for the summary")
+'''
+
+
+def _pytest(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "support_parallel", "-p", "support_measure",
+                           "--tally=tally", *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(TESTS)},
+                          capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_both_passes_together_run_everything_once(tmp_path: Path) -> None:
+    """The tests marked ``alone`` by themselves, the others side by side with folders of their own; the last line is
+    of both.
+    """
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = alone(reason)\n")
+    (tmp_path / "test_it.py").write_text(SUITE)
+    code, output = _pytest(tmp_path, "-n", "2", "--dist", "load", "--maxschedchunk", "1")
+    assert (code, "2 passed" in output, "all passes" in output) == (0, True, False), output
+    one, two = ((tmp_path / f"process{number}").read_text().split() for number in range(2))
+    assert not set(one) & set(two)
+    assert not any(os.path.exists(folder) for folder in (*one[1:], *two[1:]))
+    code, output = _pytest(tmp_path, "--alone")
+    assert code == 1
+    assert output.splitlines()[-1].startswith("===== all passes: 1 failed, 2 passed in "), output
+
+
+def test_a_test_says_why_it_is_alone(tmp_path: Path) -> None:
+    """In the mark."""
+    (tmp_path / "test_it.py").write_text(SUITE.replace('alone("counts processes")', "alone"))
+    code, output = _pytest(tmp_path, "--alone")
+    assert code == 4
+    assert "test_alone: say why" in output, output
+
+
+def test_a_port_is_given_to_one_process_only() -> None:
+    """Each of four takes 300 of the 22,768 that there are: without a lock, about thirty would be given twice."""
+    program = "from support import free_port; print(*(free_port() for _ in range(300)), flush=True); input()"
+    processes = [subprocess.Popen([sys.executable, "-c", program], cwd=TESTS, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        given = [port for process in processes if process.stdout for port in process.stdout.readline().split()]
+    finally:
+        for process in processes:
+            process.communicate("\n", timeout=60)
+    assert len(given) == len(set(given)) == 1200
