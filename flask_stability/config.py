@@ -401,9 +401,11 @@ def _refuse_planted(found: os.stat_result, path: str) -> None:
 
     :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
     """
-    if found.st_mode & stat.S_IWOTH:
-        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
     folder = os.stat(os.path.dirname(path) or ".")
+    # file systems of other systems (WSL, shared folders) show every mode as 0777
+    open_to_all = folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX
+    if found.st_mode & stat.S_IWOTH and not open_to_all:
+        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
     if found.st_uid not in (0, os.geteuid(), folder.st_uid):
         raise ConfigError(f"{path}: it belongs to user {found.st_uid}, who owns neither the folder nor the service: "
                           "give it to root or to the service's user")

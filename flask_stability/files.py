@@ -31,10 +31,12 @@ class _Place:
     """Where a path leads: an open directory and a name in it that is no link; or, in `stream`, an open file's link.
 
     :ivar linked: a link led there.
+    :ivar lent: the user for whom it is opened could have put that link in its place.
     """
 
     def __init__(self, directory: int) -> None:
-        self.directory, self.name, self.stream, self.linked = directory, ".", "", False
+        self.directory, self.name, self.stream = directory, ".", ""
+        self.linked = self.lent = False
 
     def enter(self, directory: int) -> None:
         """Go on from another directory; the descriptor is then this object's."""
@@ -95,6 +97,8 @@ def _walk(place: _Place, path: str) -> None:
             target = os.readlink("", dir_fd=found)
         if status.st_uid not in trusted:
             raise PermissionError(errno.EPERM, f"{name} is a link that user {status.st_uid} made", path)
+        if status.st_nlink > 1 and not _closed_to_others(place.directory):
+            raise PermissionError(errno.EPERM, f"{name} is a second name of a link from elsewhere", path)
         links, place.linked = links + 1, True
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -104,6 +108,12 @@ def _walk(place: _Place, path: str) -> None:
         if target.startswith("/"):
             place.enter(os.open("/", _DIRECTORY))
         rest += _names(target)
+
+
+def _closed_to_others(directory: int) -> bool:
+    """Only a trusted user can put names into it."""
+    status = os.fstat(directory)
+    return status.st_uid in trusted_users() and not status.st_mode & 0o022
 
 
 def _names(path: str) -> list[str]:
@@ -173,12 +183,15 @@ def open_append(directory: int, name: str, *, mode: int | None = None, owner: tu
     :param mode: of a new file, whatever the umask; None = 0640, less the umask.
     :param owner: who gets a new file.
     :raises OSError: also if the file is no regular one, has a second name, or belongs to a user who is neither
-        trusted nor `owner` nor the directory's. A link that a trusted user made may lead to anything but a second name.
+        trusted nor `owner` nor the directory's. A link that a trusted user made may lead to anything but a second name;
+        where the directory is the `owner`'s, of files only to the owner's.
     """
     place = _resolve(name, directory)
     with _closed(place.directory):
         if place.stream:
             return os.open(place.stream, _APPEND & ~os.O_NOFOLLOW)
+        # who owns the directory can move trusted links into it: they lend him nothing
+        place.lent = place.linked and owner != NOBODY and os.fstat(directory).st_uid == owner[0]
         for _ in range(8):
             try:
                 descriptor = os.open(place.name, _APPEND, dir_fd=place.directory)
@@ -191,6 +204,8 @@ def open_append(directory: int, name: str, *, mode: int | None = None, owner: tu
 
 
 def _new(place: _Place, mode: int | None, owner: tuple[int, int]) -> int:
+    if place.lent and os.fstat(place.directory).st_uid != owner[0]:
+        raise PermissionError(errno.EPERM, f"a link leads to a directory that is not user {owner[0]}'s", place.name)
     descriptor = os.open(place.name, _APPEND | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=place.directory)
     try:
         if mode is not None:
@@ -213,6 +228,8 @@ def _judged(descriptor: int, place: _Place, name: str, owner: tuple[int, int]) -
         known = trusted_users() | {owner[0], os.fstat(place.directory).st_uid}
         if status.st_nlink > 1:
             problem = "it has a second name (a hard link)"
+        elif place.lent and status.st_uid != owner[0]:
+            problem = f"a link leads to a file of user {status.st_uid}"
         elif not place.linked and status.st_uid not in known:
             problem = f"it belongs to user {status.st_uid}"
     elif not place.linked:

@@ -306,8 +306,9 @@ def setup(settings: Settings, role: str = "worker", *, uid: int = -1, gid: int =
             directory = _Directory(settings.log_dir, settings.log_mode,
                                    (uid, gid) if os.geteuid() == 0 else files.NOBODY)
         except OSError as failure:
-            problem = (f"STABILITY_LOG_DIR={settings.log_dir!r}: {failure.strerror}; logging to stderr: "
-                       "make it a directory that the service's user may write to")
+            remedy = ("name the directory itself, or have root make the link" if failure.errno == errno.EPERM else
+                      "make it a directory that the service's user may write to")
+            problem = f"STABILITY_LOG_DIR={settings.log_dir!r}: {failure.strerror}; logging to stderr: {remedy}"
     for handler in _handlers.values():
         handler.forget()
     if _directory is not None:

@@ -221,7 +221,8 @@ def _remove_stale(run_dir: str) -> None:
         process, started = processes.look(pid), _started(path)
         try:
             os.kill(pid, 0)  # /proc may hide other users' processes
-            gone = process is not None and started not in (0, process.started)
+            # without a process here it is a zombie, where process 1 does not reap, or hidden
+            gone = started not in (0, process.started) if process else os.path.exists(f"/proc/{pid}/stat")
         except ProcessLookupError:
             gone = True
         except (OSError, OverflowError):

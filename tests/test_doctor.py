@@ -175,6 +175,19 @@ def test_an_env_file_for_all_eyes_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert not [finding for finding in machine.permissions(GOOD) if ".env" in finding.detail]
 
 
+def test_directories_that_every_user_may_write_are_told(tmp_path: Path) -> None:
+    """Of the logs and of the scoreboard: others could take names there first."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    facts = _changed(settings=Settings(run_dir=str(folder)),
+                     apps=(AppFacts("shop", "/", False, Settings(log_dir=str(folder))),))
+    assert "permissions" not in _bad(machine.permissions(facts))
+    folder.chmod(0o1777)
+    told = [finding.detail for finding in machine.permissions(facts) if finding.status == "warn"]
+    assert [detail.partition(":")[0] for detail in told if str(folder) in detail] == ["STABILITY_LOG_DIR",
+                                                                                    "STABILITY_RUN_DIR"]
+
+
 def _doctor(folder: Path, *arguments: str, **environ: str) -> tuple[int, dict[str, dict[str, str]], str]:
     """Exit status, findings by name, and all that was printed, of the command in a folder."""
     runner = CliRunner()

@@ -76,7 +76,7 @@ def _refuse(pool: Pool, entry: Entry) -> None:
 
 def _given_up(pool: Pool, entry: Entry, error: BaseException) -> bool:
     """The client's own limit ended the call, and the server goes on with the statement: it must not be sent again."""
-    return (monotonic() - entry.statement_began() >= entry.backstop - 0.25
+    return (monotonic() - max(entry.inside, entry.statement_began()) >= entry.backstop - 0.25
             and pool.driver.classify(error) is ErrorClass.LINK_LOST
             and cut(pool, entry, entry.inside, "its time was over and the server did not end it"))
 

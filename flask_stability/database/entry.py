@@ -148,9 +148,9 @@ class Entry:
                 os.close(null)
 
     def statement_began(self) -> float:
-        """When the statement began that is under way: one call may send many. 0.0 = nobody is inside."""
-        inside = self.inside
-        return max(inside, getattr(self.raw, "began", 0.0)) if inside else 0.0
+        """When the statement began that is under way: one call may send many. 0.0 = none is, as during a COMMIT."""
+        inside, began = self.inside, getattr(self.raw, "began", 0.0)
+        return began if inside and began >= inside else 0.0
 
     def deadline(self) -> float:
         """When a call that is under way has to end."""

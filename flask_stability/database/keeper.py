@@ -129,7 +129,7 @@ class Keeper:
         elif pool.driver.kind == "sqlite":
             if now - inside > limit:
                 pool.driver.interrupt(entry.raw, None)
-        elif now - entry.statement_began() > limit + LATE:  # MySQL's server ends SELECT only
+        elif (began := entry.statement_began()) and now - began > limit + LATE:  # MySQL's server ends SELECT only
             cut(pool, entry, inside, f"the statement took longer than {limit:g} s")
 
     def _keep_one_free(self, pool: Pool, now: float) -> None:

@@ -86,7 +86,7 @@ class SQLiteDriver:
         limit = timeout or self._settings.db_connect_timeout
         folder = os.path.dirname(self.path)
         if folder:
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(folder, mode=0o755, exist_ok=True)  # whatever the umask, nobody else puts a file there
         raw = sqlite3.connect(self.path, timeout=limit, isolation_level=None, check_same_thread=False,
                               factory=_SQLiteConnection)
         try:

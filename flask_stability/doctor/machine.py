@@ -204,6 +204,9 @@ def permissions(facts: Facts) -> Iterator[Finding]:
         yield Finding("permissions", "ok" if good else "fail", f"{what}: {folder} can "
                       + ("be written to" if good else "not be written to by this user"),
                       "" if good else f"make {place} a directory that the service's user may write to")
+        if good and os.stat(folder).st_mode & stat.S_IWOTH:
+            yield Finding("permissions", "warn", f"{what}: every user of this machine may write to {folder}",
+                          "give the service a directory of its own, mode 0750")
     if facts.app_settings.log_dir is None:
         yield Finding("logs", "ok", "go to stderr")
     try:

@@ -8,7 +8,9 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from ..config import DatabaseAddress, Settings
+from ..config import Settings
+from ..database.credentials import Credentials
+from ..dburl import DatabaseURL
 from .service import Service
 
 
@@ -60,8 +62,7 @@ def drop_database_connections(_: Service) -> None:
     assert address is not None
     import MySQLdb
 
-    link = MySQLdb.connect(host=address.host, port=address.port, user=address.user, password=address.password,
-                           database=address.name, connect_timeout=5)
+    link = MySQLdb.connect(connect_timeout=5, **address.arguments())
     try:
         cursor = link.cursor()
         cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()",
@@ -73,10 +74,11 @@ def drop_database_connections(_: Service) -> None:
         link.close()
 
 
-def database_address() -> DatabaseAddress | None:
-    """Where the service's MySQL or MariaDB is, from the environment."""
-    url = Settings.from_environ().db_url
-    return DatabaseAddress.from_url(url) if url and not url.startswith("sqlite") else None
+def database_address() -> DatabaseURL | None:
+    """Where the service's MySQL or MariaDB is, from the environment and the files that it names."""
+    settings = Settings.from_environ()
+    url = settings.db_url
+    return Credentials(settings)() if url and not url.startswith("sqlite") else None
 
 
 FAULTS: tuple[tuple[str, Callable[[Service], None]], ...] = (

@@ -46,7 +46,8 @@ def end_stuck(run_dirs: Iterable[str], ports: set[int]) -> None:
     """Before the new master listens on `ports`: wait for orphans that hold one of them, end those that are stuck."""
     if not ports:
         return
-    until, holding = time.monotonic() + PATIENCE, list(_holding(run_dirs, ports))
+    holding = list(_holding(run_dirs, ports))
+    until = time.monotonic() + PATIENCE
     while holding and time.monotonic() < until:
         beats = {path: _heartbeats(path) for path in {orphan.path for orphan in holding}}
         for orphan in holding:

@@ -110,7 +110,7 @@ def test_no_session_is_ended_that_is_not_certainly_ours(mariadb: MariaDB) -> Non
         assert identity.end_session(raw, own, theirs)
         with pytest.raises(MySQLdb.OperationalError):
             victim.ping()
-        assert not identity.end_session(raw, own, theirs)
+        wait_until(lambda: not identity.end_session(raw, own, theirs), message="it is gone")
 
 
 def test_behind_a_proxy_that_multiplexes_nothing_is_ended(mariadb: MariaDB) -> None:
@@ -225,3 +225,22 @@ def test_where_no_connection_with_more_time_can_be_had_the_slot_is_free_again(ma
     wait_until(lambda: pool.stats()["pool_size"] == 0)
     with pool.connection(timeout=30):
         pass
+
+
+def test_a_slow_commit_is_not_cut_off_as_a_statement(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be taken back, and what it stored would be unknown."""
+    monkeypatch.setattr(keeper, "LATE", 0.0)
+    mariadb.admin("CREATE TABLE app.t (a INT)")
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_query_timeout=1)
+    pool.start()
+
+    def unit(connection: Any) -> None:
+        connection.execute("INSERT INTO t VALUES (1)")
+        proxy.delay(1.6)
+
+    try:
+        Transactions(lambda: pool)(unit)()
+    finally:
+        proxy.delay(0.0)
+    assert mariadb.admin("SELECT a FROM app.t") == [(1,)]

@@ -80,8 +80,39 @@ def test_a_link_in_place_of_the_directory_leads_root_nowhere(tmp_path: Path) -> 
     logs.reopen()
     logs.process("two")
     assert events((home / "old/process-manager.log").read_text()) == ["one", "two"]
-    assert "is a link that user" in master(folder)
+    problem = master(folder)
+    assert f"logs is a link that user {NOBODY} made" in problem
+    assert problem.endswith("logging to stderr: name the directory itself, or have root make the link")
     assert not list(victim.iterdir())
+
+
+@needs_root
+def test_a_link_of_root_that_the_worker_could_have_moved_lends_it_nothing(tmp_path: Path) -> None:
+    """It leads to what is the worker's, or to a stream, and neither to root's file nor into root's directory."""
+    folder, theirs, roots = given(tmp_path / "logs"), given(tmp_path / "theirs"), tmp_path / "roots"
+    roots.mkdir()
+    (roots / "there").write_text("root's")
+    for name, target in (("process-manager.log", roots / "there"), ("health.log", roots / "new"),
+                         ("error.log", theirs / "error.log")):
+        (folder / name).symlink_to(target)
+    assert master(folder) == ""
+    logs.process("x")
+    logs.health("x")
+    logs.error("x")
+    assert (roots / "there").read_text() == "root's"
+    assert not (roots / "new").exists()
+    assert events((theirs / "error.log").read_text()) == ["x"]
+
+
+@needs_root
+def test_a_second_name_of_a_link_of_root_is_not_followed(tmp_path: Path) -> None:
+    """Where the kernel lets everybody make one (fs.protected_hardlinks = 0)."""
+    folder, victim = given(tmp_path / "logs"), tmp_path / "victim"
+    (tmp_path / "link").symlink_to(victim)
+    os.link(tmp_path / "link", folder / "error.log", follow_symlinks=False)
+    assert logs.setup(Settings(log_dir=str(folder)), "master") == ""
+    logs.error("x")
+    assert not victim.exists()
 
 
 @needs_root
