@@ -18,7 +18,6 @@ import errno
 import json
 import logging
 import os
-import select
 import stat
 import sys
 import threading
@@ -29,6 +28,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from . import files, scoreboard
 from .config import Settings
+from .patient import Patient
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -37,8 +37,6 @@ _LONGEST = 128 * 1024  #: bytes of a line; a longer record is cut
 _CUTS = (16384, 4096, 512, 64)
 _MOST_FIELDS = 100
 _LOCK_PATIENCE = 2.0
-_STDERR_PATIENCE_MS = 500
-_PIPE_BUF = 4096
 
 _drops = 0
 _role = ""
@@ -147,7 +145,8 @@ class _LineHandler(logging.Handler):
         if self.lock is None or not self.lock.acquire(timeout=_LOCK_PATIENCE):
             raise TimeoutError("another thread is stuck in this log")
         try:
-            if not (self._directory is not None and self._to_file(data)) and not _stderr.write(data):
+            if not (self._directory is not None and self._to_file(data)) and (
+                    _lacks_stderr() or not _stderr.write(data)):
                 count_drop()
         finally:
             self.lock.release()
@@ -223,60 +222,12 @@ def _cut(fields: dict[str, Any], longest: int) -> dict[str, Any]:
     return found
 
 
-class _Stderr:
-    """Writes to descriptor 2 without waiting for ever for whoever reads the other end.
-
-    A pipe is opened a second time, non-blocking: making descriptor 2 itself non-blocking would change it for
-    everyone who shares it. Where that is refused, it is written in pieces that fit once ``poll`` says so.
-    """
-
-    def __init__(self) -> None:
-        self._own = -1
-        self._identity: tuple[int, int] | None = None
-        self._stalled = False
-        self._torn = False
-
-    def write(self, data: bytes) -> bool:
-        """Whether all of it was taken."""
-        try:
-            status = os.fstat(2)
-            if stat.S_ISREG(status.st_mode):
-                return os.write(2, data) == len(data)
-            if (status.st_dev, status.st_ino) != self._identity:
-                self._open(status)
-            return self._write_slowly(b"\n" + data if self._torn else data)
-        except OSError:
-            return False
-
-    def _open(self, status: os.stat_result) -> None:
-        if self._own >= 0:
-            os.close(self._own)
-        self._own, self._identity = -1, (status.st_dev, status.st_ino)
-        with contextlib.suppress(OSError):
-            self._own = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-
-    def _write_slowly(self, data: bytes) -> bool:
-        descriptor = self._own if self._own >= 0 else 2
-        size = len(data) if self._own >= 0 else _PIPE_BUF
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        start = 0
-        while start < len(data):
-            written = 0
-            if poll.poll(0 if self._stalled else _STDERR_PATIENCE_MS):
-                with contextlib.suppress(BlockingIOError):
-                    written = os.write(descriptor, data[start:start + size])
-            elif not self._stalled or start:
-                self._stalled = True
-            if not written and self._stalled:
-                self._torn = self._torn or start > 0
-                return False
-            start += written
-        self._stalled = self._torn = False
-        return True
+def _lacks_stderr() -> bool:
+    """Whether descriptor 2 was closed when Python started: whatever has that number now is no place for a log."""
+    return sys.__stderr__ is None
 
 
-_stderr = _Stderr()
+_stderr = Patient(2)
 _handlers: dict[str, _LineHandler] = {name: _LineHandler(None, file) for name, file in NAMES.items()}
 
 
@@ -384,6 +335,9 @@ def error_file() -> IO[str]:
             descriptor = _directory.open(NAMES["error"])
             _crash_file = open(path, "a", opener=lambda *_: descriptor)  # noqa: SIM115
             return _crash_file
+    if _lacks_stderr():
+        _crash_file = open(os.devnull, "a")  # noqa: SIM115
+        return _crash_file
     return sys.__stderr__ or sys.stderr
 
 

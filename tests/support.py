@@ -17,7 +17,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +174,13 @@ class Server:
 
     :param app: what gunicorn is to load; or `source`, the text of a module with an ``app``.
     :param config: further lines of gunicorn.conf.py.
+    :param prefix: the command that starts gunicorn, before it.
+    :param output: a descriptor for the output; then `logs` is empty.
     """
 
     def __init__(self, folder: Path, *, app: str = "app:app", source: str | None = None, worker_class: str = "gthread",
                  workers: int = 2, threads: int = 4, env: dict[str, str] | None = None, config: str = "",
-                 use_hooks: bool = True) -> None:
+                 use_hooks: bool = True, prefix: Sequence[str] = (), output: int | None = None) -> None:
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,7 @@ class Server:
                      "PYTHONWARNINGS": "default", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._output = folder / "output.log"
+        self._prefix, self._given_output = prefix, output
 
     def __enter__(self) -> Server:
         return self.start()
@@ -208,9 +211,10 @@ class Server:
     def start(self, *, wait: bool = True) -> Server:
         """Start, and wait until it answers."""
         with self._output.open("ab") as output:
-            self._process = subprocess.Popen([PYTHON, "-m", "gunicorn", self._app], cwd=self.folder,
-                                             env=self._env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                             start_new_session=True)
+            to = output if self._given_output is None else self._given_output
+            self._process = subprocess.Popen([*self._prefix, PYTHON, "-m", "gunicorn", self._app],
+                                             cwd=self.folder, env=self._env, stdin=subprocess.DEVNULL, stdout=to,
+                                             stderr=to, start_new_session=True)
         if wait:
             wait_until(self._answers, 60, message="the server answers")
             if self._use_hooks:

@@ -13,6 +13,9 @@ def install(namespace: dict[str, Any]) -> None:
 
     :param namespace: the configuration's ``globals()``.
     """
+    from . import standard_streams
+
+    standard_streams.reserve()  # before anything is opened that stays open
     from .hooks import chain
 
     chain(namespace)

@@ -58,6 +58,7 @@ class Guard:
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
+        self.leave: Callable[[], None] = lambda: None  # of `leaving`
         self._file = logs.error_file()
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
@@ -240,6 +241,7 @@ class Guard:
         words = self._row.words
         if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
+            self.leave()
         elif not (self._row.orders[scoreboard.O_RETIRE_SINCE_NS] or self._term_sent
                   or self._board.master.words[scoreboard.M_DRAINING] == scoreboard.ENDING):
             return  # a sync worker that waits for a lock of Python's does not run its signal handler

@@ -25,6 +25,7 @@ from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat
 from .gunicorn.compat import is_a
+from .gunicorn.glogging import be_patient
 from .leaving import leave_well
 from .notify import Notifier
 from .order import breaches
@@ -117,7 +118,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_tell_version, _make_upgradable):
+    for step in (_be_patient, _tell_version, _make_upgradable):
         _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
@@ -144,6 +145,10 @@ def _on_starting(server: Any) -> None:
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
                            if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _be_patient(server: Any) -> None:
+    be_patient(getattr(server, "log", None))
 
 
 def _tell_version(server: Any) -> None:
@@ -206,6 +211,7 @@ def _on_reload(server: Any) -> None:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
+    _contained("on_reload", _be_patient, (server,))
     _adjust(server)
 
 
@@ -315,15 +321,19 @@ def _start_guard(worker: Any) -> None:
 
 
 def _leave_well(worker: Any) -> None:
-    words = scoreboard.current().master.words
+    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
 
-    def last() -> bool:
+    def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
             return guard is None or not guard.kept()
-        return bool(words[scoreboard.M_DRAINING] == scoreboard.ENDING)
+        if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
+            return True
+        return None if supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
-        leave_well(worker, last)
+        leave = leave_well(worker, last)
+        if guard is not None:
+            guard.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:

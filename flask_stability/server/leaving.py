@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,35 +21,62 @@ from typing import Any
 from .gunicorn import gthread
 
 MOST = 4096  #: connections taken from one queue at the most
+WORD = 2.0  #: seconds for the master to say what it is that ends, the service or this worker
+#: Whether the service ends, and nobody else will accept what waits; None while the master has not said anything.
+Last = Callable[[], bool | None]
 
 
-def leave_well(worker: Any, last: Callable[[], bool]) -> None:
+def leave_well(worker: Any, last: Last) -> Callable[[], None]:
     """Have a sync or gthread worker leave so.
 
-    :param last: nobody else will accept what waits: the service ends.
+    A SIGTERM that the master has not announced went to this worker alone, or to the whole process group (supervisord,
+    systemd): then the master says so a moment later, and until then nobody lets go of what waits.
+
+    :returns: to be called now and then by another thread once the worker is told to leave.
     """
     for listener in worker.sockets:
         name = listener.getsockname()
         listener.getsockname = lambda name=name: name  # asked for at each request, also after it was let go of
     if hasattr(worker, "tpool"):
         _threaded(worker, last)
-    else:
-        _Sync(worker, last)
+        return lambda: None
+    return _Sync(worker, last).leave
 
 
-def _threaded(worker: Any, last: Callable[[], bool]) -> None:
+def _awaited(last: Last) -> bool:
+    """The word, waited for; False if none comes."""
+    until = time.monotonic() + WORD
+    while (known := last()) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(known)
+
+
+def _threaded(worker: Any, last: Last) -> None:
     """gthread: its main loop says when it stops accepting."""
     quit_without_locks(worker)
+    signalled = False
+
+    def handle_exit(number: int, frame: Any) -> None:
+        nonlocal signalled
+        signalled = True
+        worker.handle_exit(number, frame)
 
     def leave() -> None:
         if worker.alive and os.getppid() == worker.ppid:
             return
+        ends = _awaited(last) if signalled else last()
         for listener in worker.sockets:
-            if last():
+            if ends:
                 _accept_all(worker, listener)
             let_go(listener)
 
+    _on_sigterm(handle_exit)
     gthread.on_leaving(worker, leave)
+
+
+def _on_sigterm(handler: Callable[[int, Any], None]) -> None:
+    signal.signal(signal.SIGTERM, handler)
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def quit_without_locks(worker: Any) -> None:
@@ -79,19 +107,32 @@ class _Sync:
     lets go, and what it took is served after the request.
     """
 
-    def __init__(self, worker: Any, last: Callable[[], bool]) -> None:
+    def __init__(self, worker: Any, last: Last) -> None:
         self._worker, self._last = worker, last
+        self._signalled = False
+        self._leaving = threading.Lock()  # the main thread's, and that of whoever calls `leave`
         self._accept, self._run = worker.accept, worker.run
         self._taken: list[tuple[Any, socket.socket, Any]] = []
         self._since = 0.0
         worker.accept, worker.run = self.accept, self.run
-        signal.signal(signal.SIGTERM, self.handle_exit)
-        signal.siginterrupt(signal.SIGTERM, False)
+        _on_sigterm(self.handle_exit)
 
     def handle_exit(self, number: int, frame: Any) -> None:
         """SIGTERM."""
+        self._signalled = True
         self._worker.handle_exit(number, frame)
-        self._leave()
+        self.leave()
+
+    def leave(self) -> None:
+        """Take and let go, if it is known which; never waits: it may have interrupted itself."""
+        ends = self._last()
+        if ends is None and self._signalled:
+            return
+        if self._leaving.acquire(blocking=False):
+            try:
+                self._leave(bool(ends))
+            finally:
+                self._leaving.release()
 
     def accept(self, listener: Any) -> None:
         """gunicorn's; the signal may have come just before it."""
@@ -106,7 +147,9 @@ class _Sync:
         """gunicorn's, and then what was taken."""
         worker = self._worker
         self._run()
-        self._leave()
+        ends = bool(_awaited(self._last) if self._signalled else self._last())
+        with self._leaving:
+            self._leave(ends)
         until = self._since + float(worker.cfg.graceful_timeout) - 1.0
         while self._taken:
             listener, client, address = self._taken.pop(0)
@@ -116,10 +159,10 @@ class _Sync:
             worker.notify()
             worker.handle(listener, client, address)
 
-    def _leave(self) -> None:
+    def _leave(self, ends: bool) -> None:
         self._since = self._since or time.monotonic()
         for listener in self._worker.sockets:
-            if self._last():
+            if ends:
                 self._take(listener)
             let_go(listener)
 

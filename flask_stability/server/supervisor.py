@@ -39,6 +39,7 @@ from .status import status_block
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
+PAUSED = 5.0  #: seconds of its own standstill that the master tells
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
@@ -72,6 +73,7 @@ class Supervisor:
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.group = Group(server, self.words, settings)
         self._look_at = self._ticked = self._murder_again = 0.0
+        self._looked = time.monotonic()
         self.spares = 0
         self.notifier = Notifier()
         self.words[scoreboard.M_PID] = self._pid
@@ -113,12 +115,26 @@ class Supervisor:
         """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
         other worker has something to say, and the stacks of a busy machine's worker were lost.
         """
-        if time.monotonic() < self._murder_again:
+        now = time.monotonic()
+        paused, self._looked = now - self._looked, now
+        if paused > STARVED:
+            self._forgive(now, paused)
+        if now < self._murder_again:
             return
         before = self._aborted()
         self._murder()
         if self._aborted() - before:
             self._murder_again = time.monotonic() + LAST_WORDS
+
+    def _forgive(self, now: float, seconds: float) -> None:
+        """The master itself stood still (SIGSTOP, a suspended machine): silence that it shared is nobody's."""
+        if seconds > PAUSED:
+            logs.process("master_paused", level="WARNING", seconds=round(seconds, 1))
+        for worker in list(self.server.WORKERS.values()):
+            with contextlib.suppress(Exception):
+                last = worker.tmp.last_update()
+                if last < now:  # else it boots: gunicorn does not look at it yet
+                    os.utime(worker.tmp.fileno(), (min(now, last + seconds),) * 2)
 
     def spawn_workers(self) -> None:
         """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds

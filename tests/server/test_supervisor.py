@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,3 +74,21 @@ def test_a_worker_that_leaves_by_itself_is_given_the_time_of_one_that_was_told_t
     child = Child(SimpleNamespace(pid=0), row, now - 60, ready_at=now - 50)
     supervisor._silent(now, [child])
     assert child.asked == asked
+
+
+def test_silence_that_the_master_shared_is_nobodys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker that was silent before the standstill stays as silent as it was; one that boots is not touched."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], monotonic_ns=lambda: 0))
+    arbiter: Any = Arbiter()
+    assert Supervisor(arbiter, Scoreboard.anonymous(1), Settings()).wrap()
+    files = [(tmp_path / name).open("wb") for name in ("silent", "lively", "boots")]
+    for pid, (file, last) in enumerate(zip(files, (980.0, 1040.0, 9e8), strict=True), 1):
+        os.utime(file.fileno(), (last, last))
+        tmp = SimpleNamespace(fileno=file.fileno, last_update=lambda file=file: os.fstat(file.fileno()).st_mtime)
+        arbiter.WORKERS[pid] = SimpleNamespace(aborted=True, tmp=tmp)
+    now[0] = 1045.0
+    arbiter.murder_workers()
+    assert [worker.tmp.last_update() for worker in arbiter.WORKERS.values()] == [1025.0, 1045.0, 9e8]
+    for file in files:
+        file.close()

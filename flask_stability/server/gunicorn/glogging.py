@@ -1,0 +1,39 @@
+"""gunicorn's own log: a pipe that nobody reads must not stop the master, nor a worker."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ... import logs
+from ...patient import PatientStream
+
+_streams: dict[int, PatientStream] = {}
+
+
+def be_patient(log: Any) -> None:
+    """Have gunicorn's handlers for stdout and stderr wait half a second at the most; also after each reload, which
+    makes new ones.
+
+    :param log: gunicorn's logger, of whatever class.
+    """
+    for name in ("error_log", "access_log"):
+        logger = getattr(log, name, None)
+        while isinstance(logger, logging.Logger):
+            for handler in logger.handlers:
+                _replace(handler)
+            logger = logger.parent if logger.propagate else None
+
+
+def _replace(handler: logging.Handler) -> None:
+    if not isinstance(handler, logging.StreamHandler) or isinstance(handler, logging.FileHandler):
+        return
+    stream = handler.stream
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # no real file
+        return
+    if number in (1, 2) and not isinstance(stream, PatientStream):
+        if number not in _streams:
+            _streams[number] = PatientStream(stream, logs.count_drop)
+        handler.setStream(_streams[number])
