@@ -10,21 +10,13 @@ from collections.abc import Iterator
 
 import click
 
-from . import files
+from . import durations, files
 from .config import Settings, load_dotenv
 from .exceptions import ConfigError
 from .logs import NAMES
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 #: error.log.3, and what logrotate makes: error.log.3.gz, error.log-20261123, error.log-20261123.gz
 _BACKUP = re.compile(rf"({'|'.join(map(re.escape, NAMES.values()))})[.-]\d+(\.(gz|xz|bz2|zst))?")
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value)
-    if not match:
-        raise click.BadParameter(f"{value!r}: give a number and a unit: 30m, 12h, 14d or 2w")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def old_backups(folder: int, seconds: float, now: float) -> Iterator[tuple[str, int]]:
@@ -46,7 +38,8 @@ def old_backups(folder: int, seconds: float, now: float) -> Iterator[tuple[str, 
 
 
 @click.command("clean-logs")
-@click.option("--older-than", metavar="AGE", callback=_seconds, required=True, help="Age of what goes: 14d, 12h, 30m.")
+@click.option("--older-than", metavar="AGE", callback=durations.option, required=True,
+              help="Age of what goes: 14d, 12h, 30m.")
 @click.option("--dir", "folder", metavar="DIR", help="The folder of the logs; STABILITY_LOG_DIR if left out.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 def clean_logs_command(older_than: float, folder: str | None, dry_run: bool) -> None:

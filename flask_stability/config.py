@@ -39,11 +39,13 @@ from .readers import (
     secret_file,
     steps,
     switch,
+    target,
     token,
     web_url,
 )
 
 PREFIX = "STABILITY_"
+CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own
 _MOST_SHOWN = 200  # characters of a bad value
 NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
                   "pip install 'flask_stability[mysql]'")
@@ -90,8 +92,8 @@ class Settings:
     log_client_errors: bool = _setting(False, switch, "log 4xx answers too")
     log_dir: str | None = _setting(None, line, "directory of error.log, health.log and process-manager.log",
                                    scope="master", shown="stderr")
-    log_format: str = _setting("json", choice("json", "text"), "one JSON object or one text line per record",
-                               scope="master")
+    log_format: str = _setting("auto", choice("auto", "json", "text"), "one JSON object or one text line per record; "
+                               "auto: JSON, and on a terminal exceptions as people read them", scope="master")
     log_max_bytes: int = _setting(50 << 20, parse_size, "size at which a log file is rotated", scope="master",
                                   unit="bytes", shown="50M")
     log_backups: int = _setting(5, number(0, 1000, whole=True), "rotated files kept per log", scope="master")
@@ -147,12 +149,22 @@ class Settings:
     health_mean_latency: float = _setting(0.2, positive, "mean response time above which it warns", unit="s")
     health_p95_latency: float = _setting(1.0, positive, "95th percentile above which it warns", unit="s")
     health_error_rate: float = _setting(0.05, ratio, "share of 5xx answers above which it warns")
+    health_fail_error_rate: float | None = _setting(None, ratio, "share of 5xx answers above which /health fails; "
+                                                    "never a reason for /health/ready", shown="none")
+    health_certificates: tuple[str, ...] = _setting((), names, "PEM files, or host:port that serve a certificate; "
+                                                    "warns 21 days before one ends", shown="none")
+    slo: float | None = _setting(None, target, "percent of requests to be answered without a server error, such as "
+                                 "99.9; alerts when the error budget is spent too fast", shown="none")
     admin_bind: str | None = _setting(None, bind, "address:port or unix:/path of a second listener that shows details",
                                       shown="none")
     alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
     alert_webhook_file: str | None = _setting(None, line, "file that holds that address, read when a worker starts",
                                               shown="none")
+    alert_format: str = _setting("json", choice("json", *CHATS, "text"), "what the receiver of alerts understands: "
+                                 "json, slack, feishu, dingtalk, wecom, pagerduty or text")
+    alert_secret: str | None = _setting(None, token, "feishu, dingtalk: the secret that signs; pagerduty: the routing "
+                                        "key", secret=True, shown="none")
     service_id: str | None = _setting(None, line, "name of the service in health documents and alerts",
                                       shown="app name@host")
     release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
@@ -161,7 +173,16 @@ class Settings:
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
     request_timeout: float = _setting(60.0, seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
-    memory_limit: int | None = _setting(None, parse_size, "resident memory of a worker above which it is replaced",
+    header_timeout: float = _setting(20.0, seconds, "in which the head of a request has to arrive; 0 = for ever",
+                                     scope="worker", unit="s")
+    client_min_rate: float = _setting(
+        500.0, seconds, "a client that sends a body more slowly, over 20 s of waiting for it, is cut off, and one that "
+        "takes a response more slowly while others wait; 0 = none is", scope="worker", unit="bytes/s")
+    spare_max: int = _setting(128, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
+                              "worker, at the most; fewer where memory or rows of the scoreboard are short",
+                              scope="master")
+    memory_limit: int | None = _setting(None, parse_size, "a worker's own memory (anonymous, private) above "
+                                        "which it is replaced",
                                         scope="master", unit="bytes",
                                         shown="0.8 × container limit / (workers + 1)")
     memory_limit_jitter: float = _setting(0.1, ratio, "share by which each worker's limit is lowered at random",
@@ -344,6 +365,11 @@ def _check_together(values: dict[str, Any], problems: list[str]) -> None:
     if values.get("db_min_idle", 0) > values["db_max_idle"]:
         problems.append(f"STABILITY_DB_MIN_IDLE={values['db_min_idle']}: give at most "
                         f"STABILITY_DB_MAX_IDLE ({values['db_max_idle']})")
+    if "errors" in values.get("health_ready_checks", ()):
+        problems.append("STABILITY_HEALTH_READY_CHECKS names errors: a client with one broken URL could take every "
+                        "instance out; leave it out, or set STABILITY_HEALTH_FAIL_ERROR_RATE, which fails /health")
+    if values.get("alert_format") == "pagerduty" and not values.get("alert_secret"):
+        problems.append("STABILITY_ALERT_FORMAT=pagerduty needs the routing key in STABILITY_ALERT_SECRET")
     token = values.get("health_token")
     if values.setdefault("health_details", "token" if token else "never") == "token" and not token:
         problems.append("STABILITY_HEALTH_DETAILS=token needs STABILITY_HEALTH_TOKEN")
@@ -411,8 +437,10 @@ def _refuse_planted(found: os.stat_result, path: str) -> None:
                           "give it to root or to the service's user")
 
 
-def server_bind() -> str:
-    """Where our gunicorn configurations listen: SERVER_HOST (0.0.0.0) and SERVER_PORT (3007).
+def server_bind(host: str = "0.0.0.0") -> str:
+    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT (3007).
+
+    :param host: without SERVER_HOST.
 
     :raises ConfigError: if that is no port.
     """
@@ -420,7 +448,7 @@ def server_bind() -> str:
     number = port(given)
     if number is None:
         raise ConfigError(f"SERVER_PORT={_shown(given)}: give a port between 1 and 65535")
-    return f"{os.environ.get('SERVER_HOST') or '0.0.0.0'}:{number}"
+    return f"{os.environ.get('SERVER_HOST') or host}:{number}"
 
 
 def table() -> str:

@@ -264,6 +264,7 @@ class Exchange(RequestRecord):
             status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
             headers.append((self.middleware.id_header, self.id))
             self.code = int(status[:3])
+            self.refused = isinstance(error, DatabaseUnavailable)
             self.start(status, headers, (type(error), error, error.__traceback__))
             return [] if self.method == "HEAD" else [body]
         finally:
@@ -283,7 +284,9 @@ class Exchange(RequestRecord):
                 if self.begun_ns and end - self.begun_ns >= STREAM_NS:
                     row.add_stream((end - self.begun_ns) // 1_000_000)
                     end = self.begun_ns
-                row.observe(environ["REQUEST_METHOD"], self.rule.endpoint, self.code, end - self.started_ns)
+                row.observe(environ["REQUEST_METHOD"], self.rule.endpoint,
+                            scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
+                            end - self.started_ns)
                 if self.code >= 400:
                     self._note()
             except Exception as error:

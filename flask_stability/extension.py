@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Blueprint, Flask, current_app, g, has_app_context
@@ -23,7 +24,7 @@ from . import logs, request, scoreboard
 from .config import KEYS, Settings
 from .database import Pool, PooledConnection
 from .database.credentials import Source
-from .database.engine import engine_unavailable
+from .database.engine import engine_probe, engine_unavailable
 from .database.retry import Transactions
 from .errors import handlers, hooks
 from .exceptions import ConfigError, StabilityError
@@ -67,6 +68,12 @@ class AppState:
     def app(self) -> Flask | None:
         """The app, or None if it is gone."""
         return self._app()
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The SQLAlchemy engines that were registered, by the names of their checks."""
+        return {check.name: check.function.args[0] for check in self.checks
+                if isinstance(check.function, partial) and check.function.func is engine_probe}
 
     @property
     def pool_or_none(self) -> Pool | None:
@@ -296,6 +303,10 @@ class StabilityExt:
     def request_timeout(self, seconds: float) -> Callable[[F], F]:
         """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
         return request.request_timeout(seconds)
+
+    def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
+        """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""
+        return request.client_min_rate(bytes_per_second)
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503.

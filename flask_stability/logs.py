@@ -22,12 +22,14 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 from . import files, scoreboard
 from .config import Settings
+from .console import ConsoleLine
 from .patient import Patient
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
@@ -129,10 +131,13 @@ class _Directory:
 class _LineHandler(logging.Handler):
     """Appends lines to a file of the directory, else to stderr, else counts them."""
 
-    def __init__(self, directory: _Directory | None, file: str, log_format: str = "json") -> None:
+    def __init__(self, directory: _Directory | None, file: str, log_format: str = "auto", *,
+                 echo: bool = False) -> None:
         super().__init__()
         self._directory, self._file = directory, file
-        self.setFormatter(_JsonLine() if log_format == "json" else _TextLine())
+        self.setFormatter(_TextLine() if log_format == "text" else _JsonLine())
+        self._for_people = log_format == "auto"
+        self._echo = echo and self._for_people and directory is not None  # a person at the terminal sees no file
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
         self._asked = 0
@@ -141,13 +146,32 @@ class _LineHandler(logging.Handler):
 
     def write(self, record: logging.LogRecord) -> None:
         """Write one record, waiting for other threads no longer than a while."""
+        if self._shown(record) and self._directory is None:
+            return
         data = self._line(record)
+        if not self._locked(lambda: (self._directory is not None and self._to_file(data)) or (
+                not _lacks_stderr() and _stderr.write(data))):
+            count_drop()
+
+    def _shown(self, record: logging.LogRecord) -> bool:
+        """Whether a person at the terminal was shown it; what fails here loses no record."""
+        try:
+            if not (self._for_people and (self._directory is None or self._echo) and _is_terminal()):
+                return False
+            shown = _console.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            return len(shown) <= _LONGEST and self._locked(lambda: _stderr.write(shown))
+        except Exception:
+            return False
+
+    def _locked(self, write: Callable[[], bool]) -> bool:
+        """Write while no other thread does.
+
+        :raises TimeoutError: if that cannot be had.
+        """
         if self.lock is None or not self.lock.acquire(timeout=_LOCK_PATIENCE):
             raise TimeoutError("another thread is stuck in this log")
         try:
-            if not (self._directory is not None and self._to_file(data)) and (
-                    _lacks_stderr() or not _stderr.write(data)):
-                count_drop()
+            return write()
         finally:
             self.lock.release()
 
@@ -227,7 +251,13 @@ def _lacks_stderr() -> bool:
     return sys.__stderr__ is None
 
 
+def _is_terminal() -> bool:
+    """Whether a person may be looking at stderr."""
+    return not _lacks_stderr() and os.isatty(2)
+
+
 _stderr = Patient(2)
+_console = ConsoleLine()
 _handlers: dict[str, _LineHandler] = {name: _LineHandler(None, file) for name, file in NAMES.items()}
 
 
@@ -266,7 +296,7 @@ def setup(settings: Settings, role: str = "worker", *, uid: int = -1, gid: int =
         _directory.close()
     _role, _settings, _directory = role, settings, directory
     for name, file in NAMES.items():
-        _handlers[name] = _LineHandler(directory, file, settings.log_format)
+        _handlers[name] = _LineHandler(directory, file, settings.log_format, echo=name == "error")
     return problem
 
 

@@ -27,6 +27,7 @@ from .errors import report
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
 from .takeover import SOCKET, WEBSOCKET, AppSocket
+from .upload import Upload
 from .wsgi_rules import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
@@ -42,6 +43,8 @@ def _may_be_stopping() -> bool:
 #: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
 #: gunicorn's own signal handlers pass.
 stopping: Callable[[], bool] = _may_be_stopping
+#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
+watches_uploads = False
 
 
 class StabilityMiddleware:
@@ -92,7 +95,7 @@ class StabilityMiddleware:
         exchange.middleware = self
         exchange.timeout = self.timeout
         exchange.rule = NO_RULE
-        exchange.response_started = exchange.health = exchange.overdue = exchange.early = False
+        exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = exchange.begun_ns = 0
@@ -105,6 +108,8 @@ class StabilityMiddleware:
             environ[SOCKET] = AppSocket(client, exchange)
         elif environ.get(WEBSOCKET) is not None:
             exchange.take()
+        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+            environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]

@@ -126,6 +126,14 @@ def steps(value: Any) -> tuple[float, ...]:
     return steps
 
 
+def target(value: Any) -> float:
+    """A service level in percent."""
+    found = float(number(0, 100, above=True)(str(value).strip().removesuffix("%").strip()))
+    if not 50 <= found < 100:
+        raise ValueError("give a percentage of at least 50 and below 100, such as 99.9")
+    return found
+
+
 def mode(value: Any) -> int:
     """Permissions of a file, in octal digits: the owner reads and writes, not everybody writes, nobody executes."""
     text = str(value).strip().removeprefix("0o")

@@ -44,6 +44,7 @@ under_hooks = False
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+_MIN_RATE = "flask_stability.client_min_rate"
 
 
 class NoRule:
@@ -89,6 +90,7 @@ class RequestRecord:
         `NO_RULE` before, and without one.
     :ivar recorded: kind of the exception of it that was logged last, None = none was.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
+    :ivar refused: its 503 is given on purpose, since the database cannot be had.
     :ivar resources: what it holds, None if nothing.
     :ivar overdue: the guard has noticed that it is past its deadline.
     :ivar outer: the request of the same thread inside which this one is made, if any.
@@ -98,7 +100,7 @@ class RequestRecord:
     :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded",
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded", "refused",
                  "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
                  "unavailable")
 
@@ -107,7 +109,7 @@ class RequestRecord:
         self.started_ns = started_ns
         self.timeout = timeout
         self.thread_id = threading.get_ident()
-        self.response_started = self.health = self.overdue = False
+        self.response_started = self.health = self.overdue = self.refused = False
         self.given_id: str | None = None
         self.recorded: object = None
         self.rule: Any = NO_RULE
@@ -252,6 +254,34 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
         return limited  # type: ignore[return-value]
 
     return decorate
+
+
+def client_min_rate(bytes_per_second: float) -> Callable[[F], F]:
+    """Decorator: the view's own STABILITY_CLIENT_MIN_RATE, bytes per second; 0 = its clients may take their time.
+
+    :raises ValueError: if it is negative.
+    """
+    if bytes_per_second < 0:
+        raise ValueError(f"client_min_rate({bytes_per_second}): give bytes per second of at least 0")
+
+    def decorate(view: F) -> F:
+        is_async = inspect.iscoroutinefunction(view)
+
+        @functools.wraps(view)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            record = current()
+            if record is not None:
+                record.environ[_MIN_RATE] = bytes_per_second
+            return (current_app.ensure_sync(view) if is_async else view)(*args, **kwargs)
+
+        return limited  # type: ignore[return-value]
+
+    return decorate
+
+
+def min_rate(record: RequestRecord, default: float) -> float:
+    """Bytes per second that the client of a request must send or take; 0.0 = any rate will do."""
+    return float(record.environ.get(_MIN_RATE, default))
 
 
 def _after_fork() -> None:

@@ -44,7 +44,7 @@ from .scoreboard_parts import (
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
            "default_run_dirs", "percentile", "running"]
 
-MAGIC = b"FSTABLE4"
+MAGIC = b"FSTABLE5"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -60,8 +60,13 @@ PAGE = 4096
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
  W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
- # no counters
- W_DB_FULL_NS) = range(57)
+ # no counter: bytes that replacing the worker would give back
+ W_OWN_MEMORY,
+ # no counter: threads that wait for a client
+ W_SLOW_CLIENTS,
+ # no counter: since when all connections are in use (monotonic), 0: they are not
+ W_DB_FULL_NS,
+ ) = range(59)
 COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 
@@ -74,7 +79,7 @@ STATE_FREE, STATE_BOOTING, STATE_READY, STATE_RETIRING, STATE_STOPPING = range(5
 DRAINING, ENDING = 1, 2  #: what M_DRAINING says: still serving; listening no more
 STATE_NAMES = ("free", "booting", "ready", "retiring", "stopping")
 
-# -- the master's words about a row; the last two are the command line's -----------------------------------------
+# -- the master's words about a row; the last two are of old command lines -----------------------------------------
 
 (O_ALLOCATED, O_AGE, O_PID, O_COMMAND, O_COMMAND_SEQ, O_RETIRE_STATE, O_RETIRE_SINCE_NS, O_RETIRE_REASON,
  O_BOOTED_NS, O_FOLDED, O_CLI_RETIRE, O_CLI_GC) = range(12)
@@ -100,8 +105,8 @@ CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout",
 
 ENDPOINTS = 129  # per worker; the last is "other"
 TOTAL_ENDPOINTS = 513
-CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES = (2 * size + Blob.HEAD for size in (
-    16384, 8192, 24576, 16384))  # a blob has two sides
+CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES, MUTES_BYTES = (2 * size + Blob.HEAD for size in (
+    16384, 8192, 24576, 16384, 8192))  # a blob has two sides
 HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
@@ -116,6 +121,9 @@ WHOLE_STATEMENTS = (sys.implementation.name == "cpython" and sys.version_info < 
 #: Methods that are counted under their names; a client may invent any number of others.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "OTHER"
+
+#: Passed to `Row.observe` in place of 503 for an answer that we refuse on purpose (database away, overload, drain).
+REFUSED = 600
 
 
 class _Layout:
@@ -151,7 +159,7 @@ class _Places(dict[tuple[str, str, int], tuple[int, int, int]]):
         known = method if method in METHODS else OTHER_METHOD
         with self._lock:
             base = BUCKETS + self._endpoints.find((known, endpoint))
-        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 5 else 0)
+        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0)
         if known == method and len(self) < PLACES:  # what a client may choose is not remembered
             self[key] = place
         return place
@@ -185,7 +193,7 @@ class Row:
         self.renew_locks()
 
     def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """Count one answered request; `status` 0 is an answer that was cut off.
+        """Count one answered request; `status` 0 is an answer that was cut off, `REFUSED` a 503 given on purpose.
 
         It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
         be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
@@ -254,8 +262,10 @@ class Row:
 
 
 def _by_class(entries: Iterable[Entry]) -> list[int]:
-    """Answers by status class 0..5 over all entries."""
-    return [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 6
+    """Answers by status class 0..5 over all entries; what was refused on purpose is among 5."""
+    *found, refused = [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 7
+    found[5] += refused
+    return found
 
 
 class _Sums:
@@ -278,6 +288,7 @@ class MasterArea:
     :ivar restarts: the latest restarts, a JSON list, newest last.
     :ivar exceptions: the latest exceptions of workers that are gone.
     :ivar shared: results of the shared checks, handed on from leader to leader (written by the leader).
+    :ivar mutes: checks whose alerts are muted: a list of check, until, since, by (written by the master).
     :ivar history: for `flask_stability.health.history` (written by the leader).
     """
 
@@ -289,6 +300,7 @@ class MasterArea:
         self.restarts = layout.blob(RESTARTS_BYTES)
         self.shared = layout.blob(SHARED_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
+        self.mutes = layout.blob(MUTES_BYTES)
         self.history = layout.area(HISTORY_BYTES)
 
 
@@ -297,7 +309,8 @@ class Totals:
     """Sums over all workers, living and gone.
 
     :ivar counters: the words of `COUNTERS`, by index.
-    :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5.
+    :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5, and, not among
+        these, answers refused on purpose.
     """
 
     counters: dict[int, int]
@@ -320,6 +333,11 @@ class Totals:
         """Server errors and answers that were cut off."""
         by_class = self.by_class
         return by_class[0] + by_class[5]
+
+    @property
+    def refused(self) -> int:
+        """Answers of 503 given on purpose; they are among `errors`."""
+        return sum(words[8] for words in self.endpoints.values())
 
     @property
     def duration_ns(self) -> int:
@@ -414,6 +432,10 @@ class Scoreboard:
                 return row
         return None
 
+    def free(self) -> int:
+        """How many rows no worker has."""
+        return sum(not row.orders[O_ALLOCATED] for row in self.rows)
+
     def release(self, row: Row) -> None:
         """The worker is gone: its counters go to the totals, its row is free."""
         master = self.master
@@ -495,7 +517,7 @@ def _pages(*sizes: int) -> int:
 
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
-                       SHARED_BYTES, EXCEPTIONS_BYTES, HISTORY_BYTES)
+                       SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
 _ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
                     CHECKS_BYTES, EXCEPTIONS_BYTES)
 

@@ -19,6 +19,7 @@ from . import files, processes
 
 PREFIX = "flask_stability-"
 SUFFIX = ".board"
+CONTROL = ".control"  #: of the master's control socket, beside the board
 SHARED = "/dev/shm"
 _NAME = re.compile(rf"{PREFIX}(\d{{1,9}})(?:-[0-9a-f]{{8}})?{re.escape(SUFFIX)}")
 #: After the board's head: when the master that made it was started, in the kernel's clock ticks; 0 in older files.
@@ -228,8 +229,9 @@ def _remove_stale(run_dir: str) -> None:
         except (OSError, OverflowError):
             gone = False
         if gone:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            for one in (path, path.removesuffix(SUFFIX) + CONTROL):
+                with contextlib.suppress(OSError):
+                    os.unlink(one)
 
 
 def _is_ours(status: os.stat_result) -> bool:

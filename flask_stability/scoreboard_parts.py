@@ -136,7 +136,7 @@ class Blob:
 
 
 KEY_BYTES = 96
-ENTRY_WORDS = 8  # duration_ns, slowest_ns, answers by status class 0..5
+ENTRY_WORDS = 9  # duration_ns, slowest_ns, answers by status class 0..5, answers of 503 given on purpose
 OTHER = ("", "other")
 Entry = tuple[int, ...]
 _ENTRY = struct.Struct(f"{ENTRY_WORDS}q")  # native: a word is read at once
@@ -198,6 +198,6 @@ def _keys(raw: bytes) -> list[tuple[str, str]]:
 
 def add_entry(one: Entry, other: Entry) -> Entry:
     """The sum of two entries; of the slowest the slower. (A loop costs three times as much.)"""
-    a, b, c, d, e, f, g, h = one
-    i, j, k, l, m, n, o, p = other  # noqa: E741
-    return a + i, b if b > j else j, c + k, d + l, e + m, f + n, g + o, h + p
+    a, b, c, d, e, f, g, h, r = one
+    i, j, k, l, m, n, o, p, s = other  # noqa: E741
+    return a + i, b if b > j else j, c + k, d + l, e + m, f + n, g + o, h + p, r + s

@@ -19,6 +19,7 @@ from flask_stability.config import Settings
 from flask_stability.database.check_db import Finding
 from flask_stability.doctor import _database, configuration, machine
 from flask_stability.server.facts import AppFacts, Facts
+from support import Server
 
 MB = 1 << 20
 GOOD = Facts(
@@ -132,6 +133,40 @@ def test_a_port_in_use_names_the_process(tmp_path: Path) -> None:
         holder.communicate()
     finding, = machine.ports(facts)
     assert finding.status == "ok"
+
+
+def test_a_running_service_holds_its_own_port(tmp_path: Path) -> None:
+    """Whichever of its processes the kernel names; the worst stands first, a sum at the end."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with Server(tmp_path / "server", source=APP, env={"STABILITY_RUN_DIR": str(run_dir)}) as server:
+        facts = _changed(binds=(["127.0.0.1", server.port],), settings=Settings(run_dir=str(run_dir)))
+        finding, = machine.ports(facts)
+        assert (finding.status, finding.detail) == ("ok", f"in use by the running service (master {server.pid})")
+        worker = server.workers()[0]
+        assert machine._master(worker, facts) == server.pid
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(server.folder)
+            environ = {name: str(server._env[name]) for name in ("SERVER_PORT", "STABILITY_RUN_DIR", "PYTHONPATH")}
+            result = CliRunner().invoke(stability, ["doctor", "app:app"], env=environ)
+    lines = [line for line in result.output.splitlines() if line and not line.startswith("      ")]
+    order = [line.split()[0] for line in lines[:-1]]
+    assert order == sorted(order, key=("fail", "warn", "ok").index)
+    assert lines[-1].startswith(("PASSED", "PASSED with warnings", "FAILED"))
+    assert f"{order.count('ok')} ok)" in lines[-1]
+
+
+@pytest.mark.parametrize(("limit", "workers", "total", "remedy"), [
+    (55, 2, 8192, "raise STABILITY_MEMORY_LIMIT to 75M"), (55, 9, 600, "use fewer workers"),
+    (None, 2, 100, "use fewer workers")])
+def test_a_memory_limit_set_by_hand_is_raised_if_there_is_room(limit: int | None, workers: int, total: int,
+                                                              remedy: str) -> None:
+    """The app takes 50 MB: fewer workers would not help a limit below what one of them takes."""
+    facts = _changed(workers=workers, settings=Settings(memory_limit=limit * MB if limit else None))
+    found = [finding for finding in configuration.memory(facts, container=total * MB, total=total * MB)
+             if finding.status == "warn"]
+    assert found
+    assert all(remedy in finding.remedy for finding in found), found
 
 
 def test_what_is_no_port_is_told() -> None:

@@ -215,11 +215,9 @@ def test_gc_by_root_of_a_planted_board_kills_nobody(tmp_path: Path, victim: Vict
     row.words[sb.W_PID], row.words[sb.W_STATE] = victim.pid, sb.STATE_READY
     row.words[sb.W_STARTED_NS] = time.monotonic_ns()
     done = CliRunner().invoke(stability, ["gc"])
-    assert done.output == "Error: no worker could be asked: it is gone, or belongs to another user\n"
+    assert "Error: the master has no control socket" in done.output  # the master alone signals, and only its children
     assert done.exit_code == 1
     assert lives(victim)
-    row.words[sb.W_PID] = -1
-    assert CliRunner().invoke(stability, ["gc"]).output == "Error: no worker is serving\n"
     board.unlink()
 
 

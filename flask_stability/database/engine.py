@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from .. import scoreboard
 from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
+from ..redact import cause_of, redact
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -70,6 +72,33 @@ def engine_probe(engine: Engine) -> dict[str, Any]:
         _asking.discard(ident)
     return {"pool": {name: getattr(pool, name)() for name in ("size", "checkedin", "checkedout", "overflow")
                      if callable(getattr(pool, name, None))}}
+
+
+def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:
+    """Look at an engine's database for an operator: name, address, error ("" if it answers), latency_ms, pool.
+
+    Never raises.
+
+    :param seconds: that it may take to connect and answer.
+    """
+    found: dict[str, Any] = {"name": name, "address": "", "error": f"no answer within {seconds:g} s",
+                             "latency_ms": None, "pool": ""}
+
+    def ask() -> None:
+        try:
+            found["address"] = engine.url.render_as_string(hide_password=True)
+            found["pool"] = redact(engine.pool.status())
+            engine_probe(engine)
+            begun = time.perf_counter()
+            engine_probe(engine)  # the second is on a connection that is open
+            found.update(error="", latency_ms=round((time.perf_counter() - begun) * 1000, 2))
+        except Exception as error:
+            found["error"] = f"{type(error).__name__}: {cause_of(error)}"
+
+    thread = threading.Thread(target=ask, name="stability-engine", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return dict(found)
 
 
 def engine_unavailable(error: BaseException) -> bool:

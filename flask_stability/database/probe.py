@@ -17,8 +17,17 @@ def round_trip(driver: Driver, patience: float) -> float:
     """Connect, execute one statement and close. Return the seconds that the statement took.
 
     :param patience: seconds to connect, and seconds for the statement; a whole number of seconds is used to connect.
-    :raises Exception: the driver's, also where there was no answer in time.
+    :raises Exception: the driver's, with a note of what to do about it; also where there was no answer in time.
     """
+    try:
+        return _timed(driver, patience)
+    except Exception as error:
+        if remedy := driver.remedy(error):
+            error.add_note(remedy)
+        raise
+
+
+def _timed(driver: Driver, patience: float) -> float:
     raw = driver.connect(patience)
     link = driver.link(raw)
     watch = threading.Timer(patience, driver.interrupt, (raw, link))

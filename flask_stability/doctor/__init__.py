@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,24 +12,30 @@ import psutil
 
 from .. import environment
 from ..config import load_dotenv
-from ..database.check_db import Finding, check_db, status_of
+from ..database.check_db import Finding, of_service, status_of
 from ..exceptions import ConfigError
+from ..find_service import config_option, gunicorn_arguments
 from ..memory import cgroup
 from ..server import facts
 from . import configuration, machine
 
 
-def examine(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0) -> list[Finding]:
-    """Look at everything that a service would be started with.
+def examine(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0,
+            flask_app: str | None = None) -> list[Finding]:
+    """Look at everything that a service would be started with; return failures first, then warnings.
 
     :param arguments: as given to ``gunicorn``.
+    :param flask_app: as given to ``flask --app``: loaded unless the arguments name an app.
     :param with_app: load the app too, in a process of its own.
     :param seconds: that reading the configuration and loading the app may take.
     """
     try:
-        found = facts.read(arguments, with_app=with_app, seconds=seconds)
+        found = facts.read(arguments, with_app=with_app, seconds=seconds, flask_app=flask_app, engines=True)
     except facts.FactsError as error:
         return [Finding("gunicorn", "fail", str(error), "correct the configuration: the service would not start")]
+    if not found.named:
+        return [Finding("gunicorn", "fail", "No application module specified", "name the app as gunicorn does, such as "
+                        "app:app, or as flask does, or set wsgi_app in the configuration")]
     findings: list[Finding] = []
     for look in (*configuration.LOOKS, *machine.LOOKS, _memory, _database):
         try:
@@ -38,7 +43,7 @@ def examine(arguments: list[str], *, with_app: bool = True, seconds: float = 60.
         except Exception as error:
             findings.append(Finding(look.__name__.strip("_"), "warn",
                                     f"cannot be told: {type(error).__name__}: {error}"))
-    return findings
+    return sorted(findings, key=lambda finding: ("fail", "warn", "ok").index(finding.status))
 
 
 def _memory(found: facts.Facts) -> Iterator[Finding]:
@@ -46,18 +51,12 @@ def _memory(found: facts.Facts) -> Iterator[Finding]:
 
 
 def _database(found: facts.Facts) -> Iterator[Finding]:
-    """What check-db finds, for as many workers as there will be; a file that is not there yet is not made."""
-    url = found.app_settings.db_url
-    if url is None or found.app_error or (url.startswith("sqlite:") and not os.path.exists(url[len("sqlite:///"):])):
+    """What check-db finds, for as many workers as there will be."""
+    if found.app_error or not (found.apps or found.settings.db_url):
         return
-    app = found.apps[0] if found.apps else None
-    if app is not None and app.credentials:
-        yield Finding("database: credentials", "ok", "the app gives them itself: `flask --app … stability check-db` "
-                      "asks it and looks at the database")
-        return
-    for finding in check_db(found.app_settings, workers=int(found.gunicorn["workers"]),
-                            name=app.name if app else "app", instance_path=app.instance_path if app else "instance"):
-        yield replace(finding, name=f"database: {finding.name}")
+    for finding in of_service(found):
+        yield finding if finding.name.startswith(("database", "engine")) else replace(
+            finding, name=f"database: {finding.name}")
 
 
 def show(findings: list[Finding], *, as_json: bool) -> None:
@@ -69,11 +68,23 @@ def show(findings: list[Finding], *, as_json: bool) -> None:
         click.echo(f"{finding.status:5} {finding.name}: {finding.detail}")
         if finding.remedy:
             click.echo(f"      {finding.remedy}")
+    click.echo(f"\n{summary(findings)}")
+
+
+def summary(findings: list[Finding]) -> str:
+    """Return the closing line: how many of each, and what that means."""
+    count = {status: sum(finding.status == status for finding in findings) for status in ("fail", "warn", "ok")}
+    verdict = ("FAILED: the service would not start, or not work" if count["fail"] else
+               "PASSED with warnings: they will hurt later" if count["warn"] else "PASSED")
+    words = {"fail": "failure", "warn": "warning"}
+    told = [f"{count[status]} {word}{'s' * (count[status] != 1)}" for status, word in words.items() if count[status]]
+    told.append(f"{count['ok']} ok")
+    return f"{verdict} ({', '.join(told)})"
 
 
 @click.command("doctor")
 @click.argument("app", required=False)
-@click.option("-c", "--config", metavar="CONFIG", help="gunicorn's configuration; ./gunicorn.conf.py if left out.")
+@config_option
 @click.option("--no-app", is_flag=True, help="Do not load the app.")
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=60.0, show_default=True,
               help="Seconds that loading may take.")
@@ -84,11 +95,11 @@ def doctor_command(app: str | None, config: str | None, no_app: bool, timeout: f
     Looks at settings, timeouts, ports, versions, memory, disks, permissions and the database, and changes nothing.
     Exit status: 0 well, 1 warnings, 2 failures.
     """
-    arguments = [*(["-c", config] if config else []), *([app] if app else [])]
     try:
         environment.as_the_service()
         load_dotenv()
-        findings = examine(arguments, with_app=not no_app, seconds=timeout)
+        findings = examine(gunicorn_arguments(config, app), with_app=not no_app, seconds=timeout,
+                           flask_app=facts.flask_app())
     except ConfigError as error:
         findings = [Finding("settings", "fail", problem) for problem in error.problems]
     show(findings, as_json=as_json)

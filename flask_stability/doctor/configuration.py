@@ -121,21 +121,31 @@ def memory(facts: Facts, *, container: int | None, total: int) -> Iterator[Findi
     given = facts.settings.memory_limit
     limit = given or default_limit(container, workers)
     room, whose = container or total, "the container" if container else "the machine"
+    too_low = bool(limit and facts.resident and limit_too_low(limit, facts.resident))
     if not limit:
         yield Finding("memory limit", "ok", "none: growth, and scarcity on the machine, are what replaces a worker")
     elif given and limit * (workers + 1) > room:
         yield Finding("memory limit", "warn", f"{workers} workers and a newcomer may take "
                       f"{limit * (workers + 1) // MB} MB, {whose} has {room // MB} MB",
-                      f"set STABILITY_MEMORY_LIMIT to at most {int(0.8 * room / (workers + 1)) // MB}M")
+                      "use fewer workers" if too_low else f"set STABILITY_MEMORY_LIMIT to at most "
+                      f"{int(0.8 * room / (workers + 1)) // MB}M, or leave it out")
     else:
         yield Finding("memory limit", "ok", f"{limit // MB} MB a worker, {whose} has {room // MB} MB")
-    if limit and facts.resident and limit_too_low(limit, facts.resident):
+    if too_low:
         yield Finding("memory limit", "warn", f"the app alone takes {facts.resident // MB} MB of a limit of "
-                      f"{limit // MB} MB", "use fewer workers, or give more memory: workers that do nothing wrong "
-                      "would be replaced")
+                      f"{limit // MB} MB: workers that do nothing wrong would be replaced",
+                      _roomier(given, facts.resident, workers, room))
     elif facts.resident * (workers + 1) > room:
         yield Finding("memory", "warn", f"{workers} workers and a newcomer take with nothing to do "
                       f"{facts.resident * (workers + 1) // MB} MB, {whose} has {room // MB} MB", "use fewer workers")
+
+
+def _roomier(given: int | None, resident: int, workers: int, room: int) -> str:
+    """What to do about a limit below what the app takes: raise one that was set by hand, if there is room for it."""
+    needed = int(1.5 * resident)
+    if given and needed * (workers + 1) <= room:
+        return f"raise STABILITY_MEMORY_LIMIT to {-(-needed // MB)}M, or leave it out"
+    return "use fewer workers, or give more memory"
 
 
 def exposure(facts: Facts) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -20,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 from .. import scoreboard
 from ..database.check_db import Finding
 from ..server.facts import Facts
+from ..server.port_in_use import listener
 
 MB = 1 << 20
 PACKAGE = "flask_stability"
@@ -60,22 +62,22 @@ def _used(name: str, port: int, facts: Facts) -> Finding:
     if owner is None:
         return Finding(name, "fail", "in use by a process that this user may not see",
                        f"as root: ss -ltnp 'sport = :{port}'")
-    folder = facts.settings.run_dir
-    places = [folder] if folder else scoreboard.default_run_dirs()
-    if owner.pid in {pid for pid, _ in scoreboard.running(places, master=owner.pid)}:
-        return Finding(name, "ok", f"in use by the running service (process {owner.pid})")
+    master = _master(owner, facts)
+    if master is not None:
+        return Finding(name, "ok", f"in use by the running service (master {master})")
     return Finding(name, "fail", f"in use by {owner.name()}, process {owner.pid}",
                    "stop it, or choose another port (SERVER_PORT, bind)")
 
 
-def listener(port: int) -> psutil.Process | None:
-    """The process that listens on a TCP port, the oldest if it shares it with its children; None if unknown."""
-    try:
-        pids = {found.pid for found in psutil.net_connections("tcp")
-                if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid}
-        return min((psutil.Process(pid) for pid in pids), key=lambda process: process.create_time(), default=None)
-    except (psutil.Error, OSError):
-        return None
+def _master(process: psutil.Process, facts: Facts) -> int | None:
+    """The master of our services that a process is, or is a worker of: a worker listens on the master's socket."""
+    folder = facts.settings.run_dir
+    known = {pid for pid, _ in scoreboard.running([folder] if folder else scoreboard.default_run_dirs())}
+    with contextlib.suppress(psutil.Error):
+        for one in (process, *process.parents()):
+            if one.pid in known:
+                return one.pid
+    return None
 
 
 def _socket_file(path: str) -> Finding:

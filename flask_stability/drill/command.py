@@ -6,15 +6,18 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 import psutil
 
-from .. import scoreboard
 from ..config import Settings, load_dotenv
+from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
+from ..find_service import config_option, find_master, gunicorn_arguments
+from ..server import facts
 from .faults import database_address
 from .run import run
 from .service import DrillError, Service, started
@@ -29,24 +32,65 @@ class _CannotRun(click.ClickException):
     exit_code = 2
 
 
-def _master(run_dir: str | None) -> int:
+def _master(run_dir: str | None, config: str | None) -> int:
     """The master's process id, by its scoreboard.
 
     :raises DrillError: if there is none, or more than one.
     """
-    folder = run_dir or Settings.from_environ().run_dir
-    places = [folder] if folder else scoreboard.default_run_dirs()
-    pids = [pid for pid, _ in scoreboard.running(places)]
-    if len(pids) != 1:
-        found = f"several: {', '.join(map(str, pids))}" if pids else "none"
-        raise DrillError(f"one running service has to have its scoreboard in {', '.join(places)}, found {found}: name "
-                         "the directory with --run-dir, or the master's process id with --pid")
-    return pids[0]
+    if run_dir:
+        os.environ["STABILITY_RUN_DIR"] = run_dir
+    try:
+        return find_master(None, config)[0]
+    except click.ClickException as error:
+        raise DrillError(f"{error.message}; name the directory with --run-dir, or the master's process id with "
+                         "--pid") from None
+
+
+def _address(app: str | None, config: str | None) -> DatabaseURL:
+    """Where the service's own database is.
+
+    :raises DrillError: if it is no MySQL or MariaDB, or cannot be told.
+    """
+    try:
+        found = facts.read(gunicorn_arguments(config, app), flask_app=facts.flask_app() if app is None else None)
+    except facts.FactsError as error:
+        raise DrillError(str(error)) from error
+    settings = found.app_settings if found.apps else Settings.from_environ(
+        {"STABILITY_DB_FROM_ENV": "on", **os.environ})
+    address = database_address(settings)
+    if address is None:
+        raise DrillError("--database needs a MySQL or MariaDB in STABILITY_DB_URL"
+                         + (f"; the app cannot be loaded: {found.app_error}" if found.app_error else ""))
+    return address
+
+
+@contextlib.contextmanager
+def _writable(junit: str | None) -> Iterator[None]:
+    """Find out before the drill whether its report can be written; a file made for that goes if the drill fails.
+
+    :raises DrillError: if it cannot.
+    """
+    if junit is None:
+        yield
+        return
+    new = not os.path.lexists(junit)
+    try:
+        with open(junit, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise DrillError(f"--junit {junit}: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                os.unlink(junit)
+        raise
 
 
 @click.command("drill")
 @click.argument("app", required=False)
-@click.option("-c", "--config", help="gunicorn's configuration file (default: gunicorn.conf.py, else ours).")
+@config_option
 @click.option("--url", help="A running service instead of APP.")
 @click.option("--pid", type=int, help="Process id of its master.")
 @click.option("--run-dir", metavar="DIR", help="Where its scoreboard is, in place of --pid; STABILITY_RUN_DIR.")
@@ -72,15 +116,15 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: what was begun is ended
     try:
         load_dotenv()
-        if database and database_address() is None:
-            raise click.UsageError("--database needs a MySQL or MariaDB in STABILITY_DB_URL")
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_writable(junit))
+            address = _address(app, config) if database else None
             progress = stack.enter_context(display(as_json))
             if url:
-                service = Service(url.rstrip("/"), pid or _master(run_dir))
+                service = Service(url.rstrip("/"), pid or _master(run_dir, config), paths)
             else:
-                service = stack.enter_context(started(app, config, os.getcwd()))
-            report = run(service, paths, rate=rate, seconds=seconds, database=database, progress=progress)
+                service = stack.enter_context(started(app, config, os.getcwd(), paths))
+            report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
     except (DrillError, ConfigError, psutil.Error) as error:
         raise _CannotRun(str(error)) from error
     if junit:

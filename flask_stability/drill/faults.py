@@ -56,10 +56,8 @@ def bad_requests(service: Service) -> None:
             link.sendall(junk[number % len(junk)])
 
 
-def drop_database_connections(_: Service) -> None:
+def drop_database_connections(address: DatabaseURL, _: Service) -> None:
     """KILL every connection of the service's database user but our own."""
-    address = database_address()
-    assert address is not None
     import MySQLdb
 
     link = MySQLdb.connect(connect_timeout=5, **address.arguments())
@@ -74,9 +72,8 @@ def drop_database_connections(_: Service) -> None:
         link.close()
 
 
-def database_address() -> DatabaseURL | None:
-    """Where the service's MySQL or MariaDB is, from the environment and the files that it names."""
-    settings = Settings.from_environ()
+def database_address(settings: Settings) -> DatabaseURL | None:
+    """Where the service's MySQL or MariaDB is, from its settings and the files that they name; None without one."""
     url = settings.db_url
     return Credentials(settings)() if url and not url.startswith("sqlite") else None
 

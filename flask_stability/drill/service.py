@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, build_opener
 
 import psutil
 
 from ..exceptions import StabilityError
+from ..find_service import gunicorn_arguments
 
 STEADY = 2.0  #: seconds that the number of workers stays the same once all are there
 
@@ -29,8 +31,8 @@ class DrillError(StabilityError):
 class Service:
     """The service under test: a master process and its workers."""
 
-    def __init__(self, url: str, pid: int) -> None:
-        self.url, self.master = url, psutil.Process(pid)
+    def __init__(self, url: str, pid: int, paths: Sequence[str] = ("/",)) -> None:
+        self.url, self.master, self.paths = url, psutil.Process(pid), list(paths)
         self.size = 0
 
     def workers(self) -> list[psutil.Process]:
@@ -90,17 +92,50 @@ class Service:
 
     def answers(self) -> bool:
         """Whether anything is answered at all."""
-        try:
-            with urlopen(self.url + "/", timeout=5) as answer:
-                return bool(answer.status)
-        except URLError as error:
-            return hasattr(error, "code")
-        except OSError:
-            return False
+        return bool(_status(self.url + self.paths[0], 5.0))
+
+    def examine(self) -> list[str]:
+        """Ask each path once, before anything is done to the service.
+
+        :returns: what to know of the paths before the drill is believed, a line each.
+        :raises DrillError: if a path is not there, always fails, or does not answer: a drill would measure nothing.
+        """
+        notes = []
+        for path in self.paths:
+            status = _status(self.url + path, 30.0)
+            if not status or status in _USELESS or status >= 500:
+                said = f"answers {status}" if status else "does not answer within 30 s"
+                raise DrillError(f"{path} {said} before anything was done to the service: name paths that it serves "
+                                 "with --path")
+            if status >= 300:
+                notes.append(f"{path} answers {status}: that answer, and not what lies behind it, is what is tested")
+        return notes
+
+
+#: Statuses of GET that say that a path is not one of the service's.
+_USELESS = frozenset({404, 405, 410})
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _status(url: str, timeout: float) -> int:
+    """The status that a GET is answered with; 0 without an answer."""
+    try:
+        with build_opener(_NoRedirect).open(url, timeout=timeout) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return int(error.code)
+    except (OSError, HTTPException, ValueError):
+        return 0
 
 
 @contextlib.contextmanager
-def started(app: str | None, config: str | None, directory: str) -> Iterator[Service]:
+def started(app: str | None, config: str | None, directory: str,
+            paths: Sequence[str] = ("/",)) -> Iterator[Service]:
     """The app under gunicorn on a free port of the loopback interface; ended afterwards.
 
     :raises DrillError: with the end of its log, if it does not start.
@@ -108,17 +143,15 @@ def started(app: str | None, config: str | None, directory: str) -> Iterator[Ser
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
-    if config is not None or not Path(directory, "gunicorn.conf.py").exists():
-        command += ["-c", config or "python:flask_stability.server.conf"]
-    command += [app] if app else []
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket",
+               *gunicorn_arguments(config, app, directory)]
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory(prefix="drill-") as run_dir:
         # a run directory of its own: the command line is not to take it for the service that runs here
         process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                    start_new_session=True, env={**os.environ, "SERVER_PORT": str(port),
                                                                 "STABILITY_RUN_DIR": run_dir})
         try:
-            service = Service(f"http://127.0.0.1:{port}", process.pid)
+            service = Service(f"http://127.0.0.1:{port}", process.pid, paths)
             deadline = time.monotonic() + 60
             while not (service.workers() and service.answers()):
                 if process.poll() is not None or time.monotonic() > deadline:

@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from .report import Report
+from .report import STEADY, Report
 
-FAULT_HEADS = ("fault", "requests", "failed", "availability", "recovery", "workers back", "failures")
+FAULT_HEADS = ("fault", "requests", "failed", "availability", "recovery", "workers back")
 TARGET_HEADS = ("figure", "measured", "target", "")
 
 
 def _fault_lines(report: Report) -> list[tuple[str, ...]]:
     return [(step.name, str(step.requests), str(step.failed), f"{step.availability:.2%}", f"{step.recovery:.1f} s",
-             "yes" if step.restored else "NO", ", ".join(f"{count} × {name}" for name, count in step.errors.items()))
-            for step in report.steps]
+             "–" if step.name == STEADY else "yes" if step.restored else "NO") for step in report.steps]
+
+
+def _failures(report: Report) -> list[str]:
+    """What failed in each row that has failures: lines of their own, since no column is wide enough."""
+    return [f"  {step.name}: " + ", ".join(f"{count} × {name}" for name, count in step.errors.items())
+            for step in report.steps if step.errors]
 
 
 def _target_lines(report: Report) -> list[tuple[str, ...]]:
@@ -26,22 +31,27 @@ def _target_lines(report: Report) -> list[tuple[str, ...]]:
 
 
 def show(report: Report) -> None:
-    """Two tables for a person; in plain text where rich is not installed."""
+    """Two tables for a person, in plain text where rich is not installed, and a closing line."""
     for title, heads, lines in (("Faults", FAULT_HEADS, _fault_lines(report)),
                                 ("Targets", TARGET_HEADS, _target_lines(report))):
         try:
             _rich_table(title, heads, lines)
         except ImportError:
             click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
+    failures = _failures(report)
+    for line in (*(["Failures", *failures, ""] if failures else []), *(f"note: {note}" for note in report.notes),
+                 report.summary()):
+        click.echo(line)
 
 
 def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        table.add_column(head)
+        table.add_column(head, overflow="fold")  # on a narrow terminal wrapped, never cut
     colours = {"passed": "[green]passed", "MISSED": "[red]MISSED"}
     for line in lines:
         table.add_row(*(colours.get(cell, cell) for cell in line))

@@ -146,6 +146,9 @@ class _Answer:
     def _unavailable(self, error: BaseException | None, problem: bool) -> Response:
         body = problem_body(503, _request_id()) if problem else page(503, _request_id())
         response = Response(body, 503, content_type=PROBLEM if problem else HTML)
+        request = current()
+        if request is not None:
+            request.refused = True
         response.headers["Retry-After"] = retry_after(error) if error is not None else "1"
         return response
 

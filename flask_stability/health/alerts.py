@@ -1,14 +1,14 @@
 """Alerts on transitions: to health.log, to a blinker signal, and to a webhook if one is set.
 
 Signal and webhook are served by a thread of their own: a receiver that hangs or fails loses nothing but that alert,
-which is counted. A check that flaps is told of once, and again when it holds; every alert has its recovery.
+which is counted. A check that flaps is told of once, and again when it holds; every alert has its recovery. A check
+that an operator muted (``flask stability mute``) is still logged and signalled, but not posted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import queue
 import random
@@ -18,11 +18,14 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..redact import redact, secrets_of
 from ..signals import health_changed, send
+from .alert_formats import AGAIN, DELIVERED, message, verdict
 from .state import PASS
 
 ATTEMPTS = 4
@@ -33,6 +36,8 @@ FLAPS = 6  #: transitions of one check within `FLAP_WINDOW` after which it flaps
 FLAP_WINDOW = 600.0
 HOLD = 60.0  #: seconds that a check has to pass after it flapped
 WAITING = 100
+LONGEST_PAUSE = 30.0  #: seconds that a receiver's Retry-After may ask for
+MOST_ANSWER = 4096  #: bytes of a receiver's answer that are read
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -40,6 +45,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
+
+
+Open = Callable[..., Any]
+
+
+def post(settings: Settings, alert: dict[str, Any], send: Open | None = None) -> tuple[str, str, float]:
+    """Post one alert to STABILITY_ALERT_WEBHOOK, once. Never raises.
+
+    :returns: what became of it (`alert_formats.DELIVERED`, `AGAIN` or `REFUSED`), why, and the seconds that the
+        receiver wants to be left alone.
+    """
+    send = send or urllib.request.build_opener(_NoRedirect).open
+    form, pause = settings.alert_format, 0.0
+    try:
+        url, body, kind = message(form, alert, settings.alert_webhook or "", settings.alert_secret)
+        request = urllib.request.Request(url, body, method="POST", headers={"Content-Type": kind,
+                                                                            "User-Agent": "flask_stability"})
+        try:
+            with send(request, timeout=TIMEOUT) as answer:
+                return (*verdict(form, answer.status, answer.read(MOST_ANSWER)), pause)
+        except urllib.error.HTTPError as error:
+            with error:
+                asked = error.headers.get("Retry-After", "")
+                pause = min(LONGEST_PAUSE, float(asked)) if asked.isdecimal() else 0.0
+                return (*verdict(form, error.code, error.read(MOST_ANSWER)), pause)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return AGAIN, type(getattr(error, "reason", error)).__name__, pause
 
 
 class Alerts:
@@ -57,6 +89,8 @@ class Alerts:
         self._recent: dict[str, list[float]] = {}
         self._told: dict[str, float] = {}
         self._muted: dict[str, float | None] = {}  # checks that flap; since when they pass
+        self._details: dict[str, str] = {}  # why each check that does not pass does not
+        self._silenced: frozenset[str] = frozenset()  # checks that an operator muted
 
     # -- what is told --------------------------------------------------------------------------------------------
 
@@ -68,8 +102,10 @@ class Alerts:
         :param now: monotonic seconds.
         """
         entry = {"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "old": old, "new": new,
-                 "detail": reason[:120]}
+                 "detail": reason[:200]}
         logs.health("transition", level="INFO" if new == PASS else "WARNING" if new == "warn" else "ERROR", **entry)
+        silenced = check in self._silenced
+        self._details[check] = reason[:200] if new != PASS else ""
         recent = [moment for moment in self._recent.get(check, []) if now - moment < FLAP_WINDOW] + [now]
         self._recent[check] = recent
         kind = "recovery" if new == PASS else "alert"
@@ -79,6 +115,8 @@ class Alerts:
         elif len(recent) > FLAPS and new != PASS:
             self._muted[check] = None
             kind = "flapping"
+        if silenced:  # whoever was told before is also told that it is over
+            told = new == PASS and check in self._told
         if new == PASS:
             self._told.pop(check, None)
         elif told:
@@ -89,6 +127,8 @@ class Alerts:
     def remind(self, failing: dict[str, str], now: float) -> None:
         """Tell again of what has been failing for ten minutes since it was told of last, and of what flaps no more."""
         for check, status in failing.items():
+            if check in self._silenced:
+                continue
             if now - self._told.setdefault(check, now) >= REMINDER:
                 self._told[check] = now
                 self._later("reminder", check, status)
@@ -100,6 +140,17 @@ class Alerts:
         if self._busy_since and not self._queue.empty():
             self._ensure_sender()
 
+    def silence(self, checks: frozenset[str], failing: dict[str, str], now: float) -> None:
+        """Post nothing of these checks from now on; tell at once of what fails still when it is silenced no more.
+
+        :param failing: status of each check that does not pass.
+        """
+        ended, self._silenced = self._silenced - checks, checks
+        for check in ended & failing.keys():
+            if check not in self._muted:
+                self._told[check] = now
+                self._later("reminder", check, failing[check])
+
     def resume(self, transitions: list[dict[str, Any]], now: float) -> None:
         """A new leader goes on: what flapped when the last one ended is still to be told of.
 
@@ -108,6 +159,9 @@ class Alerts:
         latest = {str(one.get("check")): one for one in reversed(transitions)}
         self._muted = {check: now if one.get("new") == PASS else None
                        for check, one in latest.items() if one.get("muted")}
+        failing = {check: one for check, one in latest.items() if one.get("new") != PASS}
+        self._details = {check: str(one.get("detail") or "") for check, one in failing.items()}
+        self._told = dict.fromkeys(failing, now)
 
     def stop(self) -> None:
         """Send nothing more; what was begun or waits has a second."""
@@ -128,7 +182,7 @@ class Alerts:
 
     def _later(self, kind: str, check: str, status: str) -> None:
         self._put({"id": uuid.uuid4().hex[:12], "time": round(time.time(), 3), "check": check, "new": status,
-                   "kind": kind}, signal=False, post=True)
+                   "kind": kind, "detail": self._details.get(check, "")}, signal=False, post=True)
 
     # -- how it is sent ------------------------------------------------------------------------------------------
 
@@ -168,7 +222,7 @@ class Alerts:
             if signal:
                 self._signal(entry)
             if post:
-                lost = self._deliver(json.dumps({**entry, "pid": os.getpid()}, default=str).encode())
+                lost = self._deliver({**entry, "pid": os.getpid()})
             if self._sender is not me and self._sender is not None:
                 return  # given up meanwhile, and counted
             self._busy_since = 0.0
@@ -180,25 +234,19 @@ class Alerts:
                             detail=entry["detail"], id=entry["id"]):
             logs.error("signal_receiver_failed", signal="health-changed", error=type(failure).__name__)
 
-    def _deliver(self, data: bytes) -> str:
+    def _deliver(self, alert: dict[str, Any]) -> str:
         """Post it, several times if need be; why it was lost, or "". Never raises."""
-        why = ""
+        why, pause = "", 0.0
         for attempt in range(ATTEMPTS):
-            if attempt and self._stopped.wait(random.uniform(0.5, 1.0) * 2 ** (attempt - 1)):
+            if attempt and self._stopped.wait(max(pause, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))):
                 break
-            try:
-                request = urllib.request.Request(
-                    self._settings.alert_webhook or "", data, method="POST",
-                    headers={"Content-Type": "application/json", "User-Agent": "flask_stability"})
-                with self._open(request, timeout=TIMEOUT):
-                    scoreboard.my_row().add(scoreboard.W_ALERTS_SENT)
-                    return ""
-            except urllib.error.HTTPError as error:
-                why = f"answered {error.code}"
-                error.close()
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                why = type(getattr(error, "reason", error)).__name__
-        return why
+            outcome, why, pause = post(self._settings, alert, self._open)
+            if outcome == DELIVERED:
+                scoreboard.my_row().add(scoreboard.W_ALERTS_SENT)
+                return ""
+            if outcome != AGAIN:
+                break
+        return redact(why, secrets_of(self._settings))  # a receiver's answer may have our address in it
 
     def _lost(self, why: str) -> None:
         scoreboard.my_row().add(scoreboard.W_ALERTS_LOST)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from .. import scoreboard as board
 from ..config import Settings
@@ -16,42 +15,19 @@ from ..memory import cgroup
 from ..memory.policy import container_too_small, limit_too_low
 from ..memory.trackers import growing
 from ..scoreboard import Row, Scoreboard, Totals, percentile
+from .certificates import Certificates
+from .checks_base import Check, Details, Worry
+from .error_rate import INTERVAL, NAME, ErrorRate
+from .slo import BurnRate
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from ..database import Pool
 
-Details = dict[str, Any]
+__all__ = ["Check", "Worry", "broken_database_check", "builtin", "database_check"]
+
 FULL = 5.0  #: seconds for which all connections of a worker are in use before that is worth a warning
-
-
-class Worry(Exception):
-    """Raised by a check: not a failure, but worth a warning; carries details."""
-
-    def __init__(self, text: str, **details: Any) -> None:
-        super().__init__(text)
-        self.details = details
-
-
-@dataclass(frozen=True)
-class Check:
-    """A health check.
-
-    :ivar function: raises (a failure; `Worry`: a warning), or returns None or a dict of details.
-    :ivar critical: its failure makes the service fail; others can only warn.
-    :ivar interval, timeout: seconds; None = the settings'.
-    :ivar shared: run by the leader alone, for all workers.
-    :ivar sign: a look that costs nothing; when it shows something new, the check is run at once.
-    """
-
-    name: str
-    function: Callable[[], Details | None]
-    critical: bool = False
-    interval: float | None = None
-    timeout: float | None = None
-    shared: bool = True
-    sign: Callable[[], object] | None = None
 
 
 def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
@@ -84,7 +60,7 @@ def engine_check(engine: Engine, name: str) -> Check:
     the database cannot be had.
     """
     watch_engine(engine)
-    return Check(name, lambda: engine_probe(engine), critical=True,
+    return Check(name, partial(engine_probe, engine), critical=True,
                  sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in board.current().live()])
 
 
@@ -98,21 +74,28 @@ def broken_database_check(error: Exception) -> Check:
 
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     """The checks that every service has."""
-    return [Check("memory", lambda: _memory(settings, shared, row), shared=False),
-            Check("pool", lambda: _pool(row), shared=False,
-                  sign=lambda: (_full(row), int(row.words[board.W_DB_BREAKER]))),
-            Check("disk", lambda: _disk(settings)),
-            Check("response_time", _ResponseTime(settings, shared)),
-            Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
+    found = [Check(NAME, ErrorRate(settings, shared), critical=settings.health_fail_error_rate is not None,
+                   interval=min(INTERVAL, settings.health_interval)),
+             Check("memory", lambda: _memory(settings, shared, row), shared=False),
+             Check("pool", lambda: _pool(row), shared=False,
+                   sign=lambda: (_full(row), int(row.words[board.W_DB_BREAKER]))),
+             Check("disk", lambda: _disk(settings)),
+             Check("response_time", _ResponseTime(settings, shared)),
+             Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
+    if settings.slo is not None:
+        found.append(Check("slo", BurnRate(settings.slo, shared)))
+    if settings.health_certificates:
+        found.append(Check("certificates", Certificates(settings.health_certificates, settings.health_timeout)))
+    return found
 
 
 def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:
     words = row.words
-    rss, limit = int(words[board.W_RSS]), int(words[board.W_MEMORY_LIMIT])
-    details = {"rss_bytes": rss, "limit_bytes": limit}
+    own, limit = int(words[board.W_OWN_MEMORY]), int(words[board.W_MEMORY_LIMIT])
+    details = {"rss_bytes": int(words[board.W_RSS]), "private_bytes": own, "limit_bytes": limit}
     if words[board.W_LEAK_VERDICT]:
         raise Worry("memory leak suspected", **details)
-    if limit and rss > 0.9 * limit:
+    if limit and own > 0.9 * limit:
         raise Worry("close to the limit", **details)
     growth = growing(words[board.W_GROWING])
     if growth:
@@ -144,21 +127,25 @@ def _full(row: Row) -> bool:
 
 
 def _disk(settings: Settings) -> Details:
+    """Space and inodes: a file system without either takes no file."""
     found: Details = {}
     low = []
     for path in settings.health_disk_paths:
         figures = os.statvfs(path)
         free, total = figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
-        found[path] = {"free_bytes": free, "total_bytes": total}
+        found[path] = {"free_bytes": free, "total_bytes": total, "free_inodes": figures.f_favail,
+                       "total_inodes": figures.f_files}
         if total and free < settings.health_disk_min_free * total:
-            low.append(path)
+            low.append(f"little space on {path}")
+        if figures.f_files and figures.f_favail < settings.health_disk_min_free * figures.f_files:
+            low.append(f"few inodes left on {path}: remove small files")
     if low:
-        raise Worry(f"little space on {', '.join(low)}", **found)
+        raise Worry("; ".join(low), **found)
     return found
 
 
 class _ResponseTime:
-    """Mean, 95th percentile and share of errors of all workers since it last looked.
+    """Mean and 95th percentile of all workers since it last looked.
 
     A worker that begins to lead, or leads again, only takes its bearings: what was long ago is not recent.
     """
@@ -181,8 +168,6 @@ class _ResponseTime:
         details = {"requests": requests, "errors": errors, "mean_ms": round(mean * 1000, 2),
                    "p50_ms": round(percentile(recent, 0.5) * 1000, 2), "p95_ms": round(p95 * 1000, 2),
                    "p99_ms": round(percentile(recent, 0.99) * 1000, 2)}
-        if requests >= 20 and errors / requests > self._settings.health_error_rate:
-            raise Worry("many server errors", **details)
         if mean > self._settings.health_mean_latency or p95 > self._settings.health_p95_latency:
             raise Worry("slow answers", **details)
         return details

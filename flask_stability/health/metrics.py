@@ -74,10 +74,13 @@ class _Collector:
         requests = Counter(_PREFIX + "http_requests", "Answered requests.",
                            labels=["method", "endpoint", "status_class"])
         for (method, endpoint), words in totals.endpoints.items():
-            for kind, number in enumerate(words[2:]):
+            *by_class, refused = words[2:]
+            by_class[5] += refused
+            for kind, number in enumerate(by_class):
                 if number:
                     requests.add_metric([method, endpoint, f"{kind}xx" if kind else "cut"], number)
         yield requests
+        yield Counter(_PREFIX + "http_requests_refused", "Answers of 503 given on purpose.", value=totals.refused)
         duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to the first byte of the answer.",
                              labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)

@@ -16,6 +16,7 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..errors.report import write_latest
+from ..redact import cause_of, secrets_of
 from ..scoreboard import Blob, Row, Scoreboard
 from . import report
 from .admin import AdminListener
@@ -60,6 +61,7 @@ class Monitor:
 
     def __init__(self, settings: Settings, board: Scoreboard, row: Row, checks: list[Check]) -> None:
         self._settings, self._board, self._row = settings, board, row
+        self._secrets = secrets_of(settings)
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()  # of the runs; no check runs under it
         self._wake = threading.Event()
@@ -168,18 +170,20 @@ class Monitor:
                 self._result(run, False, now, error="no thread for it")
 
     def _execute(self, name: str, run: _Run) -> None:
-        ok, error, worry, detail = True, "", "", {}
+        ok, error, worry, cause, detail = True, "", "", "", {}
         try:
             detail = _clean(run.check.function())
         except Worry as trouble:
             worry, detail = str(trouble)[:200], _clean(trouble.details)
         except BaseException as failure:
-            ok, error = False, _class_of(failure)
+            ok, error, cause = False, _class_of(failure), cause_of(failure, self._secrets)
+            detail = _clean(getattr(failure, "details", None))
             logs.error("check_failed", level="WARNING", check=name, error=f"{type(failure).__name__}: {failure}"[:300])
         with self._lock:
             run.running = False
             if not run.told_hanging and (self._led or not run.check.shared):  # else it was judged already, or is
-                self._result(run, ok, time.monotonic(), error=error, worry=worry, detail=detail)  # another's now
+                self._result(run, ok, time.monotonic(), error=error, worry=worry, cause=cause,
+                             detail=detail)  # another's now
         self._wake.set()
 
     def _tell_hanging(self, name: str, run: _Run, now: float) -> None:
@@ -192,7 +196,7 @@ class Monitor:
         if first:
             logs.error("check_hangs", level="WARNING", check=name, seconds=seconds)
 
-    def _result(self, run: _Run, ok: bool, now: float, *, error: str = "", worry: str = "",
+    def _result(self, run: _Run, ok: bool, now: float, *, error: str = "", worry: str = "", cause: str = "",
                 detail: dict[str, Any] | None = None) -> None:
         """Take one result in, and show it. Under the lock."""
         check, old = run.check, run.trouble.down
@@ -209,7 +213,8 @@ class Monitor:
             "settled": settled, "down": run.state.down, "ok": ok, "at_ns": time.monotonic_ns(),
             "took_ms": round((now - run.started) * 1000, 2), "failures": run.state.failures,
             "critical": check.critical, "shared": check.shared, "interval": run.interval, "timeout": run.timeout,
-            "error": error or None, "note": worry or None, "detail": detail or {}, "states": [run.state, run.trouble]}
+            "error": error or None, "note": worry or None, "cause": cause or None, "detail": detail or {},
+            "states": [run.state, run.trouble]}
         results = {name: one.result for name, one in self._runs.items()
                    if one.result and (self._led or not one.check.shared)}
         _publish(self._row.checks, results)
@@ -250,15 +255,16 @@ class Monitor:
     def _look(self, now: float) -> None:
         """Tell of what changed since it was told last, in any worker, stale results included."""
         found = report.results(self._board)
+        failing = {name: result["settled"] for name, result in found.items() if result["settled"] != PASS}
+        self._alerts.silence(frozenset(str(one.get("check")) for one in report.mutes(self._board)), failing, now)
         for name, result in found.items():
             self._worst[name] = max(self._worst.get(name, 0), ORDER[result["status"]])
             old, new = self._told.get(name, PASS), result["settled"]
             if old != new:
                 self._told[name] = new
                 self._history.transition(self._alerts.transition(
-                    name, old, new, result["note"] or result["error"] or "", report.summary(self._board), now))
-        self._alerts.remind({name: result["settled"] for name, result in found.items() if result["settled"] != PASS},
-                            now)
+                    name, old, new, report.reason(result), report.summary(self._board), now))
+        self._alerts.remind(failing, now)
 
     def _round(self, rows: list[Row]) -> None:
         """A sample for the history, and a line for the log."""
@@ -309,6 +315,6 @@ def _clean(detail: object) -> dict[str, Any]:
 
 
 def _class_of(error: BaseException) -> str:
-    """Class and number of an error: its text may tell a stranger too much."""
+    """Class and number of an error, by which programs tell one from another; `cause_of` is the text for people."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else None
     return f"{type(error).__name__} {code}" if code is not None else type(error).__name__

@@ -15,6 +15,7 @@ from .. import scoreboard as board
 from ..config import Settings
 from ..memory.trackers import growing
 from ..scoreboard import REASONS, STATE_NAMES, Blob, Row, Scoreboard, percentile
+from .error_rate import NAME as ERRORS
 from .history import History
 from .state import FAIL, ORDER, PASS, WARN, worst
 
@@ -31,13 +32,17 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     found = _merged([own[row.slot] for row in _staying(rows)], shared, now)
     totals = shared.totals()
     words = shared.master.words
-    notes = [f"{name}: {result['note'] or result['error'] or result['status']}" for name, result in found.items()
-             if result["status"] != PASS]
+    # the worst first; of equals the share of failed requests, which is what users feel
+    troubled = sorted((item for item in found.items() if item[1]["status"] != PASS),
+                      key=lambda item: (-ORDER[item[1]["status"]], item[0] != ERRORS))
+    notes = [f"{name}: {reason(result) or result['status']}" for name, result in troubled]
     if words[board.M_DRAINING]:
         notes.append("draining: the service is being stopped")
     if words[board.M_HOLD_UNTIL_NS]:
         notes.append("workers crash: restarts are held back")
     detailed = {
+        "error_rate": _part(found.get(ERRORS)),
+        "mutes": mutes(shared),
         "memory": _memory(rows, found, own),
         "database": _database(rows, found, totals),
         "disk": _part(found.get("disk")),
@@ -45,7 +50,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "availability": _availability(shared, totals),
         "requests": {"total": totals.requests, "errors": totals.errors,
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
-                     "cut": totals.by_class[0], "slowest": _slowest(totals)},
+                     "cut": totals.by_class[0], "refused": totals.refused, "slowest": _slowest(totals)},
         "workers": workers,
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
                      "latest": shared.master.restarts.read_json([])[-10:][::-1],
@@ -59,6 +64,19 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
             **({"releaseId": settings.release_id} if settings.release_id else {}),
             "serviceId": settings.service_id or "", "time": _wall(0), "notes": notes,
             "checks": _draft_checks(detailed, (now - begun) / 1e9), "detailed": detailed}
+
+
+def reason(result: dict[str, Any]) -> str:
+    """Why a check does not pass, in words, for those who may see details; "" if nothing is known."""
+    return str(result.get("note") or result.get("cause") or result.get("error") or "")
+
+
+def mutes(shared: Scoreboard, now: float | None = None) -> list[dict[str, Any]]:
+    """The checks whose alerts are muted at this moment: check, since, until (seconds since the epoch), by."""
+    now = time.time() if now is None else now
+    found = shared.master.mutes.read_json([])
+    return [one for one in found if isinstance(one, dict) and one.get("until", 0) > now] if (
+        isinstance(found, list)) else []
 
 
 def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
@@ -149,7 +167,7 @@ def _part(result: dict[str, Any] | None) -> dict[str, Any]:
         return {"status": PASS}
     return {**result["detail"], "status": result["status"], "critical": result["critical"], "age_s": result["age_s"],
             "consecutive_failures": result["failures"], "took_ms": result["took_ms"], "error": result["error"],
-            "note": result["note"]}
+            "note": result["note"], "cause": result.get("cause")}
 
 
 _TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND), ("open_files", board.F_FDS_TREND),
@@ -160,7 +178,8 @@ _TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND),
 def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[str, Any]:
     workers: list[dict[str, Any]] = [
         {"slot": row.slot, "pid": row.pid, "status": own[row.slot].get("memory", {}).get("status", PASS),
-         "rss_bytes": int(row.words[board.W_RSS]), "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
+         "rss_bytes": int(row.words[board.W_RSS]), "private_bytes": int(row.words[board.W_OWN_MEMORY]),
+         "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
          "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
          "seconds_to_limit": _finite(row.floats[board.F_SECONDS_TO_LIMIT]),
          "warm_floor_bytes": int(row.words[board.W_WARM_FLOOR]),
@@ -247,9 +266,9 @@ def _draft_checks(detailed: dict[str, Any], uptime: float) -> dict[str, list[dic
     database, disk = detailed["database"], detailed["disk"]
     checks: dict[str, list[dict[str, Any]]] = {"memory:utilization": []}
     for worker in detailed["memory"]["workers"]:
-        rss, limit = worker["rss_bytes"], worker["limit_bytes"]
+        rss, private, limit = worker["rss_bytes"], worker["private_bytes"], worker["limit_bytes"]
         checks["memory:utilization"].append(measured(
-            worker, round(100 * rss / limit, 1) if limit else rss, "percent" if limit else "bytes",
+            worker, round(100 * private / limit, 1) if limit else rss, "percent" if limit else "bytes",
             component=f"worker-{worker['slot']}"))
     if database["configured"]:
         checks["database:responseTime"] = [measured(database, database.get("latency_ms"), "ms", "datastore")]

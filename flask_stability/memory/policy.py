@@ -127,10 +127,14 @@ class Judge:
             self.floor = max(self.floor, min(self._lows))
 
     def limit(self) -> int:
-        """The limit in force, in bytes; 0 = none."""
-        if not self.rules.limit or not self.rules.derived:
-            return self.rules.limit
-        return max(self.rules.limit, int(1.5 * max(self.floor, self.learned)))
+        """The limit in force, in bytes; 0 = none.
+
+        One that was set by hand below what every worker needs would replace them for ever: it is told and not enforced.
+        """
+        limit, floor = self.rules.limit, max(self.floor, self.learned)
+        if not limit or self.rules.derived or limit < floor:
+            return max(limit, int(1.5 * floor)) if limit else 0
+        return limit
 
     def seconds_to_limit(self) -> float | None:
         """How soon the limit would be reached by steady growth over the latest samples; None if not at all."""
@@ -195,9 +199,12 @@ class Judge:
         return first < second < last and last - first > 0.01 * first
 
 
-def default_limit(container: int | None, workers: int) -> int:
-    """0.8 × the container's limit shared among the workers and one newcomer; 0 without a container's limit."""
-    return int(0.8 * container / (workers + 1)) if container else 0
+def default_limit(container: int | None, workers: int, common: int = 0) -> int:
+    """0.8 × the container's limit shared among the workers and one newcomer; 0 without a container's limit.
+
+    :param common: bytes that all of them have together, as with a preloaded app.
+    """
+    return int(0.8 * max(container - common, container // 10) / (workers + 1)) if container else 0
 
 
 def learned_floor(known: int, floors: Sequence[int]) -> int:

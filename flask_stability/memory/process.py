@@ -31,18 +31,35 @@ def resident() -> int:
         return 0
 
 
+def sizes() -> tuple[int, int]:
+    """Resident bytes, and those of them that are no file's and no shared memory's (anonymous); as cheap as `resident`.
+    Both are the same where /proc does not tell.
+    """
+    rss = resident()
+    try:
+        fields = os.pread(_statm, 128, 0).split()
+        return int(fields[1]) * _PAGE, max(0, int(fields[1]) - int(fields[2])) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return rss, rss
+
+
 def confirmed() -> tuple[int, int]:
-    """Proportional and private bytes by smaps_rollup: 0.3 to 17 ms, so only asked before a replacement."""
-    found = {"Pss": 0, "Private": 0}
+    """Proportional bytes, and those that the end of this process would give back: anonymous, and shared with no other
+    process. By smaps_rollup: 0.3 to 17 ms, so only asked before a decision.
+
+    The kernel does not count exactly those: the least of three figures that are never below them is taken.
+    """
+    found: dict[str, int] = {}
     try:
         with open("/proc/self/smaps_rollup", encoding="ascii") as file:
             for line in file:
-                name = line.partition(":")[0].partition("_")[0]
-                if line.startswith(("Pss:", "Private_")):
-                    found[name] += int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return resident(), resident()
-    return found["Pss"], found["Private"]
+                name, colon, rest = line.partition(":")
+                if colon and rest.endswith("kB\n"):
+                    found[name] = int(rest.split()[0]) * 1024
+        private = found["Private_Clean"] + found["Private_Dirty"]
+        return found["Pss"], min(private, found.get("Anonymous", private), found.get("Pss_Anon", private))
+    except (OSError, ValueError, IndexError, KeyError):
+        return sizes()
 
 
 def collect() -> int:

@@ -15,7 +15,7 @@ from ..scoreboard import Row, Scoreboard
 from ..signals import leak_suspected, send
 from . import autopsy, cgroup
 from .policy import NOTHING, WARM, Action, Decision, Judge, Rules, default_limit, scarce
-from .process import collect, confirmed, resident
+from .process import collect, confirmed, resident, sizes
 from .trackers import DAY, Trackers
 from .trend import Verdict, gated_slope
 
@@ -38,12 +38,15 @@ class MemoryWatch:
                  handover: float = 4.0) -> None:
         self._settings, self._row, self._board, self._handover = settings, row, board, handover
         now = time.monotonic()
-        given = settings.memory_limit or default_limit(cgroup.limit(), workers)
+        anonymous = sizes()[1]
+        #: Anonymous bytes that other processes have as well: a preloaded app's, as long as nobody writes to them.
+        self._elsewhere = max(0, anonymous - confirmed()[1])
+        given = settings.memory_limit or default_limit(cgroup.limit(), workers, self._elsewhere)
         limit = int(given * (1 - random.uniform(0, settings.memory_limit_jitter)))
         rules = Rules(limit=limit, derived=settings.memory_limit is None, samples=settings.memory_samples,
                       reclaim=settings.memory_reclaim, hard_factor=settings.memory_hard_factor,
                       growth=settings.memory_growth, min_uptime=settings.min_worker_uptime)
-        self._judge = Judge(rules, now, floor=resident())
+        self._judge = Judge(rules, now, floor=max(0, anonymous - self._elsewhere))
         self._trackers = Trackers(row)
         self._leak = Verdict()
         self._next_slow, self._minute, self._next_collect = now + 5.0, now + WARM, float("-inf")
@@ -52,7 +55,7 @@ class MemoryWatch:
         self._loads: deque[float] = deque(maxlen=DAY)
         self._requests = row.requests
         self._soon = math.inf
-        self._publish(self._judge.floor)
+        self._publish(*self._measure())
 
     def next_interval(self) -> float:
         """Seconds to the next look: the nearer the limit, the sooner."""
@@ -60,8 +63,8 @@ class MemoryWatch:
 
     def tick(self, now: float) -> Decision:
         """Measure, publish, judge; reclaims and measures again where that comes first."""
-        rss = resident()
-        self._lowest = min(self._lowest or rss, rss)
+        rss, own = self._measure()
+        self._lowest = min(self._lowest or own, own)
         self._ask_master()
         if now >= self._next_slow:
             self._next_slow = now + SLOW
@@ -69,23 +72,35 @@ class MemoryWatch:
         if now >= self._minute:
             self._minute = now + MINUTE
             self._end_minute(now)
-        decision = self._judge.judge(now, rss)
+        decision = self._judge.judge(now, own)
+        if decision.action is not Action.NONE and not self._confirm(own):
+            return NOTHING
         if decision.action is Action.RECLAIM:
             self._reclaim(decision.text)
-            rss = resident()
-            decision = self._judge.judge(now, rss)
-        self._publish(rss)
+            rss, own = self._measure()
+            decision = self._judge.judge(now, own)
+        self._publish(rss, own)
         if decision.action in (Action.NONE, Action.RECLAIM):
             return NOTHING
         if self._row.words[shared.W_RETIRE_REASON]:
             return decision
-        # what is shared with the master would not be freed: told once, with the reason
-        self._row.words[shared.W_PSS], private = confirmed()
-        return replace(decision, text=f"{decision.text} (of it {private} bytes private)")
+        return replace(decision, text=f"{decision.text} ({rss} bytes are resident)")
 
-    def _publish(self, rss: int) -> None:
+    def _measure(self) -> tuple[int, int]:
+        """Resident bytes, and those that replacing this worker would give back."""
+        rss, anonymous = sizes()
+        return rss, max(0, anonymous - self._elsewhere)
+
+    def _confirm(self, own: int) -> bool:
+        """Ask the kernel more exactly; whether it is as much as was thought."""
+        anonymous = sizes()[1]
+        self._row.words[shared.W_PSS], private = confirmed()
+        self._elsewhere = max(0, anonymous - private)
+        return private > 0.9 * own
+
+    def _publish(self, rss: int, own: int) -> None:
         words, judge = self._row.words, self._judge
-        words[shared.W_RSS] = rss
+        words[shared.W_RSS], words[shared.W_OWN_MEMORY] = rss, own
         words[shared.W_MEMORY_LIMIT] = judge.limit()
         words[shared.W_WARM_FLOOR] = judge.floor
         soon = judge.seconds_to_limit()
@@ -123,6 +138,8 @@ class MemoryWatch:
 
     def _end_minute(self, now: float) -> None:
         """Once a minute: the floor, the trends, the verdicts."""
+        if self._elsewhere:
+            self._confirm(0)  # what was shared becomes a worker's own by being written to
         low, self._lowest = self._lowest, 0
         requests = self._row.requests
         load, self._requests = requests - self._requests, requests

@@ -44,7 +44,7 @@ class Child:
         return pid if isinstance(pid, int) else 0
 
     def look(self, now: float) -> None:
-        """Take over what the worker and the command line say of it."""
+        """Take over what the worker says of it."""
         row = self.row
         if row is None:  # all rows are taken: nothing is known of it
             self.ready_at = self.ready_at or now
@@ -53,7 +53,7 @@ class Child:
             self.ready_at = row.words[scoreboard.W_READY_NS] / 1e9 or now
         said = _name(row.words[scoreboard.W_RETIRE_REASON])
         if not self.asked or said == "memory_hard":
-            self.ask(said or ("asked" if row.orders[scoreboard.O_CLI_RETIRE] else ""))
+            self.ask(said)
 
     def ask(self, reason: str) -> None:
         """It is to be replaced."""
@@ -79,6 +79,11 @@ class Child:
         """It is a sync worker that a long request keeps."""
         return self.row is not None and self.row.words[scoreboard.W_THREADS] == 1 and (
             self.row.words[scoreboard.W_STUCK] > 0)
+
+    def waits_for_client(self) -> bool:
+        """Its threads wait for slow clients, or most of them."""
+        return self.row is not None and 2 * self.row.words[scoreboard.W_SLOW_CLIENTS] > (
+            self.row.words[scoreboard.W_THREADS])
 
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""

@@ -1,7 +1,7 @@
 """What gunicorn would run with, found out without starting it: its configuration as gunicorn itself reads it, our
 settings, and the app, in a process of its own. A configuration is a program: it may print, hang or exit.
 
-Run as a module this is that process: ``python -m flask_stability.server.facts DESCRIPTOR app|no-app ARGUMENTS…``.
+Run as a module this is that process: ``python -m flask_stability.server.facts DESCRIPTOR WANTED ARGUMENTS…``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import tempfile
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
+
+import click
 
 from ..config import Settings, unknown_keys
 from ..exceptions import ConfigError, StabilityError
@@ -36,6 +38,10 @@ class AppFacts:
     """What is known of an app that uses the extension.
 
     :ivar settings: its own, app.config over the environment.
+    :ivar wants_database: it names a database, or settings of one.
+    :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
+        latency_ms, pool. Empty unless `read` was asked for them.
+    :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
     :ivar credentials: the app gives the database's user and password itself.
     """
@@ -45,6 +51,9 @@ class AppFacts:
     debug: bool
     settings: Settings
     longest: float = 0.0
+    wants_database: bool = False
+    engines: tuple[dict[str, Any], ...] = ()
+    looked_at: tuple[dict[str, Any], ...] = ()
     credentials: bool = False
 
 
@@ -59,6 +68,7 @@ class Facts:
     :ivar settings: of the environment, the configuration's changes to it included.
     :ivar problems: bad values in the environment, one line each.
     :ivar unknown: unknown ``STABILITY_*`` variables, with the nearest known name.
+    :ivar named: the command line or the configuration names an app.
     :ivar apps: the apps that use the extension; empty if none does, or if it was not loaded.
     :ivar app_error: why the app could not be loaded, "" if it could.
     :ivar resident: bytes of memory of a process that has loaded the app; 0 if it was not loaded.
@@ -72,6 +82,7 @@ class Facts:
     settings: Settings = field(default_factory=Settings)
     problems: tuple[str, ...] = ()
     unknown: dict[str, str | None] = field(default_factory=dict)
+    named: bool = True
     loaded: bool = False
     apps: tuple[AppFacts, ...] = ()
     app_error: str = ""
@@ -88,16 +99,27 @@ class Facts:
         return "gunicorn.workers.gthread" in self.worker_modules
 
 
-def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0) -> Facts:
+def flask_app() -> str | None:
+    """Return the app that ``flask --app``, or FLASK_APP, names for the command that runs; None without one."""
+    obj = click.get_current_context().find_root().obj
+    found = getattr(obj, "app_import_path", None)
+    return str(found) if found else None
+
+
+def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0, flask_app: str | None = None,
+         engines: bool = False) -> Facts:
     """Ask a process of its own.
 
     :param arguments: as given to ``gunicorn``.
+    :param flask_app: as given to ``flask --app``: loaded unless the arguments name an app.
+    :param engines: connect to the SQLAlchemy engines of the app, too.
     :param seconds: after which it is ended.
     :raises FactsError: if the configuration cannot be read.
     """
     with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(file.fileno()), "app" if with_app else "no-app", *arguments],
+            [sys.executable, "-m", __name__, str(file.fileno()), json.dumps(
+                {"with_app": with_app, "flask_app": flask_app, "engines": engines}), *arguments],
             stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=(file.fileno(),), start_new_session=True)
         try:
             process.wait(seconds)
@@ -118,7 +140,9 @@ def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0) 
 
 
 def _decoded(found: dict[str, Any]) -> Facts:
-    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"])}) for app in found.pop("apps"))
+    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"]), "engines": tuple(app["engines"]),
+                              "looked_at": tuple(app["looked_at"])})
+                 for app in found.pop("apps"))
     settings = _settings(found.pop("settings"))
     found.update({name: tuple(found[name]) for name in ("worker_modules", "binds", "problems")})
     return Facts(**found, apps=apps, settings=settings)
@@ -133,12 +157,31 @@ def _settings(values: dict[str, Any]) -> Settings:
 # -- in the process of its own ---------------------------------------------------------------------------------------
 
 
-def main(descriptor: int, with_app: bool, arguments: list[str]) -> None:
-    """Find out, and write it to the descriptor as JSON."""
+def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
+    """Find out, and write it to the descriptor as JSON.
+
+    :param wanted: with_app, flask_app and engines of `read`.
+    """
     from gunicorn.app.wsgiapp import WSGIApplication
+    from gunicorn.errors import ConfigError as NoApp
+
+    class Application(WSGIApplication):  # type: ignore[misc]
+        given = True
+
+        def load_config(self) -> None:
+            try:
+                super().load_config()
+            except NoApp as error:  # raised last: everything else is loaded
+                if "No application module" not in str(error):
+                    raise
+                self.given = False
+
+        def init(self, parser: Any, opts: Any, args: list[str]) -> None:
+            self.positional = bool(args)
+            super().init(parser, opts, args)
 
     sys.argv = ["gunicorn", *arguments]
-    application = WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn")
+    application = Application("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn")
     cfg = application.cfg
     sys.path[:0] = [os.path.abspath(path) for path in (cfg.pythonpath or "").split(",") if path]
     worker_class = cfg.worker_class
@@ -148,37 +191,61 @@ def main(descriptor: int, with_app: bool, arguments: list[str]) -> None:
         "worker_modules": [base.__module__ for base in worker_class.__mro__],
         "binds": [list(address) if isinstance(address, tuple) else address for address in cfg.address],
         "hooked": bool(getattr(cfg.on_starting, "_flask_stability", False)),
-        "unknown": unknown_keys(os.environ), "problems": [], "apps": []}
+        "unknown": unknown_keys(os.environ), "problems": [], "apps": [],
+        "named": application.given or wanted["flask_app"] is not None}
     settings = Settings()
     try:
         settings = Settings.from_environ()
     except ConfigError as error:
         found["problems"] = error.problems
     found["settings"] = dataclasses.asdict(settings)
-    if with_app:
-        found.update(_app(application))
+    if wanted["with_app"] and found["named"]:
+        by_flask = wanted["flask_app"] if not application.positional else None
+        found.update(_app(application, by_flask, wanted["engines"]))
     with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(found, file, default=str)
 
 
-def _app(application: Any) -> dict[str, Any]:
+def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, Any]:
+    from flask.cli import ScriptInfo
+
     from .. import extension, request
+    from ..database.engine import look_at
     from ..memory.process import resident
 
+    app: Any = None  # held: the extension holds its apps weakly
     try:
-        application.wsgi()
+        app = application.wsgi() if flask_app is None else ScriptInfo(app_import_path=flask_app).load_app()
     except ConfigError as error:
         return {"loaded": True, "app_error": "; ".join(error.problems)}
     except BaseException as error:
         return {"loaded": True, "app_error": "".join(traceback.format_exception_only(error)).strip()[-500:]}
     apps = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
              "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout,
+             "wants_database": state.wants_database,
+             "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else [],
+             "looked_at": _by_the_app(state, int(application.cfg.workers)) if engines and state.credentials else [],
              "credentials": state.credentials is not None}
             for state in extension.apps() if state.app is not None]
+    del app
     return {"loaded": True, "apps": apps, "resident": resident()}
 
 
+def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
+    """What check-db finds with the credentials that the app's own function gives."""
+    from ..database.check_db import Finding, check_db
+    from ..redact import cause_of
+
+    try:
+        found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,
+                         credentials=state.credentials)
+    except Exception as error:
+        found = [Finding("credentials", "fail", f"{type(error).__name__}: {cause_of(error)}",
+                         "repair the app's function that gives them")]
+    return [dataclasses.asdict(finding) for finding in found]
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2] == "app", sys.argv[3:])
+    main(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])
     sys.stderr.flush()
     os._exit(0)  # whatever threads the app has begun

@@ -34,7 +34,7 @@ class Group:
         if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
             return
         words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
-        rows = {slot: int(of[scoreboard.W_RSS]) for slot, of in words.items()}
+        rows = {slot: int(of[scoreboard.W_OWN_MEMORY]) for slot, of in words.items()}
         learned = int(self._words[scoreboard.M_WARM_FLOOR])
         floors = {slot: max(learned, int(of[scoreboard.W_WARM_FLOOR])) for slot, of in words.items()}
         slot = group_decision(rows, available=cgroup.available(), total=cgroup.total(), pressure=cgroup.pressure(),
@@ -43,7 +43,7 @@ class Group:
             if slot is not None and child.row is not None and child.row.slot == slot:
                 self._pressure.replaced(now)
                 child.ask("memory_pressure")
-                logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, rss_bytes=rows[slot])
+                logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, private_bytes=rows[slot])
 
     def learn(self, now: float, children: list[Child]) -> None:
         """What fresh workers reach again and hold is learned as the floor; a limit too near to it is told of once."""
@@ -54,11 +54,13 @@ class Group:
         if self._limit_told:
             return
         for words, floor in zip(rows, floors, strict=True):
-            if limit_too_low(int(words[scoreboard.W_MEMORY_LIMIT]), floor):
+            limit = self._settings.memory_limit or int(words[scoreboard.W_MEMORY_LIMIT])
+            if limit_too_low(limit, floor):
                 self._limit_told = True
-                logs.process("memory_limit_too_low", level="WARNING", limit_bytes=int(words[scoreboard.W_MEMORY_LIMIT]),
-                             warm_floor_bytes=floor, remedy="workers that do nothing wrong are replaced: set "
-                             f"STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
+                what = ("it is not enforced, since every worker needs more" if limit < floor else
+                        "workers that do nothing wrong are replaced")
+                logs.process("memory_limit_too_low", level="WARNING", limit_bytes=limit, warm_floor_bytes=floor,
+                             remedy=f"{what}: set STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
                 return
         if self._settings.memory_limit is None:
             self._container(max(floors, default=0))

@@ -5,6 +5,7 @@ but for those that may refuse to start the service or to serve a request.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -20,10 +21,10 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from . import orphans, port_in_use
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat
+from .gunicorn import compat, connections
 from .gunicorn.compat import is_a
 from .gunicorn.glogging import be_patient
 from .leaving import leave_well
@@ -43,6 +44,7 @@ _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed
 supervisor: Supervisor | None = None
 once: Once | None = None
 guard: Guard | None = None
+start_log: logging.Filter | None = None  #: on gunicorn's log until the service listens
 _settings = Settings()
 
 
@@ -104,7 +106,7 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, once, _settings
+    global supervisor, once, start_log, _settings
     once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
@@ -131,6 +133,7 @@ def _on_starting(server: Any) -> None:
     if not server.master_pid:
         places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
         _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
+        start_log = port_in_use.watch(server)
     board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
@@ -138,6 +141,9 @@ def _on_starting(server: Any) -> None:
     supervisor = Supervisor(server, board, _settings)
     if supervisor.wrap():
         supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
+        problem = supervisor.listen(uid)
+        if problem:
+            server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
     else:
         supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
@@ -194,6 +200,7 @@ def _tcp_migrate() -> str:
 
 
 def _when_ready(server: Any) -> None:
+    port_in_use.leave(server, start_log)
     if _settings.gc_freeze and server.cfg.preload_app:
         gc.collect()
         gc.freeze()
@@ -245,6 +252,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 def _on_exit(server: Any) -> None:
     if supervisor is not None:
         supervisor.left()
+        if supervisor.control is not None:
+            supervisor.control.close()
     logs.process("stopped")
     scoreboard.current().unlink()
 
@@ -253,6 +262,8 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
+    if supervisor is not None and supervisor.control is not None:
+        supervisor.control.close(inherited=True)
     if once is not None:
         worker.load_wsgi = one_line(worker.load_wsgi, once)
     row = getattr(worker, "stability_row", None)
@@ -265,8 +276,8 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _tell_stacks, _start_guard, _leave_well, _watch_forks,
-                 _start_process, _say_ready):
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+                 _watch_forks, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
 
 
@@ -306,6 +317,12 @@ def _tell_stacks(worker: Any) -> None:
     tell_stacks_on_demand()
 
 
+def _watch_connections(worker: Any) -> None:
+    if is_a(type(worker), "sync", "gthread"):
+        worker.stability_connections = connections.watch(worker)
+        middleware.watches_uploads = worker.stability_connections is not None
+
+
 def _start_guard(worker: Any) -> None:
     global guard
     board, row = scoreboard.current(), scoreboard.my_row()
@@ -313,7 +330,8 @@ def _start_guard(worker: Any) -> None:
         worker.notify = _beating(worker.notify, row)
         return
     guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None)
+                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None,
+                  connections=getattr(worker, "stability_connections", None))
     signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)

@@ -21,7 +21,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-READY_TIMEOUT = 30.0  #: seconds a newcomer has to become ready
+READY_TIMEOUT = 30.0  #: seconds a newcomer has at least to become ready
+BOOTS = 2.0  #: × the longest boot that was measured: so long it has
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
@@ -65,6 +66,7 @@ class Seen:
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
     :ivar held: its only thread is kept by a long request.
+    :ivar row: it has a row on the scoreboard; without one nobody sees what it does.
     """
 
     pid: int
@@ -74,6 +76,7 @@ class Seen:
     term_at: float = 0.0
     ready_for: float = 0.0
     held: bool = False
+    row: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def reloaded(old: Sequence[Seen], now: float) -> Replacement:
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
-              mercy: float, room: int = 1) -> Step:
+              mercy: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
     """The edge to cross now.
 
     :param base: how many workers there are to be.
@@ -117,6 +120,7 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param mercy: seconds after SIGTERM at which a worker is killed.
     :param room: for how many newcomers there is memory; one is started in any case.
+    :param patience: seconds that a newcomer has to become ready.
     """
     overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
     if overdue:
@@ -131,7 +135,7 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     if not going:
         return Step(Action.NOTHING, (), _idle(state))
     if state.phase is Phase.SURGING:
-        return _surging(state, alive, going, now, base, close_time, room)
+        return _surging(state, alive, going, now, base, close_time, room, patience)
     if now - state.since >= close_time and (_covered(state, alive, base) or not state.covered):
         return Step(Action.TERM, going, _idle(state))
     return Step(Action.NOTHING, (), state)
@@ -149,9 +153,10 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
            room: int) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
-        # who is no good goes first, then who does not serve yet, who is to go anyway, whom no request keeps, the oldest
-        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.ready, not seen.asked, seen.held,
-                                                 seen.age))[:surplus]
+        # who is no good goes first, then who has no row, who does not serve yet, who is to go anyway, whom no request
+        # keeps, the youngest: the older ones are warm, and have the rows that were there first
+        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.row, seen.ready, not seen.asked,
+                                                 seen.held, -seen.age))[:surplus]
         return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
@@ -178,7 +183,7 @@ def _join(state: Replacement, more: Sequence[Seen], reason: str, now: float) -> 
 
 
 def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], now: float, base: int,
-             close_time: float, room: int) -> Step:
+             close_time: float, room: int, patience: float) -> Step:
     if state.reason in USELESS:
         others = [seen for seen in alive if seen.pid not in state.pids]
         more = _useless(others, None)[:max(0, room - len(going))]
@@ -190,7 +195,7 @@ def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], 
             return Step(Action.TERM, gone, replace(state, pids=state.pids - set(gone)))
     if _covered(state, alive, base):
         return _close(state, going, state.reason, now, close_time)
-    if state.reason == "reload" or now - state.since <= READY_TIMEOUT:
+    if state.reason == "reload" or now - state.since <= patience:
         return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
     if state.reason in BROKEN:
         return Step(Action.TERM, going[:1], _idle(state))
@@ -205,12 +210,24 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, c
                                                 covered and reason not in BROKEN))
 
 
-def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, coming: int = 0, knocking: bool,
-           room: int) -> int:
+def ready_timeout(boots: Sequence[float], timeout: float) -> float:
+    """Seconds that a newcomer has to become ready: what boots took, twice; no longer than gunicorn waits for a boot.
+
+    :param boots: seconds of the last boots, and of those that were given up.
+    :param timeout: gunicorn's, after which it kills a worker that does not boot; 0 = never.
+    """
+    learned = max(READY_TIMEOUT, BOOTS * max(boots, default=0.0))
+    return min(learned, max(READY_TIMEOUT, timeout)) if timeout else learned
+
+
+def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, overdue: int = 0, coming: int = 0,
+           knocking: bool, room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
     have no spare threads. They stay until most of the long requests have ended.
 
     :param held: of each worker that serves and is not to go, whether its request lasts for long.
+    :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
+        sake alone there are half as many more at the most.
     :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
     :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
@@ -219,7 +236,10 @@ def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, co
     number = sum(held) + overdue
     if number and all(held) and knocking:
         # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
-        return max(before, min(3 * number - base, MOST_SPARES * base, before + room))
+        wanted = max(0, 3 * (number - clients) - base) if number > clients else 0
+        if clients:
+            wanted = max(wanted, min(3 * number - base, wanted + max(1, base // 2)))
+        return max(before, min(wanted, MOST_SPARES * base, before + room))
     others = len(held) + coming
     if overdue and others - sum(held) >= base:
         before = min(before, others - base)

@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 from .. import scoreboard as board
+from ..health import report
+from ..health.error_rate import NAME as ERRORS
 from ..scoreboard import REASONS, STATE_NAMES, Row, Scoreboard
 
 
@@ -15,12 +17,15 @@ def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any
     now = time.monotonic_ns() if now_ns is None else now_ns
     words = shared.master.words
     totals = shared.totals()
+    errors = report.results(shared, now).get(ERRORS, {}).get("detail", {})
     return {"master_pid": int(words[board.M_PID]), "uptime_s": _since(words[board.M_STARTED_NS], now),
             "tick_age_s": _since(words[board.M_TICK_NS], now), "base_workers": int(words[board.M_BASE_WORKERS]),
             "target_workers": int(words[board.M_TARGET]), "replacing": bool(words[board.M_SURGE]),
             "held": bool(words[board.M_HOLD_UNTIL_NS]), "degraded": bool(words[board.M_DEGRADED]),
             "draining": bool(words[board.M_DRAINING]), "reloads": int(words[board.M_RELOADS]),
-            "requests": totals.requests, "errors": totals.errors, "restarts": totals.restarts,
+            "error_rate": {window: errors.get(window) for window in ("1m", "5m")},
+            "mutes": report.mutes(shared), "requests": totals.requests, "errors": totals.errors,
+            "restarts": totals.restarts,
             "workers": [worker_block(row, now) for row in shared.live()]}
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -26,6 +27,8 @@ from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Scoreboard
 from . import exits, plan
 from .children import Child, alive, stopped, told_of_exits
+from .commands import carry_out
+from .control import Listener, path_of
 from .group import Group
 from .guard import TELL_STACKS
 from .gunicorn import compat
@@ -43,6 +46,7 @@ PAUSED = 5.0  #: seconds of its own standstill that the master tells
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
+ROWS_KEPT = 2  #: rows that no spare worker gets, nor a reload: for replacements
 #: What a failed reload puts back.
 _RELOADED = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
@@ -61,6 +65,7 @@ class Supervisor:
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
+        self._boots: deque[float] = deque(maxlen=8)
         self.in_reload = self.stopping = self.ever_ready = self._reload_due = False
         self._stillborn: list[str] = []
         self._pid = os.getpid()
@@ -72,10 +77,11 @@ class Supervisor:
         self._last_rotation = 0.0
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self.group = Group(server, self.words, settings)
-        self._look_at = self._ticked = self._murder_again = 0.0
+        self._look_at = self._ticked = self._murder_again = self._rows_told_at = 0.0
         self._looked = time.monotonic()
         self.spares = 0
         self.notifier = Notifier()
+        self.control: Listener | None = None
         self.words[scoreboard.M_PID] = self._pid
         self.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
 
@@ -96,6 +102,8 @@ class Supervisor:
             self._murder, server.murder_workers = server.murder_workers, self.murder_workers
         if hasattr(server, "spawn_workers") and hasattr(server, "spawn_worker"):
             self._spawn, server.spawn_workers = server.spawn_workers, self.spawn_workers
+        if hasattr(server, "spawn_worker"):
+            self._spawn_one, server.spawn_worker = server.spawn_worker, self.spawn_worker
         if hasattr(server, "wait_for_signals"):  # else the tick comes once a second, and no sooner
             self._wait, server.wait_for_signals = server.wait_for_signals, self.wait_for_signals
         elif hasattr(server, "sleep"):
@@ -150,6 +158,20 @@ class Supervisor:
         if len(server.WORKERS) < server._num_workers:
             self._look_again(time.monotonic() + REST)
 
+    def spawn_worker(self) -> Any:
+        """gunicorn's, but no worker without a row: nobody could see what it does."""
+        if self.board.free():
+            return self._spawn_one()
+        self._tell_rows(time.monotonic())
+        return None
+
+    def _tell_rows(self, now: float) -> None:
+        if now >= self._rows_told_at:
+            self._rows_told_at = now + 60.0
+            logs.process("no_row", level="ERROR", rows=len(self.board.rows), workers=len(self.children),
+                         remedy="each worker has a row on the scoreboard, and all are taken: workers are started as "
+                                "others leave; for more workers than rows restart the service")
+
     def _aborted(self) -> set[int]:
         return {pid for pid, worker in list(self.server.WORKERS.items()) if getattr(worker, "aborted", False)}
 
@@ -173,6 +195,10 @@ class Supervisor:
         if self.stopping or self.restarts.held(now):
             self._look_again(self.restarts.hold_until)
             return
+        most = len(server.WORKERS) + self.board.free()
+        if wanted > most:
+            self._tell_rows(now)
+            wanted = most
         base, server._num_workers = server._num_workers, wanted
         try:
             self._manage()
@@ -284,6 +310,17 @@ class Supervisor:
                     child.send(signal.SIGCONT)
         self._stop(graceful)
 
+    def listen(self, uid: int = -1) -> str:
+        """Take orders from now on; return why that cannot be, or "".
+
+        :param uid: the workers' user, if it is another.
+        """
+        if self.board.path is None:
+            return ""  # there is no file to put it beside, which was told
+        self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
+            order, user, self.board, self.children.values()), uid)
+        return self.control.open()
+
     # -- called by the hooks -------------------------------------------------------------------------------------
 
     def forking(self, worker: Any) -> None:
@@ -304,7 +341,8 @@ class Supervisor:
         reason, detail = exits.reason_of(child.status, exits.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            max_requests=bool(self.server.cfg.max_requests), left=child.row is not None and child.ending(),
+            client=child.waits_for_client(), max_requests=bool(self.server.cfg.max_requests),
+            left=child.row is not None and child.ending(),
             oom_kills=kills - self._oom_kills))
         self._oom_kills = kills
         uptime = now - child.started
@@ -378,10 +416,15 @@ class Supervisor:
         self._release_vanished()
         children = [child for child in self.children.values() if child.pid in server.WORKERS]
         for child in children:
+            booting = not child.ready_at
             child.look(now)
+            if booting and child.ready_at:
+                self._boots.append(child.ready_at - child.started)
             if self._drain_until:
                 child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
         self._judge_crashes(now)
+        if self.control is not None:
+            self.control.serve(now)
         for step in (self._thaw, self._silent, self.group.relieve, self.group.learn, self._again):
             try:
                 step(now, children)
@@ -417,7 +460,7 @@ class Supervisor:
                 self._upgrading() and asked not in plan.BROKEN):
             asked = ""
         return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
-                         now - child.ready_at if child.ready_at else 0.0, child.held())
+                         now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
 
     def _upgrading(self) -> bool:
         """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
@@ -431,7 +474,8 @@ class Supervisor:
         before = self.spares
         if before or overdue or any(held):
             self.spares = plan.spares(
-                before, self.server._num_workers, held, overdue=overdue, room=self._room(),
+                before, self.server._num_workers, held, overdue=overdue, room=self._spare_room(),
+                clients=sum(child.waits_for_client() for child in serving if not child.asked and child.held()),
                 coming=sum(not (child.ready_at or child.term_at or child.killed) for child in children),
                 knocking=any(child.row.words[scoreboard.W_QUEUE] for child in serving if child.row is not None))
         if self.spares > before or (before and not self.spares):
@@ -446,7 +490,10 @@ class Supervisor:
         step = plan.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
                               mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
-                              room=self._room())
+                              room=self._room(),
+                              patience=plan.ready_timeout(self._boots, float(self.server.timeout or 0)))
+        if step.action is Action.GIVE_UP:
+            self._boots.append(now - before.since)  # it takes that long at least: the next one is given more
         self.state = step.state
         if step.action is Action.NOTHING:
             return
@@ -499,8 +546,15 @@ class Supervisor:
             return 0
         return plan.PLENTY if free is None or not largest else free // 2 // largest
 
+    def _spare_room(self) -> int:
+        """How many spare workers more there may be: for memory, for the setting, and for rows, of which a reload needs
+        as many as there are workers."""
+        base: int = self.server._num_workers
+        return min(self._room(), max(0, self.settings.spare_max - self.spares),
+                   max(0, len(self.board.rows) - 2 * base - ROWS_KEPT - self.spares))
+
     def _largest(self) -> int:
-        return max((int(row.words[scoreboard.W_RSS]) for row in self.board.live()), default=0)
+        return max((int(row.words[scoreboard.W_OWN_MEMORY]) for row in self.board.live()), default=0)
 
     def _judge_crashes(self, now: float) -> None:
         degraded = self.restarts.too_many(now)

@@ -135,17 +135,25 @@ def test_a_frozen_server_is_told_within_the_connect_timeout(mariadb: MariaDB) ->
     assert "frozen" in found[0].remedy
 
 
+def _make_sqlite(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
 def test_sqlite_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a server, in JSON, with an exit status."""
     monkeypatch.chdir(tmp_path)
     for name in ("DB_HOST", "STABILITY_DB_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STABILITY_DB_URL", f"sqlite:///{tmp_path}/x.db")
+    done = CliRunner().invoke(stability, ["check-db"])
+    assert done.exit_code == 0, done.output
+    assert "not there yet" in done.output
+    assert list(tmp_path.iterdir()) == []  # looking makes nothing
     done = CliRunner().invoke(stability, ["check-db", "--json"])
     assert (done.exit_code, [finding["name"] for finding in json.loads(done.output)]) == (0, ["reachable"])
     assert not (tmp_path / "x.db").exists(), "it would belong to who checks, not to the service"
-    with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+    _make_sqlite(tmp_path / "x.db")
     done = CliRunner().invoke(stability, ["check-db", "--json"])
     assert done.exit_code == 0, done.output
     assert {finding["name"] for finding in json.loads(done.output)} >= {"reachable", "latency", "journal mode"}
@@ -168,10 +176,51 @@ def test_the_command_looks_at_the_app_s_own_database(tmp_path: Path) -> None:
                               capture_output=True, text=True, timeout=60)
         return done.returncode, json.loads(done.stdout)
 
+    _make_sqlite(tmp_path / "of-the-app.db")
     status, findings = run("good")
     assert status == 0
     assert findings[0]["detail"].endswith("of-the-app.db")
     assert run("none")[0] == 1
+    _make_sqlite(tmp_path / "x.db")
     status, findings = run("broken", STABILITY_DB_URL=f"sqlite:///{tmp_path}/x.db")
     assert status == 1
     assert [finding["name"] for finding in findings[:2]] == ["app", "reachable"]
+
+
+ENGINES = """
+from flask import Flask
+from flask_stability import StabilityExt
+from sqlalchemy import create_engine
+app = Flask("engines")
+stability = StabilityExt(app)
+stability.register_engine(create_engine("sqlite:////proc/none/x.db"), "reports")
+stability.register_engine(create_engine("sqlite://"), "cache")
+"""
+
+
+def test_it_sees_what_the_service_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database that gunicorn.conf.py sets, registered engines; nothing is made for an app that has none."""
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.py").write_text("from flask import Flask\nfrom flask_stability import StabilityExt\n"
+                                       "app = Flask('plain')\nStabilityExt(app)\n")
+    (tmp_path / "engines.py").write_text(ENGINES)
+    (tmp_path / "gunicorn.conf.py").write_text(
+        f"import os\nos.environ['STABILITY_DB_URL'] = 'mysql://app:hunter2@127.0.0.1:{free_port()}/app'\n"
+        "workers = 3\nwsgi_app = 'plain:app'\n")
+    (tmp_path / "other.py").write_text("wsgi_app = 'plain:app'\n")
+
+    def run(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
+        done = CliRunner().invoke(stability, ["check-db", "--json", *arguments])
+        return done.exit_code, {finding["name"]: finding for finding in json.loads(done.stdout)}, done.output
+
+    status, found, said = run()
+    assert (status, found["reachable"]["status"]) == (2, "fail"), said
+    assert "hunter2" not in said
+    status, found, said = run("-c", "other.py")
+    assert (status, list(found)) == (0, ["database"]), said
+    status, found, said = run("-c", "other.py", "engines:app")
+    assert status == 2
+    assert {name: finding["status"] for name, finding in found.items()} == {"engine reports": "fail",
+                                                                           "engine cache": "ok"}
+    assert not (tmp_path / "instance").exists()

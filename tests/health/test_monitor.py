@@ -13,12 +13,14 @@ import pytest
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
+from flask_stability.database import Pool
 from flask_stability.health import report
-from flask_stability.health.checks import Check, Worry
+from flask_stability.health.checks import Check, Worry, database_check
 from flask_stability.health.history import History, Sample
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
-from support import wait_until
+from flask_stability.signals import health_changed
+from support import free_port, wait_until
 
 #: No check is late or hangs because the machine was slow: those that are to hang have a timeout of their own.
 SETTINGS = replace(Settings(), health_interval=0.2, health_timeout=60.0, service_id="orders@here")
@@ -360,3 +362,29 @@ def test_a_monitor_at_rest_costs_next_to_nothing(board: Scoreboard, monitor: Cal
     assert (time.thread_time() - before) / runs < 0.005
 
 
+
+
+def test_a_database_that_is_away_is_told_in_words(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
+    """What to do about it, where error.log says it too; in the document, its notes and the alert, without secrets."""
+    settings = replace(SETTINGS, db_url=f"mysql://shop:hunter2@127.0.0.1:{free_port()}/shop", health_timeout=10.0)
+    pool = Pool(settings)
+    alerts: list[str] = []
+
+    def listen(sender: str, **kwargs: Any) -> None:
+        alerts.append(kwargs["detail"])
+
+    try:
+        with health_changed.connected_to(listen):
+            monitor(_worker(board, 11), database_check(pool, settings, shared=True), settings=settings)
+            wait_until(lambda: _checks(board).get("database", {}).get("status") == "fail", 60)
+            wait_until(lambda: alerts, 60)
+    finally:
+        pool.close()
+    document = report.build(board, settings)
+    cause = document["detailed"]["database"]["cause"]
+    assert "error 200" in cause
+    assert "start the server, or correct host and port" in cause
+    assert document["notes"][0] == f"database: {cause}"
+    assert any("start the server" in text for text in alerts)
+    assert "hunter2" not in str(document) + str(alerts)
+    assert document["detailed"]["database"]["error"].startswith("OperationalError")

@@ -16,7 +16,6 @@ import requests
 from flask_stability import processes
 from flask_stability.scoreboard import (
     M_RELOADS,
-    O_CLI_RETIRE,
     O_RETIRE_SINCE_NS,
     STATE_READY,
     W_BUSY,
@@ -24,6 +23,7 @@ from flask_stability.scoreboard import (
     Scoreboard,
     board_files,
 )
+from flask_stability.server import control
 from support import Server, wait_until
 
 SOURCE = '''
@@ -117,10 +117,7 @@ class Supervised(Server):
 
     def retire(self, pid: int) -> None:
         """As the command line does it."""
-        for row in self.board(write=True).live():
-            if row.pid == pid:
-                row.orders[O_CLI_RETIRE] = 1
-        os.kill(self.pid, signal.SIGCHLD)
+        control.ask(control.path_of(self.board().path or ""), {"command": "retire", "pid": pid}, timeout=60)
 
     def retired(self, pid: int, timeout: float = 40.0) -> None:
         """Wait until a worker is gone."""

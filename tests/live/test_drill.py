@@ -16,6 +16,9 @@ import psutil
 import pytest
 
 from flask_stability.drill.faults import FAULTS
+from flask_stability.drill.report import STEADY, Report, Step, verdicts
+from flask_stability.drill.show import show
+from flask_stability.loadgen import Outcome, Result
 from support import ROOT, Server, runs, wait_until
 from support_db import MariaDB
 
@@ -25,6 +28,7 @@ from flask import Flask
 from flask_stability import StabilityExt
 app = Flask(__name__)
 StabilityExt(app)
+begun = time.monotonic()
 
 @app.get("/")
 def index():
@@ -32,7 +36,9 @@ def index():
 
 @app.get("/broken")
 def broken():
-    raise RuntimeError
+    if time.monotonic() - begun > 3:
+        raise RuntimeError
+    return "still well"
 """
 CONFIG = """
 worker_class = "gthread"
@@ -111,7 +117,7 @@ def test_an_app_passes_the_drill(folder: Path) -> None:
     """Every fault in turn, each figure against its target; for a person, a program and a CI server."""
     done = _drill(folder, "shop:app", "--rate", "30", "--seconds", "2", "--json", "--junit", "drill.xml")
     report = json.loads(done.stdout)
-    assert [step["name"] for step in report["steps"]] == [name for name, _ in FAULTS]
+    assert [step["name"] for step in report["steps"]] == [STEADY, *(name for name, _ in FAULTS)]
     assert all(step["requests"] > 0 for step in report["steps"])
     assert all(step["restored"] for step in report["steps"]), report
     assert {verdict["figure"]: verdict["passed"] for verdict in report["verdicts"]}["database connections"] is None
@@ -119,6 +125,7 @@ def test_an_app_passes_the_drill(folder: Path) -> None:
     suite = ElementTree.parse(folder / "drill.xml").getroot()
     assert suite.get("tests") == str(len(report["verdicts"]))
     assert done.returncode == (0 if report["passed"] else 1)
+    assert report["summary"].startswith("PASSED" if report["passed"] else "FAILED")
 
 
 @pytest.mark.long
@@ -130,6 +137,7 @@ def test_a_running_service_that_fails_is_told_so(server: Callable[..., Server], 
     assert done.returncode == 1, done.stderr
     assert "MISSED" in done.stdout
     assert "HTTP 500" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("FAILED: availability")
     assert one.alive()
 
 
@@ -161,9 +169,27 @@ def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal
     (("--url", "http://example.org"), "--anywhere"),
     (("--pid", "1"), "--url"),
     (("shop:app", "--database"), "STABILITY_DB_URL"),
+    (("shop:app", "--path", "/", "--path", "/nowhere"), "/nowhere answers 404"),
+    (("shop:app", "--junit", "none/drill.xml"), "--junit none/drill.xml: No such file"),
 ])
 def test_a_drill_that_cannot_be_run_says_why(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     """With an exit status of its own."""
     done = _drill(folder, *arguments)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_every_failure_is_in_a_row_and_the_end_says_passed_or_failed(capsys: pytest.CaptureFixture[str],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what failed before the first fault; on a narrow terminal nothing is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    steps = [Step(STEADY, 100, 3, 0.97, errors={"HTTP 500": 3}),
+             Step("database connections dropped", 1000, 20, 0.98, 1.5, errors={"ConnectionResetError": 20})]
+    result = Result([Outcome(0.0, 0.01, 200, "", "/")] * 1077 + [Outcome(0.0, 0.01, 500, "", "/")] * 23)
+    show(Report(steps, verdicts(steps, result, 1.0, True), ["/ answers 302: that answer"]))
+    said = capsys.readouterr().out
+    assert "steady load: 3 × HTTP 500" in said
+    assert "database connections dropped: 20 × ConnectionResetError" in said
+    assert "…" not in said
+    assert "note: / answers 302" in said
+    assert said.splitlines()[-1].startswith("FAILED: availability 97.909% of 1100, target > 99.5%")

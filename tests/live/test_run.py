@@ -53,6 +53,9 @@ def test_gunicorn_alone_serves_the_sample(tmp_path: Path) -> None:
     with _served([sys.executable, "-m", "gunicorn"], ROOT, tmp_path, tmp_path / "output", 60) as url:
         assert requests.post(f"{url}/orders", json=ORDER, timeout=30).status_code == 201
         assert "memory" in requests.get(f"{url}/health", timeout=30).json()["detailed"]
+        said = (tmp_path / "output").read_text()
+        assert f"dashboard  {url}/health/dashboard\n" in said
+        assert f"logs       {tmp_path}/logs\n" in said
 
 
 def test_an_ordinary_user_is_told_at_once_of_all_that_is_missing(tmp_path: Path) -> None:

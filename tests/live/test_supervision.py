@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -588,7 +589,7 @@ def test_sigterm_finishes_what_is_in_flight(supervised: Start, worker_class: str
 
 
 def test_command_line_tells_and_orders(supervised: Start) -> None:
-    """status, gc and retire work through the board's file, also while every worker is busy."""
+    """status works through the board's file, also while every worker is stopped; gc, retire, mute by the socket."""
     server = supervised(env={"STABILITY_SURGE": "on"})
     server.full(2)
 
@@ -610,6 +611,20 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
     assert found["master_pid"] == server.pid
     assert {worker["pid"] for worker in found["workers"]} == set(server.worker_pids())
     assert f"master {server.pid}" in flask("status")
+    assert flask("status", "--pids").split() == [str(pid) for pid in server.worker_pids()]
+    path = server.run_dir / f"flask_stability-{server.pid}.control"
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o600, os.geteuid())
+    wait_until(lambda: "disk" in server.health()["detailed"]["checks"], message="the first round is done")
+    flask("mute", "disk", "--for", "2h")
+    assert [one["check"] for one in server.health()["detailed"]["mutes"]] == ["disk"]
+    assert "alerts of disk are muted for 1 h 59 min" in flask("status") or "2 h" in flask("status")
+    flask("unmute", "disk")
+    assert server.health()["detailed"]["mutes"] == []
+    refused = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()", "mute",
+                              "disc", "--for", "1h"], env={**server.environ, "STABILITY_DB_TIMEOUT": "nonsense"},
+                             capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "there is no check 'disc': there are disk" in refused.stderr
     flask("gc")
     wait_until(lambda: len(server.records("process-manager", "garbage_collected")) == 2)
     victim = server.worker_pids()[0]
@@ -618,6 +633,10 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
     server.full(2)
     server.signal(signal.SIGUSR1)
     wait_until(lambda: server.records("process-manager", "status"))
+    orders = [record["command"] for record in server.records("process-manager", "order")]
+    assert orders == ["mute", "unmute", "gc", "retire"]
+    server.stop()
+    assert not path.exists()
 
 
 def test_command_line_without_a_service_says_what_to_do(tmp_path: Path) -> None:

@@ -378,3 +378,16 @@ def test_only_the_largest_goes_and_only_when_memory_is_scarce(rows: dict[int, in
     if slot is not None:
         assert rows[slot] == max(rows.values())
         assert scarce(available, total, pressure)
+
+
+def test_a_limit_set_by_hand_below_the_floor_is_not_enforced() -> None:
+    """1.5 × the floor is in force instead, whoever learned it; one above the floor stays what it is."""
+    for judge in (Judge(Rules(limit=30 * MB), 0.0, floor=45 * MB), Judge(Rules(limit=30 * MB), 0.0, learned=45 * MB)):
+        assert judge.limit() == int(67.5 * MB)
+    assert Judge(Rules(limit=50 * MB), 0.0, floor=45 * MB).limit() == 50 * MB
+
+
+def test_what_workers_have_in_common_is_not_shared_out() -> None:
+    """A container of 1000 MB, 500 of them a preloaded model."""
+    assert default_limit(1000 * MB, 4, 500 * MB) == 80 * MB
+    assert default_limit(1000 * MB, 4) == 160 * MB

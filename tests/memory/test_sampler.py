@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import mmap
 import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,9 +18,11 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.memory import cgroup, collect, sampler
 from flask_stability.memory.policy import Action
+from flask_stability.memory.process import sizes
 from flask_stability.memory.sampler import MemoryWatch, confirmed, resident
 from flask_stability.scoreboard import Row, Scoreboard
 from flask_stability.signals import leak_suspected
+from support import fork
 
 
 def test_resident_memory_is_what_psutil_says() -> None:
@@ -64,22 +68,70 @@ def row(board: Scoreboard) -> Row:
 
 
 def test_it_publishes_and_decides(board: Scoreboard, row: Row) -> None:
-    """Above a limit that this process has long passed it reclaims, measures again, and asks for replacement."""
-    watch = MemoryWatch(replace(Settings(), memory_limit=1 << 20, memory_hard_factor=1000.0), row, board=board)
+    """Above its limit it reclaims, measures again, and asks for replacement."""
+    limit = sizes()[1] + (64 << 20)
+    settings = replace(Settings(), memory_limit=limit, memory_hard_factor=1000.0, memory_limit_jitter=0.0)
+    watch = MemoryWatch(settings, row, board=board)
     now = time.monotonic()
+    held = b"x" * (128 << 20)
     decisions = [watch.tick(now + second) for second in range(4)]
     assert [decision.action for decision in decisions] == [Action.NONE, Action.NONE, Action.RETIRE, Action.RETIRE]
-    assert "private" in decisions[2].text
+    assert "resident" in decisions[2].text
+    assert row.words[sb.W_OWN_MEMORY] > len(held)
     assert row.words[sb.W_RSS] > 10 << 20
     assert 0 < row.words[sb.W_PSS] <= row.words[sb.W_RSS] + (8 << 20)
     assert row.words[sb.W_GC_RUNS] == 1
-    assert row.words[sb.W_MEMORY_LIMIT] <= 1 << 20
+    assert row.words[sb.W_MEMORY_LIMIT] == limit
     assert math.isnan(row.floats[sb.F_SECONDS_TO_LIMIT]) or row.floats[sb.F_SECONDS_TO_LIMIT] == 0
     before = threading.active_count()  # another test's thread may be ending
     watch.tick(now + 30)
     assert before >= row.words[sb.W_N_THREADS] >= threading.active_count() >= 1
     assert row.words[sb.W_N_FDS] > 2
     assert row.words[sb.W_N_GC_OBJECTS] > 10_000
+
+
+def test_a_mapped_file_is_none_of_the_workers(row: Row, tmp_path: Path) -> None:
+    """It is the kernel's cache, however much of it is read: a replacement would map and read it again."""
+    path = tmp_path / "index"
+    with path.open("wb") as file:
+        for _ in range(150):
+            file.write(os.urandom(1 << 20))
+    limit = sizes()[1] + (60 << 20)
+    watch = MemoryWatch(replace(Settings(), memory_limit=limit), row)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as index:
+        sum(index[at] for at in range(0, len(index), 4096))
+        assert resident() > limit + (60 << 20)
+        now = time.monotonic()
+        assert all(watch.tick(now + second).action is Action.NONE for second in range(10))
+
+
+def test_what_a_forked_worker_shares_is_not_its_own_until_it_writes_to_it(tmp_path: Path) -> None:
+    """A preloaded model counts for no worker; what the worker writes to becomes its own."""
+    model = bytearray(os.urandom(1 << 20) * 100)
+
+    def worker() -> None:
+        row = Scoreboard.anonymous(1).allocate(1)
+        assert row is not None
+        watch = MemoryWatch(replace(Settings(), memory_limit=60 << 20, memory_limit_jitter=0.0,
+                                    memory_hard_factor=1000.0), row)
+        now = time.monotonic()
+        assert sizes()[1] > 100 << 20
+        assert [watch.tick(now + second).action for second in range(5)] == [Action.NONE] * 5
+        assert row.words[sb.W_OWN_MEMORY] < 50 << 20
+        model[::4096] = b"y" * len(model[::4096])
+        found = [watch.tick(now + 61 + second).action for second in range(6)]
+        assert Action.RETIRE in found
+
+    _, status = os.waitpid(fork(worker), 0)
+    assert status == 0
+
+
+def test_a_limit_below_what_the_app_needs_is_not_enforced(row: Row) -> None:
+    """Every worker would be replaced, for ever."""
+    watch = MemoryWatch(replace(Settings(), memory_limit=1 << 20), row)
+    now = time.monotonic()
+    assert all(watch.tick(now + second).action is Action.NONE for second in range(10))
+    assert row.words[sb.W_MEMORY_LIMIT] > 1.4 * row.words[sb.W_OWN_MEMORY]
 
 
 def test_each_worker_has_a_limit_of_its_own(row: Row) -> None:
@@ -94,7 +146,7 @@ def test_a_limit_out_of_the_container_leaves_room_for_what_is_there(row: Row, mo
     """A container too small for its workers must not have fresh ones replaced for ever."""
     monkeypatch.setattr(cgroup, "limit", lambda: 10 << 20)
     watch = MemoryWatch(Settings(), row, workers=4)
-    assert row.words[sb.W_MEMORY_LIMIT] >= 1.4 * resident()
+    assert row.words[sb.W_MEMORY_LIMIT] >= 1.4 * row.words[sb.W_OWN_MEMORY] > 0
     now = time.monotonic()
     assert all(watch.tick(now + second).action is Action.NONE for second in range(30))
 
@@ -153,7 +205,8 @@ def test_collections_that_take_long_are_made_seldom(row: Row, monkeypatch: pytes
 
 def test_without_figures_nothing_is_decided(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where /proc is hidden the rest of the guard goes on: no error, no replacement, no verdict."""
-    monkeypatch.setattr(sampler, "resident", lambda: 0)
+    monkeypatch.setattr(sampler, "sizes", lambda: (0, 0))
+    monkeypatch.setattr(sampler, "confirmed", lambda: (0, 0))
     monkeypatch.setattr(cgroup, "_machine", lambda: (0, None))
     monkeypatch.setattr(cgroup, "_OWN", "/nowhere")
     watch = MemoryWatch(replace(Settings(), memory_limit=1 << 30), row)
@@ -166,7 +219,8 @@ def test_without_figures_nothing_is_decided(row: Row, monkeypatch: pytest.Monkey
 def test_a_leak_is_told_once_with_its_trend(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the log, by the signal, on the board; a limit says how soon."""
     size = [100 << 20]
-    monkeypatch.setattr(sampler, "resident", lambda: size[0])
+    monkeypatch.setattr(sampler, "sizes", lambda: (size[0], size[0]))
+    monkeypatch.setattr(sampler, "confirmed", lambda: (size[0], size[0]))
     told: list[dict[str, object]] = []
 
     def receiver(sender: object, **told_of: object) -> None:

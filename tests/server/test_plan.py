@@ -346,3 +346,29 @@ def test_workers_that_are_all_silent_are_given_less_time() -> None:
     """Then nobody serves."""
     assert plan.patience([]) == plan.patience([0.5, 9.0]) == plan.SILENT
     assert plan.patience([2.5, 9.0]) == plan.NOBODY
+
+
+def test_a_newcomer_has_the_time_that_boots_take() -> None:
+    """Twice the longest that was seen, half a minute at least, and no more than gunicorn gives a boot."""
+    assert plan.ready_timeout([], 120.0) == plan.ready_timeout([3.0], 120.0) == 30.0
+    assert plan.ready_timeout([3.0, 36.0], 120.0) == 72.0
+    assert plan.ready_timeout([36.0], 40.0) == 40.0
+    assert plan.ready_timeout([36.0], 20.0) == 30.0
+    assert plan.ready_timeout([100.0], 0.0) == 200.0
+
+
+def test_of_surplus_workers_those_without_a_row_and_the_youngest_go_first() -> None:
+    """The older ones are warm, and what nobody can see into is to go before what is known."""
+    workers = [Seen(number, number, True, row=number != 2) for number in range(1, 6)]
+    step = plan.next_step(Replacement(), workers, 0.0, base=3, surge=True, close_time=0.0, mercy=35.0)
+    assert (step.action, step.pids) == (plan.Action.TERM, (2, 5))
+
+
+def test_slow_clients_bring_half_as_many_spare_workers_as_there_are_workers_and_no_more() -> None:
+    """Others would be kept by the next ones; where the app hangs as well it counts as ever."""
+    held = [True] * 4
+    assert plan.spares(0, 4, held, clients=4, knocking=True, room=99) == 2
+    assert plan.spares(2, 4, [True] * 6, clients=6, knocking=True, room=99) == 2
+    assert plan.spares(0, 4, held, clients=1, knocking=True, room=99) == 7
+    assert plan.spares(0, 4, held, clients=0, knocking=True, room=99) == 8
+    assert plan.spares(0, 4, held, clients=4, knocking=True, room=1) == 1

@@ -136,7 +136,7 @@ export function showTables(store) {
 function workerRow(worker, memory) {
   const trend = memory.trend_bytes_per_min ?? 0, limit = memory.limit_bytes ?? 0, steady = Math.abs(trend) < 1024;
   const left = memory.seconds_to_limit;
-  const used = limit ? t("of_limit", {share: share(worker.rss_bytes / limit)}) : "";
+  const used = limit ? t("of_limit", {share: share(worker.private_bytes / limit)}) : "";
   return [
     String(worker.slot), String(worker.pid),
     {text: t(worker.state), status: worker.state === "ready" ? memory.status ?? "pass" : "warn",

@@ -1,0 +1,37 @@
+"""What a health check is, and how it says that something is worth a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Details = dict[str, Any]
+
+
+class Worry(Exception):
+    """Raised by a check: not a failure, but worth a warning; carries details."""
+
+    def __init__(self, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Check:
+    """A health check.
+
+    :ivar function: raises (a failure; `Worry`: a warning), or returns None or a dict of details.
+    :ivar critical: its failure makes the service fail; others can only warn.
+    :ivar interval, timeout: seconds; None = the settings'.
+    :ivar shared: run by the leader alone, for all workers.
+    :ivar sign: a look that costs nothing; when it shows something new, the check is run at once.
+    """
+
+    name: str
+    function: Callable[[], Details | None]
+    critical: bool = False
+    interval: float | None = None
+    timeout: float | None = None
+    shared: bool = True
+    sign: Callable[[], object] | None = None

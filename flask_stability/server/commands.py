@@ -1,0 +1,81 @@
+"""What an operator's orders do: retire, gc, mute, unmute. Run by the master, in its tick."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from .. import logs
+from ..health import report
+from ..scoreboard import W_THREADS, Scoreboard
+from .children import Child
+from .control import ControlError
+
+LONGEST_MUTE = 30 * 86400.0  #: seconds
+MOST_MUTES = 32
+
+
+def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child]) -> dict[str, Any]:
+    """Carry out one order.
+
+    :param order: ``command``, and what it needs: ``pid`` (retire, gc; without it all), ``check`` and ``seconds``.
+    :param uid: of the user who asks, for the log.
+    :returns: what was done.
+    :raises ControlError: if it cannot be done.
+    """
+    command = order.get("command")
+    if command in ("retire", "gc"):
+        found = _serving(children, order.get("pid"))
+        for child in found:
+            if command == "gc":
+                if child.row is None or not child.row.words[W_THREADS]:
+                    raise ControlError("workers of this class do not collect on demand: the guard is off there")
+                child.send(signal.SIGUSR2)
+            elif not child.asked:
+                child.ask("asked")
+        done: dict[str, Any] = {"pids": [child.pid for child in found]}
+    elif command == "mute":
+        done = _mute(board, order, uid)
+    elif command == "unmute":
+        done = _unmute(board, order)
+    else:
+        raise ControlError(f"{str(command)[:50]!r} is no order: retire, gc, mute or unmute")
+    logs.process("order", command=command, uid=uid, **done)
+    return done
+
+
+def _serving(children: Iterable[Child], pid: Any) -> list[Child]:
+    """The workers that are meant and serve, and know what SIGUSR2 means."""
+    found = [child for child in children if child.pid and child.serves() and pid in (None, child.pid)]
+    if not found:
+        raise ControlError(f"no worker {pid} is serving" if pid is not None else "no worker is serving")
+    return found
+
+
+def _mute(board: Scoreboard, order: dict[str, Any], uid: int) -> dict[str, Any]:
+    check, seconds, now = order.get("check"), order.get("seconds"), time.time()
+    known = sorted(report.results(board))
+    if check not in known:
+        raise ControlError(f"there is no check {str(check)[:50]!r}: there are {', '.join(known) or 'none yet'}")
+    if not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_MUTE:
+        raise ControlError("give a time of at most 30 days, such as --for 2h")
+    kept = [one for one in report.mutes(board, now) if one.get("check") != check]
+    if len(kept) >= MOST_MUTES:
+        raise ControlError(f"{MOST_MUTES} checks are muted already: unmute one")
+    until = round(now + seconds, 3)
+    kept.append({"check": check, "since": round(now, 3), "until": until, "by": uid})
+    if not board.master.mutes.write_json(kept):
+        raise ControlError("there is no room for more mutes: unmute one")
+    return {"check": check, "until": until}
+
+
+def _unmute(board: Scoreboard, order: dict[str, Any]) -> dict[str, Any]:
+    check, muted = order.get("check"), report.mutes(board)
+    kept = [one for one in muted if one.get("check") != check]
+    if len(kept) == len(muted):
+        names = ", ".join(str(one.get("check")) for one in muted)
+        raise ControlError(f"{str(check)[:50]!r} is not muted" + (f": {names} is" if names else ""))
+    board.master.mutes.write_json(kept)
+    return {"check": check}
