@@ -44,7 +44,7 @@ from .scoreboard_parts import (
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
            "default_run_dirs", "percentile", "running"]
 
-MAGIC = b"FSTABLE4"
+MAGIC = b"FSTABLE5"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -59,12 +59,15 @@ PAGE = 4096
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
+ W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
  # no counter: bytes that replacing the worker would give back
  W_OWN_MEMORY,
  # no counter: threads that wait for a client
  W_SLOW_CLIENTS,
- ) = range(55)
-COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
+ # no counter: since when all connections are in use (monotonic), 0: they are not
+ W_DB_FULL_NS,
+ ) = range(59)
+COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
@@ -220,6 +223,12 @@ class Row:
         """Add to one of the worker's words, safely among the threads of the worker."""
         with self.lock:
             self.words[index] += number
+
+    def add_stream(self, milliseconds: int) -> None:
+        """Count an answer whose body took that long after its first chunk."""
+        with self.lock:
+            self.words[W_STREAMS] += 1
+            self.words[W_STREAM_MS] += milliseconds
 
     @property
     def by_class(self) -> list[int]:

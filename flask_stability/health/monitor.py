@@ -95,14 +95,17 @@ class Monitor:
         self._alerts.stop()
         self._admin.close()
 
-    def add(self, check: Check) -> None:
-        """One more check; a second one of the same name gets a number."""
+    def add(self, check: Check, *, prefix: str = "") -> None:
+        """Run one more check, the same one only once; a second one of the same name gets a number.
+
+        :param prefix: of its name.
+        """
         with self._lock:
-            name, number = check.name, 2
+            if any(run.check == check for run in self._runs.values()):
+                return
+            name, number = prefix + check.name, 2
             while name in self._runs:
-                if self._runs[name].check == check:
-                    return
-                name, number = f"{check.name}-{number}", number + 1
+                name, number = f"{prefix}{check.name}-{number}", number + 1
             self._runs[name] = _Run(check, check.interval or self._settings.health_interval,
                                     check.timeout or self._settings.health_timeout)
         self._wake.set()
