@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from ..database.check_db import Finding
 from ..memory.policy import default_limit, limit_too_low
 from ..server.facts import Facts
-from ..server.order import breaches
+from ..server.timeouts import breaches
 
 MB = 1 << 20
 LOOPBACK = ("127.", "::1", "localhost", "[::1]")
