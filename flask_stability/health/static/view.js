@@ -35,10 +35,12 @@ export function showBanner(store, trouble) {
   } else if (health) {
     const {time: begun, exact} = store.since(health.status);
     const values = {time: time(begun, now), span: span(now - begun)};
-    banner(health.status, t(health.status), t(exact ? "since" : "since_least", values), health.notes.map(note));
+    const hung = health.detailed.hung?.length ?? 0, shown = health.status === "pass" && hung ? "warn" : health.status;
+    const notes = [...health.notes.map(note), ...(hung ? [t("hung_now", {number: count(hung)})] : [])];
+    banner(shown, t(shown), t(exact ? "since" : "since_least", values), notes);
   }
   if (health) write(byId("updated"), t("updated", {time: second(store.at)}));
-  const sign = {pass: "✓", warn: "!", fail: "✕"}[trouble ? "" : health?.status] ?? "?";
+  const sign = {pass: "✓", warn: "!", fail: "✕"}[trouble ? "" : byId("banner").dataset.status] ?? "?";
   document.title = `${sign} ${byId("service").textContent}`;
 }
 
@@ -53,7 +55,9 @@ export function showFacts(store) {
   const {detailed, checks} = store.health, last = store.rounds.at(-1), {workers} = detailed;
   const ready = workers.filter((worker) => worker.state === "ready").length;
   const errors = detailed.error_rate ?? {}, failed = errors["1m"];
-  write(byId("errors_now"), failed ? t("errors_now_of", {minute: share(failed.rate), five: share(errors["5m"].rate)}) : "–");
+  const refused = failed?.refused ? ` · ${t("refused_now", {share: share(failed.refused / failed.requests)})}` : "";
+  write(byId("errors_now"), failed
+    ? t("errors_now_of", {minute: share(failed.rate), five: share(errors["5m"].rate)}) + refused : "–");
   byId("errors_now").dataset.status = failed?.errors ? errors.status === "pass" ? "warn" : errors.status : "";
   write(byId("availability"), share(detailed.availability.ratio));
   write(byId("requests_rate"), decimal(store.rate()));
@@ -159,7 +163,7 @@ export function showTables(store) {
     `${one.method} ${one.method ? routeName(one.endpoint) : t("other")}`, count(one.requests), ms(one.mean_ms),
     ms(one.slowest_ms)]));
   fillTable("exceptions", detailed.exceptions.latest.map((one) => [
-    {text: one.class, more: [one.where, one.request_id && t("request_is", {id: one.request_id}),
+    {text: one.class.split(".").at(-1), more: [one.class, one.where, one.request_id && t("request_is", {id: one.request_id}),
       one.request_id && `grep ${one.request_id} error.log`].filter(Boolean)},
     routeName(one.route), one.where ?? "", count(one.count), moment(one.last, now)]));
   fillSection("hung", (detailed.hung ?? []).map((one) => [
