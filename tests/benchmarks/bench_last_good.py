@@ -17,19 +17,17 @@ import time
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_TESTS.parent))
-sys.path.insert(0, str(_TESTS))
-sys.path.insert(0, str(_TESTS / "live"))
+sys.path[:0] = [str(_TESTS / "live"), str(_TESTS), str(_TESTS.parent)]
 
-from flask import Flask
-from supervised import starting
-from support import wait_until
-from support_db import MariaDB
-from test_last_good import SOURCE, ask, runs
-from wsgi_client import call
+from flask import Flask  # noqa: E402
+from supervised import starting  # noqa: E402
+from test_last_good import SOURCE, ask, runs  # noqa: E402
 
-from flask_stability import StabilityExt
-from flask_stability.loadgen import Load
+from flask_stability import StabilityExt  # noqa: E402
+from flask_stability.loadgen import Load  # noqa: E402
+from support import wait_until  # noqa: E402
+from support_db import MariaDB  # noqa: E402
+from wsgi_client import call  # noqa: E402
 
 ROUNDS, TURN = 100, 20
 
@@ -71,7 +69,8 @@ def tell(name: str, load: Load) -> None:
     outcomes = load.stop()
     times = sorted(outcome.latency * 1000 for outcome in outcomes.outcomes)
     print(f"{name}: {outcomes.total} requests, failed {outcomes.errors() or 0}, "
-          f"median {times[len(times) // 2]:.1f} ms, p99 {times[len(times) * 99 // 100]:.1f} ms, worst {times[-1]:.1f} ms")
+          f"median {times[len(times) // 2]:.1f} ms, p99 {times[len(times) * 99 // 100]:.1f} ms, "
+          f"worst {times[-1]:.1f} ms")
 
 
 def outage(database: MariaDB, folder: Path, seconds: float) -> None:
