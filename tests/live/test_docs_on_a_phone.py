@@ -1,0 +1,28 @@
+"""The documentation in a real Chromium, as wide as a phone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+from support_browser import Tab, browser, tabs
+
+__all__ = ["browser", "tabs"]
+
+
+@pytest.mark.long
+def test_its_tables_fit_a_phone(tabs: Callable[..., Tab], tmp_path: Path) -> None:
+    """No page is wider than the window, the settings and the faults least of all; nothing of a table is cut off."""
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", str(tmp_path / "doctrees"),
+                    str(ROOT / "docs"), str(tmp_path / "html")], check=True, timeout=300, capture_output=True)
+    for name in ("settings", "faults", "logs", "health", "supervision"):
+        tab = tabs((tmp_path / "html" / f"{name}.html").as_uri(), width=390, height=844)
+        assert tab.overflow() <= 0, name
+        cut = tab.page.evaluate("[...document.querySelectorAll('table.docutils td')].filter((cell) => "
+                                "cell.getBoundingClientRect().right > innerWidth + 1).length")
+        assert cut == 0, name
