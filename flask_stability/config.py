@@ -140,7 +140,7 @@ class Settings:
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
     health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
                                           shown="token if one is set, else never")
-    health_token: str | None = _setting(None, token, "bearer token for details", secret=True)
+    health_token: str | None = _setting(None, token, "bearer token for details, 16 characters or more", secret=True)
     health_token_file: str | None = _setting(None, line, "file that holds that token, read when a worker starts",
                                              shown="none")
     health_disk_paths: tuple[str, ...] = _setting(("/",), names, "paths whose file systems are watched")
@@ -157,6 +157,8 @@ class Settings:
                                  "99.9; alerts when the error budget is spent too fast", shown="none")
     admin_bind: str | None = _setting(None, bind, "address:port or unix:/path of a second listener that shows details",
                                       shown="none")
+    admin_hosts: tuple[str, ...] = _setting((), names, "names by which that listener may be asked, beyond its address "
+                                            "and localhost", shown="none")
     alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
     alert_webhook_file: str | None = _setting(None, line, "file that holds that address, read when a worker starts",
@@ -173,6 +175,14 @@ class Settings:
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
     request_timeout: float = _setting(60.0, seconds, "deadline of a request; 0 = none", scope="worker", unit="s")
+    header_timeout: float = _setting(20.0, seconds, "in which the head of a request has to arrive; 0 = for ever",
+                                     scope="worker", unit="s")
+    client_min_rate: float = _setting(
+        500.0, seconds, "a client that sends a body more slowly, over 20 s of waiting for it, is cut off, and one that "
+        "takes a response more slowly while others wait; 0 = none is", scope="worker", unit="bytes/s")
+    spare_max: int = _setting(128, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
+                              "worker, at the most; fewer where memory or rows of the scoreboard are short",
+                              scope="master")
     memory_limit: int | None = _setting(None, parse_size, "a worker's own memory (anonymous, private) above "
                                         "which it is replaced",
                                         scope="master", unit="bytes",

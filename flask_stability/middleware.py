@@ -27,12 +27,12 @@ from .errors import report
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .request import NO_RULE, RequestRecord, current, inflight
 from .takeover import SOCKET, WEBSOCKET, AppSocket
+from .upload import Upload
 from .wsgi_rules import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"
 
-_ident = threading.get_ident
 _now = time.monotonic_ns
 
 
@@ -43,6 +43,8 @@ def _may_be_stopping() -> bool:
 #: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
 #: gunicorn's own signal handlers pass.
 stopping: Callable[[], bool] = _may_be_stopping
+#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
+watches_uploads = False
 
 
 class StabilityMiddleware:
@@ -84,7 +86,7 @@ class StabilityMiddleware:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if MARK in environ:
             return self._inside(environ, start_response)
-        thread = _ident()
+        thread = threading.get_ident()  # looked up anew: gevent replaces it when the worker starts
         exchange: Exchange = Exchange()
         exchange.started_ns = _now()
         exchange.thread_id = thread
@@ -96,7 +98,7 @@ class StabilityMiddleware:
         exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
-        exchange.code = exchange.sent = 0
+        exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = -1
         exchange.taken_ns = 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
@@ -106,6 +108,8 @@ class StabilityMiddleware:
             environ[SOCKET] = AppSocket(client, exchange)
         elif environ.get(WEBSOCKET) is not None:
             exchange.take()
+        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+            environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
@@ -148,6 +152,7 @@ class StabilityMiddleware:
                 if exchange.writer is None:
                     exchange.writer = start_response(*head)
                 exchange.response_started = True
+                exchange.begun_ns = _now()
             return exchange
         except BaseException as error:
             return exchange.fail(error)

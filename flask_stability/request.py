@@ -44,6 +44,7 @@ under_hooks = False
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+_MIN_RATE = "flask_stability.client_min_rate"
 
 
 class NoRule:
@@ -253,6 +254,34 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
         return limited  # type: ignore[return-value]
 
     return decorate
+
+
+def client_min_rate(bytes_per_second: float) -> Callable[[F], F]:
+    """Decorator: the view's own STABILITY_CLIENT_MIN_RATE, bytes per second; 0 = its clients may take their time.
+
+    :raises ValueError: if it is negative.
+    """
+    if bytes_per_second < 0:
+        raise ValueError(f"client_min_rate({bytes_per_second}): give bytes per second of at least 0")
+
+    def decorate(view: F) -> F:
+        is_async = inspect.iscoroutinefunction(view)
+
+        @functools.wraps(view)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            record = current()
+            if record is not None:
+                record.environ[_MIN_RATE] = bytes_per_second
+            return (current_app.ensure_sync(view) if is_async else view)(*args, **kwargs)
+
+        return limited  # type: ignore[return-value]
+
+    return decorate
+
+
+def min_rate(record: RequestRecord, default: float) -> float:
+    """Bytes per second that the client of a request must send or take; 0.0 = any rate will do."""
+    return float(record.environ.get(_MIN_RATE, default))
 
 
 def _after_fork() -> None:

@@ -49,5 +49,6 @@ def make_room() -> None:
 
 
 def clients(worker: Any) -> int:
-    """Connections of clients that a worker holds; told by gthread alone, the others have one at the most."""
-    return int(getattr(worker, "nr_conns", 0))
+    """Connections of clients that a worker holds: those that gthread counts, and those that are kept aside."""
+    connections = getattr(worker, "stability_connections", None)
+    return int(getattr(worker, "nr_conns", 0)) + (len(connections.aside) if connections is not None else 0)

@@ -17,7 +17,7 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..database import bulkhead
 from ..errors.report import request_fields, stack_of
-from ..memory import autopsy, collect
+from ..memory import autopsy, cgroup, collect
 from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
@@ -25,14 +25,17 @@ from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from ..takeover import Farewells
 from .descriptors import Filling, clients, limit, make_room
-from .leaving import let_go
-from .threads import Stuck, add_threads, knocking, queued
+from .gunicorn.connections import Connections
+from .gunicorn.drain import let_go
+from .slow_clients import SlowClients
+from .threads import Stuck, add_threads, for_clients, knocking, number, queued, room
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
+AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
@@ -46,10 +49,12 @@ class Guard:
 
     :param worker: gunicorn's object.
     :param supervised: the master replaces workers before they retire.
+    :param connections: those of its clients, None where they are not watched.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int,
-                 supervised: bool) -> None:
+                 supervised: bool, connections: Connections | None = None) -> None:
+        self._clients = SlowClients(connections, settings) if connections is not None else None
         self._worker, self._board, self._row, self._settings = worker, board, row, settings
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
@@ -58,7 +63,7 @@ class Guard:
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
-        self.leave: Callable[[], None] = lambda: None  # of `leaving`
+        self.leave: Callable[[], None] = lambda: None  # of `drain`
         self._file = logs.error_file()
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
@@ -67,13 +72,16 @@ class Guard:
         self._filling, self._count_at = Filling(descriptors()), 0.0
         self._term_sent = self._cut_told = self._collect_asked = self._sockets_told = False
         self._farewells = Farewells(FAREWELL)
+        self._pressed = self._growing = self._told_clients = False
         self._reason = ""
         self._failed: dict[str, float] = {}
         self._wake = threading.Event()
+        if connections is not None:
+            connections.hurry = self._wake.set
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
         self._looks: tuple[Callable[[float], None], ...] = (
-            self._beat, self._requests, self._threads_stuck, self._parent, self._ending, self._orders,
-            self._look_at_memory, self._descriptors)
+            self._slow_clients, self._beat, self._requests, self._threads_stuck, self._parent, self._ending,
+            self._orders, self._look_at_memory, self._descriptors)
         row.words[scoreboard.W_THREADS] = self._threads
 
     def start(self) -> None:
@@ -97,18 +105,18 @@ class Guard:
         """
         failed: Exception | None = None
         with self._spare:
-            number = min(self._threads, most - self._given)
-            if number <= 0 or not self._worker.alive:
+            more = min(self._threads, most - self._given, self._room())
+            if more <= 0 or not self._worker.alive:
                 return False
             try:
-                given = add_threads(self._worker, number)
+                given = add_threads(self._worker, more)
             except Exception as error:
                 given, failed = False, error
             if given:
-                self._given += number
-                self._stuck.added += number
-                self._row.add(scoreboard.W_THREADS, number)
-                first = self._given == number
+                self._given += more
+                self._stuck.added += more
+                self._row.add(scoreboard.W_THREADS, more)
+                first = self._given == more
             else:
                 self._given = most  # no more are to be had: not tried again
         if failed is not None:
@@ -123,7 +131,8 @@ class Guard:
     def _run(self) -> None:
         interval = self._settings.guard_interval
         while True:
-            self._wake.wait(interval)
+            if self._wake.wait(interval):
+                self._wake.clear()
             interval = self._settings.guard_interval
             for look in self._looks:
                 started = time.monotonic()
@@ -135,8 +144,10 @@ class Guard:
                     self._back = time.monotonic()
             try:
                 # a second late at the end, what is cut would be told too late
-                soon = self._stuck.since or self._lasts or (self._ending_since and not self._cut_told)
-                interval = min(interval, self._memory.next_interval(), SOON if soon else interval)
+                soon = (self._stuck.since or self._lasts or self._pressed
+                        or (self._ending_since and not self._cut_told))
+                interval = min(interval, self._memory.next_interval(), SOON if soon else interval,
+                               AT_ONCE if self._growing else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
 
@@ -146,7 +157,49 @@ class Guard:
             self._failed[look] = now
             logs.error("guard_failed", look=look.strip("_"), error=f"{type(error).__name__}: {error}"[:300])
 
+    def _room(self) -> int:
+        """How many threads more this worker may have."""
+        return room(self._worker, self._threads, self._settings.spare_max, cgroup.available())
+
     # -- one look each -------------------------------------------------------------------------------------------
+
+    def _slow_clients(self, now: float) -> None:
+        """Threads that wait for slow clients get others in their place, and clients that are too slow are cut."""
+        if self._clients is None:
+            return
+        self._growing = False
+        words = self._row.words
+        waits = queued(self._worker) if self._threads > 1 else words[scoreboard.W_QUEUE]
+        self._pressed = bool(waits)
+        self._clients.look(now, pressed=self._pressed)
+        words[scoreboard.W_SLOW_CLIENTS] = waiting = self._clients.waiting
+        if self._threads == 1:
+            if self._clients.patient():
+                self._worker.notify()  # gunicorn's timeout is for an app that hangs
+        elif waits and waiting:
+            self._in_their_place(now, waits, waiting)
+
+    def _in_their_place(self, now: float, waits: int, waiting: int) -> None:
+        assert self._clients is not None
+        with self._spare:
+            more = for_clients(self._threads, number(self._worker), waiting, self._room())
+            if more and add_threads(self._worker, more):
+                self._row.add(scoreboard.W_THREADS, more)
+                self._stuck.added += more
+                self._growing = True
+                if not self._told_clients:
+                    self._told_clients = True
+                    logs.process("spare_threads", level="WARNING", reason="slow clients", threads=self._threads,
+                                 most=self._settings.spare_max)
+                return
+        if waiting + self._threads > number(self._worker):
+            self._clients.give_way(now, max(waits, waiting // 4))
+
+    def _clients_to_blame(self) -> bool:
+        """So many threads wait for clients that the app holds fewer than the worker's own."""
+        if self._clients is None or not self._clients.waiting:
+            return False
+        return len(in_flight()) - self._clients.waiting < self._threads
 
     def _beat(self, now: float) -> None:
         words = self._row.words
@@ -191,6 +244,8 @@ class Guard:
         """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
         for record in in_flight():
             if record.deadline and now > record.deadline and not record.response_started and not record.overdue:
+                if self._clients is not None and self._clients.overdue(now, record):
+                    continue
                 record.overdue = True
                 self._row.add(scoreboard.W_OVERDUE)
                 logs.error("request_overdue", level="CRITICAL", **request_fields(record),
@@ -202,6 +257,9 @@ class Guard:
     def _threads_stuck(self, now: float) -> None:
         """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
         if self._threads < 2:
+            return
+        if self._clients_to_blame():
+            self._stuck.since = 0.0
             return
         records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
@@ -215,7 +273,7 @@ class Guard:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
                        requests=[_with_stack(record) for record in records[:8]])
-        given = add_threads(self._worker, wanted)
+        given = add_threads(self._worker, min(wanted, self._room()))
         if sum(not record.taken_ns for record in records) < self._threads:
             if not self._sockets_told and wanted == 0:
                 self._sockets_told = True
@@ -257,8 +315,8 @@ class Guard:
         """Arm the dead man's switch: it needs neither the GIL nor a thread of ours."""
         self._ending_since = now
         given = self._settings.retire_mercy
-        mercy = given if given is not None else float(self._worker.cfg.graceful_timeout) + 5.0
-        faulthandler.dump_traceback_later(mercy, exit=True, file=self._file)
+        seconds = given if given is not None else float(self._worker.cfg.graceful_timeout) + 5.0
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
     def _orders(self, now: float) -> None:
         """What the master, the command line or a signal asks for."""

@@ -9,6 +9,7 @@ from typing import Any
 FIRST, AGAIN = 1.0, 0.5  #: seconds without progress, with work queued, after which spare threads come, and more of them
 LASTING = 2.0  #: seconds from the first spare threads on in which it has to get better
 MOST = 8  #: × the worker's threads: so many spare ones at the most
+COST = 1 << 20  #: bytes of memory that a thread is taken to need
 
 
 class Stuck:
@@ -66,6 +67,34 @@ def queued(worker: Any) -> int:
         return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and knocking(worker.sockets))
     except (AttributeError, OSError):
         return 0
+
+
+def for_clients(threads: int, now: int, waiting: int, room: int) -> int:
+    """How many threads a worker is to get in place of those that wait for slow clients: twice as many each time, since
+    the next ones may wait for such as well. Pure.
+
+    :param threads: its own; so many are to be free for others.
+    :param now: how many it has.
+    :param waiting: how many of those wait.
+    :param room: how many more there may be.
+    """
+    return min(max(0, waiting + max(threads, waiting) - now), max(0, room))
+
+
+def room(worker: Any, threads: int, most: int, free: int | None) -> int:
+    """How many threads more a worker may have.
+
+    :param threads: its own.
+    :param most: STABILITY_SPARE_MAX.
+    :param free: bytes of memory that are free, None if that is not known; half of it may be used.
+    """
+    spare = most - (number(worker) - threads)
+    return max(0, spare if free is None else min(spare, free // 2 // COST))
+
+
+def number(worker: Any) -> int:
+    """How many threads a gthread worker has, or may have as soon as it needs them."""
+    return int(getattr(getattr(worker, "tpool", None), "_max_workers", 1))
 
 
 def _full(worker: Any) -> bool:

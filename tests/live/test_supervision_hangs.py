@@ -197,26 +197,6 @@ def test_sync_workers_that_all_hang_get_helpers(supervised: Start) -> None:
 
 
 @pytest.mark.long
-def test_sync_workers_that_slow_clients_keep_get_helpers(supervised: Start) -> None:
-    """No request is in flight, four are still to be read and will never be whole: the rest is served meanwhile."""
-    server = supervised(worker_class="sync", config="timeout = 150")
-    server.full(2)
-    slow = []
-    for _ in range(4):
-        connection = socket.create_connection(("127.0.0.1", server.port))
-        connection.sendall(b"GET / HTTP/1.1\r\nHost:")
-        slow.append(connection)
-    assert server.get("/", timeout=40).ok
-    assert server.records("process-manager", "spare_workers")
-    for connection in slow:
-        connection.close()
-    server.full(2, 60)
-    assert set(server.exits()) <= {"asked", "scale"}
-    told = [record["spares"] for record in server.records("process-manager", "spare_workers")]
-    assert told == [*sorted(told[:-1]), 0], "each rise, and the end"
-
-
-@pytest.mark.long
 def test_many_hung_requests_on_sync_workers_past_their_deadline_are_outlived(supervised: Start) -> None:
     """Twelve on two workers, one after the other, the first past their deadline while the last arrive: the rest is
     served, and in the end there are two workers, none of which hangs.

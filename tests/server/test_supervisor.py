@@ -20,8 +20,8 @@ from flask_stability.scoreboard import (
     Scoreboard,
 )
 from flask_stability.server import supervisor as module
-from flask_stability.server.children import Child
 from flask_stability.server.supervisor import Supervisor
+from flask_stability.server.workers import Child
 
 
 class Arbiter(SimpleNamespace):
@@ -92,3 +92,28 @@ def test_silence_that_the_master_shared_is_nobodys(monkeypatch: pytest.MonkeyPat
     assert [worker.tmp.last_update() for worker in arbiter.WORKERS.values()] == [1025.0, 1045.0, 9e8]
     for file in files:
         file.close()
+
+
+def test_no_worker_is_started_without_a_row() -> None:
+    """However many are asked for: nobody could see what it does; that is told once a minute."""
+    started: list[int] = []
+    arbiter: Any = Arbiter()
+    arbiter.spawn_worker = lambda: started.append(1)
+    board = Scoreboard.anonymous(2)
+    supervisor = Supervisor(arbiter, board, Settings())
+    assert supervisor.wrap()
+    for _ in range(4):
+        arbiter.spawn_worker()
+        board.allocate(1)
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(("most", "rows", "base", "room"), [(128, 64, 4, 54), (7, 64, 4, 7), (128, 64, 40, 0)])
+def test_spare_workers_leave_rows_for_a_reload(monkeypatch: pytest.MonkeyPatch, most: int, rows: int, base: int,
+                                               room: int) -> None:
+    """One cap: the setting, the memory and the rows."""
+    arbiter: Any = Arbiter()
+    arbiter._num_workers = base
+    supervisor = Supervisor(arbiter, Scoreboard.anonymous(rows), Settings(spare_max=most))
+    monkeypatch.setattr(supervisor, "_room", lambda: 1000)
+    assert supervisor._spare_room() == room

@@ -34,7 +34,7 @@ ARBITER = (
     Need(("wait_for_signals", "sleep"), "the master looks at its workers once a second at best"),
     Need(("murder_workers",), "a worker past `timeout` may be killed before its stacks are logged"),
     Need(("spawn_workers",), "spare workers start one by one"),
-    Need(("spawn_worker",), "spare workers start one by one"),
+    Need(("spawn_worker",), "spare workers start one by one, and more workers than rows are not seen"),
     Need(("START_CTX",), "SIGUSR2 may not find `python -m gunicorn`"),
     Need(("timeout",), "`timeout` is not raised above the longest request's deadline"),
 )
@@ -49,6 +49,8 @@ WORKER = (
     Need(("tmp",), "descriptors of workers that do not boot stay open"),
 )
 GTHREAD = (
+    Need(("enqueue_req",), "clients that send half a head keep threads"),
+    Need(("poller",), "clients that send half a head keep threads"),
     Need(("tpool",), "no spare threads, and all threads being stuck is not noticed"),
     Need(("set_accept_enabled", "futures"), "a worker that leaves holds the port until its last request is done"),
     Need(("accept",), "connections that wait at the service's end are reset"),
@@ -57,6 +59,7 @@ GTHREAD = (
     Need(("handle_quit",), "SIGINT and SIGQUIT may wait for a lock until the worker is killed"),
 )
 SYNC = (
+    Need(("wait_fds",), "clients that send half a head keep workers"),
     Need(("accept",), "connections that wait at the service's end are reset"),
     Need(("run",), "connections that wait at the service's end are reset"),
     Need(("handle",), "connections that wait at the service's end are reset"),

@@ -10,8 +10,8 @@
      └──more than there are to be, or surge off──▶ CLOSING
 
 Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones, or all that serve nothing any more;
-of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is
-*dying*: it counts beside the target until it is gone, and past its mercy it is killed. Each pass crosses one edge.
+of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is *dying*: it counts beside the
+target until it is gone, and past its kill timeout it is killed. Each pass crosses one edge.
 gunicorn itself never has to end a worker: it would take the oldest, whoever that is.
 """
 
@@ -66,6 +66,7 @@ class Seen:
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
     :ivar held: its only thread is kept by a long request.
+    :ivar row: it has a row on the scoreboard; without one nobody sees what it does.
     """
 
     pid: int
@@ -75,6 +76,7 @@ class Seen:
     term_at: float = 0.0
     ready_for: float = 0.0
     held: bool = False
+    row: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,17 @@ def reloaded(old: Sequence[Seen], now: float) -> Replacement:
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
-              mercy: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
+              kill_timeout: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
     """The edge to cross now.
 
     :param base: how many workers there are to be.
     :param surge: a newcomer may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
-    :param mercy: seconds after SIGTERM at which a worker is killed.
+    :param kill_timeout: seconds after SIGTERM at which a worker is killed.
     :param room: for how many newcomers there is memory; one is started in any case.
     :param patience: seconds that a newcomer has to become ready.
     """
-    overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
+    overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > kill_timeout)
     if overdue:
         return Step(Action.KILL, overdue, state)
     alive = [seen for seen in workers if not seen.term_at]
@@ -151,9 +153,10 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
            room: int) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
-        # who is no good goes first, then who does not serve yet, who is to go anyway, whom no request keeps, the oldest
-        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.ready, not seen.asked, seen.held,
-                                                 seen.age))[:surplus]
+        # who is no good goes first, then who has no row, who does not serve yet, who is to go anyway, whom no request
+        # keeps, the youngest: the older ones are warm, and have the rows that were there first
+        chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.row, seen.ready, not seen.asked,
+                                                 seen.held, -seen.age))[:surplus]
         return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
@@ -217,12 +220,14 @@ def ready_timeout(boots: Sequence[float], timeout: float) -> float:
     return min(learned, max(READY_TIMEOUT, timeout)) if timeout else learned
 
 
-def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, coming: int = 0, knocking: bool,
-           room: int) -> int:
+def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, overdue: int = 0, coming: int = 0,
+           knocking: bool, room: int) -> int:
     """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
     have no spare threads. They stay until most of the long requests have ended.
 
     :param held: of each worker that serves and is not to go, whether its request lasts for long.
+    :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
+        sake alone there are half as many more at the most.
     :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
     :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
@@ -231,7 +236,10 @@ def spares(before: int, base: int, held: Sequence[bool], *, overdue: int = 0, co
     number = sum(held) + overdue
     if number and all(held) and knocking:
         # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
-        return max(before, min(3 * number - base, MOST_SPARES * base, before + room))
+        wanted = max(0, 3 * (number - clients) - base) if number > clients else 0
+        if clients:
+            wanted = max(wanted, min(3 * number - base, wanted + max(1, base // 2)))
+        return max(before, min(wanted, MOST_SPARES * base, before + room))
     others = len(held) + coming
     if overdue and others - sum(held) >= base:
         before = min(before, others - base)

@@ -17,6 +17,7 @@ class Known:
     :ivar ready: it ever served.
     :ivar stopping: the whole service was ending.
     :ivar max_requests: gunicorn's own limit is set: a worker may leave by itself.
+    :ivar client: its thread waited for a slow client.
     :ivar left: it was seen leaving in good order.
     :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
     """
@@ -28,6 +29,7 @@ class Known:
     ready: bool = False
     stopping: bool = False
     max_requests: bool = False
+    client: bool = False
     left: bool = False
     oom_kills: int = 0
 
@@ -42,7 +44,7 @@ def reason_of(status: int | None, known: Known) -> tuple[str, str]:
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return "timeout", detail
+        return ("deadline", f"{detail}: a slow client kept it") if known.client else ("timeout", detail)
     if known.stopping:
         return "shutdown", detail
     if number:

@@ -80,6 +80,11 @@ class Child:
         return self.row is not None and self.row.words[scoreboard.W_THREADS] == 1 and (
             self.row.words[scoreboard.W_STUCK] > 0)
 
+    def waits_for_client(self) -> bool:
+        """Its threads wait for slow clients, or most of them."""
+        return self.row is not None and 2 * self.row.words[scoreboard.W_SLOW_CLIENTS] > (
+            self.row.words[scoreboard.W_THREADS])
+
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""
         if self.pid:
