@@ -32,7 +32,7 @@ from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check
 from .health.monitor import Monitor
-from .middleware import StabilityMiddleware
+from .wsgi.middleware import StabilityMiddleware
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine

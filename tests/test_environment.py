@@ -100,7 +100,7 @@ def test_the_command_line_sees_what_the_service_sees(tmp_path: Path) -> None:
     Path(".env").write_text("DB_HOST=127.0.0.1\nDB_PORT=1\nDB_NAME=a\nDB_PASSWORD=p${HOME}w\n")
     inner = tmp_path / "inner"
     inner.mkdir()
-    code = ("import os, flask_stability.database.check_db as c\n"
+    code = ("import os, flask_stability.operate.check_db as c\n"
             "c._look = lambda workers: (print(repr(os.environ.get('DB_PASSWORD'))), [])[1]\n"
             "from flask.cli import main; main()")
 

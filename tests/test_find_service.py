@@ -16,7 +16,8 @@ from typing import Any
 import click
 import pytest
 
-from flask_stability import durations, find_service
+from flask_stability import durations
+from flask_stability.operate import find_service
 from flask_stability.scoreboard import Scoreboard
 from support import ROOT, Server
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from operator import add
 from typing import Any
 
-from . import scoreboard_file
-from .scoreboard_file import board_files, default_run_dir, default_run_dirs, running
-from .scoreboard_parts import (
+from . import file as scoreboard_file
+from .file import board_files, default_run_dir, default_run_dirs, running
+from .primitives import (
     BUCKET_OF_STEP,
     BUCKET_STARTS,
     BUCKETS,
@@ -41,8 +41,31 @@ from .scoreboard_parts import (
     percentile,
 )
 
-__all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
-           "default_run_dirs", "percentile", "running"]
+__all__ = [
+    "BUCKETS", "BUCKET_OF_STEP", "BUCKET_STARTS", "Blob", "CHECKS_BYTES", "CMD_CLOSE_KEEPALIVE", "CMD_GC",
+    "CMD_NONE", "CMD_RETIRE", "CODE", "COUNTERS", "CRASHES", "DRAINING", "ENDING", "ENDPOINTS", "ENTRY_WORDS",
+    "EXCEPTIONS_BYTES", "EXCEPTIONS_KEPT", "EndpointTable", "Entry", "FLOATS", "F_CPU_SHARE", "F_FDS_TREND",
+    "F_GARBAGE_TREND", "F_GC_OBJECTS_TREND", "F_MEMORY_TREND", "F_RECEIVERS_TREND", "F_SECONDS_TO_LIMIT",
+    "F_THREADS_TREND", "F_TIMERS_TREND", "HEAD_BYTES", "HISTORY_BYTES", "KEY_BYTES", "MAGIC", "MASTER_WORDS",
+    "MAX_ROWS", "METHODS", "MUTES_BYTES", "M_BASE_WORKERS", "M_BOOTS", "M_CRASHES", "M_DEGRADED", "M_DRAINING",
+    "M_EVER_READY", "M_FOLDS", "M_GENERATION", "M_GROWTH_AFTER_NS", "M_GROWTH_PATIENCE", "M_HOLD_UNTIL_NS",
+    "M_LIMIT", "M_N_ENDPOINTS", "M_PID", "M_RELOADS", "M_STARTED_NS", "M_SURGE", "M_TARGET", "M_TICK_NS",
+    "M_UNSUPERVISED", "M_WARM_FLOOR", "MasterArea", "ORDERS", "OTHER_METHOD", "O_AGE", "O_ALLOCATED", "O_BOOTED_NS",
+    "O_CLI_GC", "O_CLI_RETIRE", "O_COMMAND", "O_COMMAND_SEQ", "O_FOLDED", "O_PID", "O_RETIRE_REASON",
+    "O_RETIRE_SINCE_NS", "O_RETIRE_STATE", "PAGE", "PLACES", "REASONS", "REFUSED", "RESTARTS_BYTES", "Row",
+    "SHARED_BYTES", "STATE_BOOTING", "STATE_FREE", "STATE_NAMES", "STATE_READY", "STATE_RETIRING", "STATE_STOPPING",
+    "STEP_BITS", "Scoreboard", "TOTAL_ENDPOINTS", "Totals", "WHOLE_STATEMENTS", "WORDS", "W_AGE", "W_ALERTS_LOST",
+    "W_ALERTS_SENT", "W_BUSY", "W_CLOSE_KEEPALIVE", "W_COMMAND_ACK", "W_DB_AVAILABLE", "W_DB_BAD_RETURNS",
+    "W_DB_BREAKER", "W_DB_CONNECTIONS", "W_DB_CONNECT_ERRORS", "W_DB_CONNECT_MS", "W_DB_ERRORS", "W_DB_IN_USE",
+    "W_DB_LEAKS", "W_DB_LOST", "W_DB_MAX", "W_DB_QUEUED", "W_DB_REQUESTS", "W_DB_RETRIES", "W_DB_SIZE",
+    "W_DB_USAGE_MS", "W_DB_WAITING", "W_DB_WAIT_MS", "W_EXCEPTIONS", "W_GC_FREED", "W_GC_RUNS", "W_GROWING",
+    "W_HEARTBEAT_NS", "W_LEAK_VERDICT", "W_LOG_DROPS", "W_LOG_SAMPLED", "W_MEMORY_LIMIT", "W_N_ENDPOINTS",
+    "W_N_FDS", "W_N_GARBAGE", "W_N_GC_OBJECTS", "W_N_RECEIVERS", "W_N_THREADS", "W_N_TIMERS", "W_OVERDUE",
+    "W_OWN_MEMORY", "W_PID", "W_PSS", "W_QUEUE", "W_READY_NS", "W_RETIRE_REASON", "W_RETIRE_SINCE_NS", "W_RSS",
+    "W_SLOW_CLIENTS", "W_STARTED_NS", "W_STATE", "W_STUCK", "W_THREADS", "W_WARM_FLOOR", "add_entry", "board_files",
+    "bucket_bound", "bucket_of", "current", "default_run_dir", "default_run_dirs", "install", "merged_exceptions",
+    "my_row", "percentile", "row_or_none", "running",
+]
 
 MAGIC = b"FSTABLE4"
 HEAD_BYTES = 24
@@ -555,6 +578,11 @@ def current() -> Scoreboard:
         my_row()
     assert _board is not None
     return _board
+
+
+def row_or_none() -> Row | None:
+    """This process's row, if it has one yet."""
+    return _row
 
 
 def my_row() -> Row:
