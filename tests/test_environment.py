@@ -101,7 +101,7 @@ def test_the_command_line_sees_what_the_service_sees(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     code = ("import os, flask_stability.operate.check_db as c\n"
-            "c._look = lambda workers: (print(repr(os.environ.get('DB_PASSWORD'))), [])[1]\n"
+            "c.of_service = lambda *_: (print(repr(os.environ.get('DB_PASSWORD'))), [])[1]\n"
             "from flask.cli import main; main()")
 
     def seen(folder: Path) -> str:
