@@ -24,17 +24,17 @@ from ..exceptions import ConfigError
 from ..request import in_flight
 from ..wsgi import middleware
 from ..wsgi.middleware import outermost
-from . import orphans, port_in_use
+from . import orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat, connections
+from .gunicorn import compat, connections, port_in_use
 from .gunicorn.compat import is_a
+from .gunicorn.drain import leave_well
 from .gunicorn.glogging import be_patient
-from .leaving import leave_well
-from .notify import Notifier
-from .order import breaches
 from .starting import Once, one_line
 from .supervisor import Supervisor
+from .systemd import Notifier
+from .timeouts import breaches
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
 ARITY = {"on_starting": 1, "on_reload": 1, "when_ready": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1,

@@ -10,7 +10,7 @@ from werkzeug.exceptions import RequestTimeout
 
 from flask_stability.scoreboard import CRASHES
 from flask_stability.server import threads
-from flask_stability.server.exits import Known, reason_of
+from flask_stability.server.exit_reasons import Known, reason_of
 from flask_stability.wsgi import upload
 from flask_stability.wsgi.upload import Meter, Upload
 

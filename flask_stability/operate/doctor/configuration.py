@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ...memory.policy import default_limit, limit_too_low
-from ...server.order import breaches
+from ...server.timeouts import breaches
 from ..check_db import Finding
 from ..inspect import Facts
 

@@ -19,7 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from ... import scoreboard
-from ...server.port_in_use import listener
+from ...server.gunicorn.port_in_use import listener
 from ..check_db import Finding
 from ..inspect import Facts
 
