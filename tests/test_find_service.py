@@ -28,7 +28,7 @@ app = Flask(__name__)
 app.config["STABILITY_SERVICE_ID"] = "orders"
 StabilityExt(app)
 """
-COMMAND = [sys.executable, "-c", "from flask_stability.cli import stability; stability()"]
+COMMAND = [sys.executable, "-c", "from flask_stability.operate.cli import stability; stability()"]
 
 
 @pytest.fixture(scope="module")

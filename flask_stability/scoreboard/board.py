@@ -24,7 +24,6 @@ from operator import add
 from typing import Any
 
 from . import file as scoreboard_file
-from .file import board_files, default_run_dir, default_run_dirs, running
 from .primitives import (
     BUCKET_OF_STEP,
     BUCKET_STARTS,
@@ -36,38 +35,9 @@ from .primitives import (
     EndpointTable,
     Entry,
     add_entry,
-    bucket_bound,
-    bucket_of,
-    percentile,
 )
 
-__all__ = [
-    "BUCKETS", "BUCKET_OF_STEP", "BUCKET_STARTS", "Blob", "CHECKS_BYTES", "CMD_CLOSE_KEEPALIVE", "CMD_GC",
-    "CMD_NONE", "CMD_RETIRE", "CODE", "COUNTERS", "CRASHES", "DRAINING", "ENDING", "ENDPOINTS", "ENTRY_WORDS",
-    "EXCEPTIONS_BYTES", "EXCEPTIONS_KEPT", "EndpointTable", "Entry", "FLOATS", "F_CPU_SHARE", "F_FDS_TREND",
-    "F_GARBAGE_TREND", "F_GC_OBJECTS_TREND", "F_MEMORY_TREND", "F_RECEIVERS_TREND", "F_SECONDS_TO_LIMIT",
-    "F_THREADS_TREND", "F_TIMERS_TREND", "HEAD_BYTES", "HISTORY_BYTES", "KEY_BYTES", "MAGIC", "MASTER_WORDS",
-    "MAX_ROWS", "METHODS", "MUTES_BYTES", "M_BASE_WORKERS", "M_BOOTS", "M_CRASHES", "M_DEGRADED", "M_DRAINING",
-    "M_EVER_READY", "M_FOLDS", "M_GENERATION", "M_GROWTH_AFTER_NS", "M_GROWTH_PATIENCE", "M_HOLD_UNTIL_NS",
-    "M_LIMIT", "M_N_ENDPOINTS", "M_PID", "M_RELOADS", "M_STARTED_NS", "M_SURGE", "M_TARGET", "M_TICK_NS",
-    "M_UNSUPERVISED", "M_WARM_FLOOR", "MasterArea", "ORDERS", "OTHER_METHOD", "O_AGE", "O_ALLOCATED", "O_BOOTED_NS",
-    "O_CLI_GC", "O_CLI_RETIRE", "O_COMMAND", "O_COMMAND_SEQ", "O_FOLDED", "O_PID", "O_RETIRE_REASON",
-    "O_RETIRE_SINCE_NS", "O_RETIRE_STATE", "PAGE", "PLACES", "REASONS", "REFUSED", "RESTARTS_BYTES", "Row",
-    "SHARED_BYTES", "STATE_BOOTING", "STATE_FREE", "STATE_NAMES", "STATE_READY", "STATE_RETIRING", "STATE_STOPPING",
-    "STEP_BITS", "Scoreboard", "TOTAL_ENDPOINTS", "Totals", "WHOLE_STATEMENTS", "WORDS", "W_AGE", "W_ALERTS_LOST",
-    "W_ALERTS_SENT", "W_BUSY", "W_CLOSE_KEEPALIVE", "W_COMMAND_ACK", "W_DB_AVAILABLE", "W_DB_BAD_RETURNS",
-    "W_DB_BREAKER", "W_DB_CONNECTIONS", "W_DB_CONNECT_ERRORS", "W_DB_CONNECT_MS", "W_DB_ERRORS", "W_DB_IN_USE",
-    "W_DB_LEAKS", "W_DB_LOST", "W_DB_MAX", "W_DB_QUEUED", "W_DB_REQUESTS", "W_DB_RETRIES", "W_DB_SIZE",
-    "W_DB_USAGE_MS", "W_DB_WAITING", "W_DB_WAIT_MS", "W_EXCEPTIONS", "W_GC_FREED", "W_GC_RUNS", "W_GROWING",
-    "W_HEARTBEAT_NS", "W_LEAK_VERDICT", "W_LOG_DROPS", "W_LOG_SAMPLED", "W_MEMORY_LIMIT", "W_N_ENDPOINTS",
-    "W_N_FDS", "W_N_GARBAGE", "W_N_GC_OBJECTS", "W_N_RECEIVERS", "W_N_THREADS", "W_N_TIMERS", "W_OVERDUE",
-    "W_OWN_MEMORY", "W_PID", "W_PSS", "W_QUEUE", "W_READY_NS", "W_RETIRE_REASON", "W_RETIRE_SINCE_NS", "W_RSS",
-    "W_SLOW_CLIENTS", "W_STARTED_NS", "W_STATE", "W_STUCK", "W_THREADS", "W_WARM_FLOOR", "add_entry", "board_files",
-    "bucket_bound", "bucket_of", "current", "default_run_dir", "default_run_dirs", "install", "merged_exceptions",
-    "my_row", "percentile", "row_or_none", "running",
-]
-
-MAGIC = b"FSTABLE4"
+MAGIC = b"FSTABLE5"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -82,12 +52,15 @@ PAGE = 4096
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
+ W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
  # no counter: bytes that replacing the worker would give back
  W_OWN_MEMORY,
  # no counter: threads that wait for a client
  W_SLOW_CLIENTS,
- ) = range(55)
-COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
+ # no counter: since when all connections are in use (monotonic), 0: they are not
+ W_DB_FULL_NS,
+ ) = range(59)
+COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
@@ -131,6 +104,8 @@ HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
 PLACES = 4096  #: of requests of one kind, remembered by a worker
+ENDED_LOGINS = 32  #: of the dashboard, remembered in a row
+_ENDED_WORDS = 2 + 2 * ENDED_LOGINS
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
 #: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
@@ -193,6 +168,7 @@ class Row:
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
     :ivar checks, exceptions: the worker's blobs.
+    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
     def __init__(self, slot: int, layout: _Layout) -> None:
@@ -208,6 +184,7 @@ class Row:
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self._all = layout.since(start)
+        self.ended = layout.words(_ENDED_WORDS)
         if not WHOLE_STATEMENTS:
             self.observe = self._observe_locked  # type: ignore[method-assign]
         self.renew_locks()
@@ -239,6 +216,12 @@ class Row:
         """Add to one of the worker's words, safely among the threads of the worker."""
         with self.lock:
             self.words[index] += number
+
+    def add_stream(self, milliseconds: int) -> None:
+        """Count an answer whose body took that long after its first chunk."""
+        with self.lock:
+            self.words[W_STREAMS] += 1
+            self.words[W_STREAM_MS] += milliseconds
 
     @property
     def by_class(self) -> list[int]:
@@ -532,8 +515,8 @@ def _pages(*sizes: int) -> int:
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
                        SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
-_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
-                    CHECKS_BYTES, EXCEPTIONS_BYTES)
+_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS),
+                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES)
 
 
 def _size(rows: int) -> int:
