@@ -588,6 +588,13 @@ def my_row() -> Row:
     return row
 
 
+def forget() -> None:
+    """This process has no board until it is asked for one again; for tests."""
+    global _board, _row
+    with _making:
+        _board = _row = None
+
+
 def after_fork_child() -> None:
     """In a forked child: locks anew; the row was the parent's, the server's hook gives a worker its own."""
     global _making, _row
