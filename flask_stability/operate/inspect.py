@@ -167,7 +167,7 @@ def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
     from gunicorn.app.wsgiapp import WSGIApplication
     from gunicorn.errors import ConfigError as NoApp
 
-    from .defaults import refit
+    from ..server.defaults import refit
 
     class Application(WSGIApplication):  # type: ignore[misc]
         given = True
