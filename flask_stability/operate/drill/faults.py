@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from ..config import Settings
-from ..database.credentials import Credentials
-from ..database.drivers import connect_plainly
-from ..dburl import DatabaseURL
+from ...config import Settings
+from ...database.credentials import Credentials
+from ...database.drivers import connect_plainly
+from ...dburl import DatabaseURL
 from .service import Service
 
 
