@@ -25,7 +25,7 @@ from .config import KEYS, Settings
 from .database import Pool, PooledConnection
 from .database.credentials import Source
 from .database.engine import engine_probe, engine_unavailable
-from .database.retry import Transactions
+from .database.transaction import Transactions
 from .errors import handlers, hooks
 from .exceptions import ConfigError, StabilityError
 from .health import conflicts

@@ -1,6 +1,7 @@
-"""Opening connections: by short-lived threads of the pool, so that a request waits no longer than it may.
+"""Opens connections for reserved slots, and closes them.
 
-A slot is reserved under the pool's lock, the connect happens outside of it, the slot is given back whatever happens.
+Short-lived threads of the pool do the opening, so that a request waits no longer than it may. A slot is reserved in the
+inventory, the connect happens outside of its lock, the slot is given back whatever happens.
 """
 
 from __future__ import annotations
@@ -8,161 +9,160 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ..dberrors import CONSEQUENCES, COUNTS, WAITS, proves_alive
-from ..exceptions import CircuitOpen, DatabaseUnavailable, PoolTimeout
-from .entry import Entry
+from dbutils import steady_db
 
-if TYPE_CHECKING:
-    from .pool import Pool
+from ..config import Settings
+from ..exceptions import DatabaseUnavailable, PoolTimeout
+from .availability import Availability, caused
+from .drivers import Driver
+from .inventory import Inventory
+from .record import ConnectionRecord
+from .stats import Counters
 
 #: Between attempts to connect at the most, seconds.
 LONGEST_PAUSE = 0.25
 
 
-def reserve_slots(pool: Pool, ahead: int = 0) -> int:
-    """Reserve slots for the connections that waiters need, or `ahead` of need; how many. The lock is held."""
-    room = pool._maxconnections - pool._connections - len(pool._idle_cache)
-    count: int = max(0, min(room, max(len(pool.waiters), ahead) - pool.connecting))
-    pool._connections += count
-    pool.connecting += count
-    return count
+class Connector:
+    """Opens and closes one pool's connections."""
 
+    def __init__(self, settings: Settings, driver: Driver, inventory: Inventory[ConnectionRecord],
+                 availability: Availability, counters: Counters) -> None:
+        self._settings, self._driver, self._inventory = settings, driver, inventory
+        self._availability, self._counters = availability, counters
 
-def open_ahead(pool: Pool) -> None:
-    """Open what is missing of STABILITY_DB_MIN_IDLE."""
-    with pool._lock:
-        if pool.closed or pool.breaker.open:
-            return
-        count = reserve_slots(pool, pool.settings.db_min_idle - len(pool._idle_cache))
-    fill(pool, count)
+    # -- opening -------------------------------------------------------------------------------------------------
 
-
-def fill(pool: Pool, count: int) -> None:
-    """Open connections for reserved slots, in the background."""
-    for number in range(count):
-        try:
-            threading.Thread(target=_connect, args=(pool,), name="stability-connect", daemon=True).start()
-        except RuntimeError:  # whoever waits must not wait for this one
-            with pool._lock:
-                pool.connecting -= count - number
-                pool._connections -= count - number
-            pool.send_all_away(lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
-            return
-
-
-def _connect(pool: Pool) -> None:
-    """Open a connection for a reserved slot; again while somebody waits and it may help. Never raises."""
-    attempt = 0
-    while True:
-        started = time.monotonic()
-        try:
-            entry = _new_entry(pool, started)
-            break
-        except BaseException as error:
-            attempt += 1
-            error.__traceback__ = None
-            again = _failed(pool, error, started)
-        with pool._lock:
-            if not again or pool.closed or not pool.waiters:
-                pool.connecting -= 1
-                pool._connections -= 1
+    def fill(self, count: int) -> None:
+        """Open connections for reserved slots, in the background."""
+        for number in range(count):
+            try:
+                threading.Thread(target=self._connect, name="stability-connect", daemon=True).start()
+            except RuntimeError:  # whoever waits must not wait for this one
+                self._inventory.release_slots(count - number)
+                self._inventory.send_all_away(
+                    lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
                 return
-        time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
-    with pool._lock:
-        pool.connecting -= 1
-    pool.publish(entry)
 
+    def open_ahead(self) -> None:
+        """Open what is missing of STABILITY_DB_MIN_IDLE."""
+        if not self._availability.breaker.open:
+            self.fill(self._inventory.reserve_ahead(self._settings.db_min_idle))
 
-def open_instead(pool: Pool, entry: Entry, query_timeout: float, deadline: float) -> Entry:
-    """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds (0 = no limit).
+    def _connect(self) -> None:
+        """Open a connection for a reserved slot; again while somebody waits and it may help. Never raises."""
+        attempt = 0
+        while True:
+            started = time.monotonic()
+            try:
+                record = self._new_record(started)
+                break
+            except BaseException as error:
+                attempt += 1
+                error.__traceback__ = None
+                if not self._availability.connect_failed(error, started):
+                    self._inventory.release_slots(1)
+                    return
+            if self._inventory.release_slot_unless_needed():
+                return
+            time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
+        self._inventory.opened()
+        self.publish(record)
 
-    :raises PoolTimeout: if there is none by the deadline.
-    :raises DatabaseUnavailable: if it cannot be opened.
-    """
-    pool.remove(entry)  # its slot is ours now
-    done = threading.Event()
-    found: list[Entry | BaseException] = []
-    late: list[bool] = []
+    def open_instead(self, record: ConnectionRecord, query_timeout: float, deadline: float) -> ConnectionRecord:
+        """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds; 0 = no limit.
 
-    def work() -> None:
+        :raises PoolTimeout: if there is none by the deadline.
+        :raises DatabaseUnavailable: if it cannot be opened.
+        """
+        self._remove(record)  # its slot is ours now
+        done, lock = threading.Event(), threading.Lock()
+        found: list[ConnectionRecord | BaseException] = []
+        late: list[bool] = []
+
+        def work() -> None:
+            try:
+                made: ConnectionRecord | BaseException = self._new_record(time.monotonic(), query_timeout)
+            except BaseException as error:
+                made = error
+            with lock:
+                wanted = not late
+                found.append(made)
+            if not wanted:
+                self.discard(made) if isinstance(made, ConnectionRecord) else self._free_slot()
+            done.set()
+
         try:
-            made: Entry | BaseException = _new_entry(pool, time.monotonic(), query_timeout)
-        except BaseException as error:
-            made = error
-        with pool._lock:
-            wanted = not late
-            found.append(made)
-        if not wanted:
-            pool.discard(made) if isinstance(made, Entry) else pool.free_slot()
-        done.set()
+            threading.Thread(target=work, name="stability-connect", daemon=True).start()
+        except RuntimeError:
+            self._free_slot()
+            raise DatabaseUnavailable("cannot connect to the database: no more threads") from None
+        result: ConnectionRecord | BaseException | None = None
+        try:
+            done.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            with lock:
+                result = found[0] if found else None
+                if result is None:
+                    late.append(True)
+        if isinstance(result, ConnectionRecord):
+            return result
+        if result is None:
+            raise PoolTimeout("no connection with another limit for its statements was opened in time")
+        self._free_slot()
+        raise caused(DatabaseUnavailable(f"cannot connect to the database: {type(result).__name__}"), result)
 
-    try:
-        threading.Thread(target=work, name="stability-connect", daemon=True).start()
-    except RuntimeError:
-        pool.free_slot()
-        raise DatabaseUnavailable("cannot connect to the database: no more threads") from None
-    result: Entry | BaseException | None = None
-    try:
-        done.wait(max(0.0, deadline - time.monotonic()))
-    finally:
-        with pool._lock:
-            result = found[0] if found else None
-            if result is None:
-                late.append(True)
-    if isinstance(result, Entry):
-        return result
-    if result is None:
-        raise PoolTimeout("no connection with another limit for its statements was opened in time")
-    pool.free_slot()
-    raise _caused(DatabaseUnavailable(f"cannot connect to the database: {type(result).__name__}"), result)
+    def _new_record(self, started: float, query_timeout: float | None = None) -> ConnectionRecord:
+        generation = self._inventory.generation
+        seconds = self._settings.db_query_timeout if query_timeout is None else query_timeout
+        try:
+            steady = self._steady_connection(query_timeout)
+        except BaseException:
+            self._counters.add("connections_errors")
+            raise
+        finally:
+            self._counters.add("connections_num")
+            self._counters.add("connections_ms", (time.monotonic() - started) * 1000)
+        self._availability.connected()
+        record = ConnectionRecord(steady, self._driver.link(steady.dbapi_connection), self._settings.db_max_lifetime,
+                                  generation, seconds, self._driver.backstop(seconds) if seconds else 0.0)
+        self._inventory.add(record)
+        return record
 
+    def _steady_connection(self, query_timeout: float | None) -> Any:
+        """A new connection under DBUtils' wrapper, which neither pings, nor reconnects, nor executes again here."""
+        options = {} if query_timeout is None else {"query_timeout": query_timeout}
+        return steady_db.connect(self._driver, failures=(self._driver.dbapi.Error,), ping=0,
+                                 isfatal=lambda error: False, **options)
 
-def _new_entry(pool: Pool, started: float, query_timeout: float | None = None) -> Entry:
-    generation, seconds = pool.generation, pool.settings.db_query_timeout if query_timeout is None else query_timeout
-    try:
-        steady = pool.steady_connection(query_timeout)
-    except BaseException:
-        pool.counters.add("connections_errors")
-        raise
-    finally:
-        pool.counters.add("connections_num")
-        pool.counters.add("connections_ms", (time.monotonic() - started) * 1000)
-    pool.answered()
-    pool.last_error = None
-    entry = Entry(steady, pool.driver.link(steady.dbapi_connection), pool.settings.db_max_lifetime, generation,
-                  seconds, pool.driver.backstop(seconds) if seconds else 0.0)
-    with pool._lock:
-        pool.entries.add(entry)
-    return entry
+    # -- giving on, and closing ----------------------------------------------------------------------------------
 
+    def publish(self, record: ConnectionRecord, *, cold: bool = False) -> None:
+        """Give a new connection, or one that was checked, to whoever is to have it. Never raises."""
+        if not self._inventory.give(record, time.monotonic(), cold=cold):
+            self.discard(record)
 
-def _failed(pool: Pool, error: BaseException, started: float) -> bool:
-    """Whether to try again; if not, the waiters have been told."""
-    pool.last_error = error
-    kind = pool.driver.classify(error)
-    code = error.args[0] if error.args else "?"
-    remedy = pool.driver.remedy(error)
-    if pool.driver.kind != "sqlite" and proves_alive(error):
-        pool.answered()
-    connecting = CONSEQUENCES[kind].connecting
-    if connecting is COUNTS:
-        reason = f"error {code}: {remedy}" if remedy else f"error {code}"
-        if pool.breaker.failure(reason, started):
-            pool.gone(reason)
-        elif pool.breaker.open:
-            pool.send_all_away(lambda: CircuitOpen(f"the database does not answer ({reason})"))
-        return not pool.breaker.open
-    if connecting is WAITS:
+    def discard(self, record: ConnectionRecord) -> None:
+        """Close a connection and free its slot. Never raises."""
+        if self._remove(record):
+            self._free_slot()
+
+    def _remove(self, record: ConnectionRecord) -> bool:
+        """Close a connection without waiting for an answer, and keep its slot; False if that was done before."""
+        if not self._inventory.remove(record):
+            return False
+        try:
+            if record.broken or record.cut or record.inside:
+                self._driver.interrupt(record.raw, record.link)
+            record.steady.close()
+        except Exception:
+            pass
+        if record.link is not None:
+            record.link.close()
         return True
-    text = f"{type(error).__name__} {error if pool.driver.kind == 'sqlite' else code}"
-    if remedy:
-        text = f"{text}: {remedy}"
-    pool.send_all_away(lambda: _caused(DatabaseUnavailable(f"cannot connect to the database: {text}"), error))
-    return False
 
-
-def _caused(error: DatabaseUnavailable, cause: BaseException) -> DatabaseUnavailable:
-    error.__cause__ = cause
-    return error
+    def _free_slot(self) -> None:
+        """A slot is free again: open a connection in it if somebody waits for one."""
+        self.fill(self._inventory.free_slot())

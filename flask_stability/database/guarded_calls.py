@@ -1,138 +1,175 @@
-"""A call into the driver: visible to the keeper, which cuts it off at its deadline; what fails is remembered.
+"""Calls into the driver: visible to the housekeeper, which cancels them at their deadline; what fails is remembered.
 
-Whoever is in a call has written so into the connection's `Entry`, and no lock is held meanwhile.
+Whoever is in a call has written so into the `ConnectionRecord`, and no lock is held meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..dberrors import ALL_DISCARDED, CONSEQUENCES, KEPT, ErrorClass
 from ..exceptions import DeadlineExceeded
-from .entry import IN_USE, REMOVED, RESERVED, Entry
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from .drivers import Driver
+from .inventory import IN_USE, REMOVED, RESERVED, Inventory
+from .killing import Killer
+from .record import ConnectionRecord
+from .stats import Counters
 
 T = TypeVar("T")
 
 #: What checking or clearing a connection may take, seconds.
 PATIENCE = 2.0
+#: A statement that takes so much longer than it may is one that the server does not end by itself, seconds.
+LATE = 1.0
 _NOT_TO_BE_MENDED = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT, ErrorClass.STALE, ErrorClass.ROLLED_BACK,
                                ErrorClass.LOCK_WAIT, ErrorClass.TIMED_OUT})
 
 
-def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
-    """Call into the driver for the borrower.
+class GuardedCalls:
+    """Runs one pool's calls into its driver, and cancels them.
 
-    :raises DeadlineExceeded: if the call was cut off.
-    :raises Exception: what ended the transaction, if it is over and the app goes on.
+    :ivar inside: threads of requests inside the database, and since when; the bulkhead's.
+    :ivar watched: a housekeeper cancels what is past its deadline.
+    :ivar killer: ends at the server what was cancelled here.
     """
-    unit = entry.unit
-    if entry.inside:
-        raise pool.driver.dbapi.ProgrammingError(
-            "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
-    if entry.cut or (unit is not None and unit.doomed is not None):
-        _refuse(pool, entry)
-    if entry.streams:
-        _read_dropped(pool, entry)
-    serving = entry.request is not None
-    now = entry.used = monotonic()
-    if serving:
-        pool.inside[threading.get_ident()] = now
-    entry.inside = now
-    try:
-        return function(*args)
-    except pool.driver.dbapi.Error as error:
-        given_up = bool(entry.backstop) and not entry.cut and _given_up(pool, entry, error)
-        _failed(pool, entry, error)
-        if entry.cut and not (given_up and unit is None):  # else the driver's own error says it
-            raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}") from error
-        raise
-    except Exception:
-        raise  # a wrong argument, say: nothing was sent
-    except BaseException as error:
-        entry.broken = True  # interrupted midway: an answer may be left unread
-        if unit is not None:
-            unit.doom(error)
-        raise
-    finally:
-        entry.inside = 0.0
+
+    def __init__(self, driver: Driver, inventory: Inventory[ConnectionRecord], counters: Counters,
+                 inside: dict[int, float]) -> None:
+        self.inside = inside
+        self.watched = False
+        self.killer = Killer(driver)
+        self._driver, self._inventory, self._counters = driver, inventory, counters
+        self._error: type[BaseException] = driver.dbapi.Error
+
+    # -- the borrower's ------------------------------------------------------------------------------------------
+
+    def run(self, record: ConnectionRecord, function: Callable[..., T], *args: Any) -> T:
+        """Call into the driver for the borrower.
+
+        :raises DeadlineExceeded: if the call was cancelled.
+        :raises Exception: what ended the transaction, if it is over and the app goes on.
+        """
+        unit = record.unit
+        if record.inside:
+            raise self._driver.dbapi.ProgrammingError(
+                "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
+        if record.cut or (unit is not None and unit.doomed is not None):
+            self._refuse(record)
+        if record.streams:
+            self._read_dropped(record)
+        serving = record.request is not None
+        now = record.used = monotonic()
         if serving:
-            pool.inside.pop(threading.get_ident(), None)
+            self.inside[threading.get_ident()] = now
+        record.inside = now
+        try:
+            return function(*args)
+        except self._error as error:
+            given_up = bool(record.backstop) and not record.cut and self._given_up(record, error)
+            self._failed(record, error)
+            if record.cut and not (given_up and unit is None):  # else the driver's own error says it
+                raise DeadlineExceeded(f"the call to the database was cut off: {record.cut}") from error
+            raise
+        except Exception:
+            raise  # a wrong argument, say: nothing was sent
+        except BaseException as error:
+            record.broken = True  # interrupted midway: an answer may be left unread
+            if unit is not None:
+                unit.doom(error)
+            raise
+        finally:
+            record.inside = 0.0
+            if serving:
+                self.inside.pop(threading.get_ident(), None)
 
+    def _refuse(self, record: ConnectionRecord) -> None:
+        if not record.cut:
+            raise record.unit.doomed  # the server ended the transaction: a statement now would be stored alone
+        if record.state is REMOVED:
+            raise self._driver.dbapi.InterfaceError(f"this connection cannot be used: {record.cut}")
+        raise DeadlineExceeded(f"the call to the database was cut off: {record.cut}")
 
-def _refuse(pool: Pool, entry: Entry) -> None:
-    if not entry.cut:
-        raise entry.unit.doomed  # the server ended the transaction: a statement now would be stored alone
-    if entry.state is REMOVED:
-        raise pool.driver.dbapi.InterfaceError(f"this connection cannot be used: {entry.cut}")
-    raise DeadlineExceeded(f"the call to the database was cut off: {entry.cut}")
+    def _given_up(self, record: ConnectionRecord, error: BaseException) -> bool:
+        """The client's own limit ended the call, and the server goes on with the statement: never send it again."""
+        return (monotonic() - max(record.inside, record.statement_began()) >= record.backstop - 0.25
+                and self._driver.classify(error) is ErrorClass.LINK_LOST
+                and self.cancel(record, record.inside, "its time was over and the server did not end it"))
 
+    def _failed(self, record: ConnectionRecord, error: BaseException) -> None:
+        """Remember what an error means for the connection, and for the transaction that it is in."""
+        kind = self._driver.classify(error)
+        follows = CONSEQUENCES[kind]
+        if kind not in _NOT_TO_BE_MENDED and (remedy := self._driver.remedy(error)):
+            error.add_note(remedy)
+        if record.unit is not None:
+            record.unit.failed(record.raw, error)
+        if follows.connection is ALL_DISCARDED:
+            self._inventory.renew()
+        if follows.connection is not KEPT and not getattr(error, "unsent", False):
+            record.broken = True
+            if follows.unavailable:  # others may have met the same
+                self._inventory.generation += 1
+            if kind is ErrorClass.LINK_LOST and not record.cut:
+                self._counters.add("connections_lost")
 
-def _given_up(pool: Pool, entry: Entry, error: BaseException) -> bool:
-    """The client's own limit ended the call, and the server goes on with the statement: it must not be sent again."""
-    return (monotonic() - max(entry.inside, entry.statement_began()) >= entry.backstop - 0.25
-            and pool.driver.classify(error) is ErrorClass.LINK_LOST
-            and cut(pool, entry, entry.inside, "its time was over and the server did not end it"))
+    def _read_dropped(self, record: ConnectionRecord) -> None:
+        """Read to its end what nobody will read: the driver takes no statement before that."""
+        streams = record.streams or []
+        dropped = [stream for stream in streams if stream.owner() is None]
+        streams[:] = [stream for stream in streams if stream.owner() is not None]
+        for stream in dropped:
+            if stream.unread:
+                self.run(record, stream.raw.close)
 
+    # -- the pool's own ------------------------------------------------------------------------------------------
 
-def _failed(pool: Pool, entry: Entry, error: BaseException) -> None:
-    """Remember what an error means for the connection, and for the transaction that it is in."""
-    kind = pool.driver.classify(error)
-    follows = CONSEQUENCES[kind]
-    if kind not in _NOT_TO_BE_MENDED and (remedy := pool.driver.remedy(error)):
-        error.add_note(remedy)
-    if entry.unit is not None:
-        entry.unit.failed(entry.raw, error)
-    if follows.connection is ALL_DISCARDED:
-        pool.renew()
-    if follows.connection is not KEPT and not getattr(error, "unsent", False):
-        entry.broken = True
-        if follows.unavailable:  # others may have met the same
-            pool.generation += 1
-        if kind is ErrorClass.LINK_LOST and not entry.cut:
-            pool.counters.add("connections_lost")
+    def run_bounded(self, record: ConnectionRecord, function: Callable[..., object], *args: Any,
+                    deadline: float = math.inf) -> None:
+        """Make a call of the pool's own, which is cancelled at the deadline, and after `PATIENCE` at the latest."""
+        record.inside = record.used = now = monotonic()
+        record.limit = deadline = min(deadline, now + PATIENCE)
+        watch = None
+        if not self.watched:
+            watch = threading.Timer(deadline - now, self.cancel, (record, now, "its time was over"))
+            watch.daemon = True
+            with suppress(RuntimeError):  # no more threads: the driver's own timeouts are left
+                watch.start()
+        try:
+            function(*args)
+        finally:
+            record.inside = record.limit = 0.0
+            if watch is not None:
+                watch.cancel()
 
+    # -- cancelling ----------------------------------------------------------------------------------------------
 
-def _read_dropped(pool: Pool, entry: Entry) -> None:
-    """Read to its end what nobody will read: the driver takes no statement before that."""
-    streams = entry.streams or []
-    dropped = [stream for stream in streams if stream.owner() is None]
-    streams[:] = [stream for stream in streams if stream.owner() is not None]
-    for stream in dropped:
-        if stream.unread:
-            call(pool, entry, stream.raw.close)
+    def cancel(self, record: ConnectionRecord, inside: float, why: str) -> bool:
+        """End the call that began at `inside`, and no later one: who ends a call looks at `cut` under the lock."""
+        with self._inventory.lock:
+            if record.cut or record.inside != inside or record.state not in (IN_USE, RESERVED):
+                return False
+            record.cut = why
+            self._driver.interrupt(record.raw, record.link)
+        self.killer.condemn(record.identity)
+        return True
 
-
-def within(pool: Pool, entry: Entry, deadline: float, function: Callable[..., object], *args: Any) -> None:
-    """A call of the pool's own, which is cut off at the deadline."""
-    entry.limit = deadline
-    entry.inside = entry.used = now = monotonic()
-    watch = None
-    if not pool.kept:  # nobody looks after it
-        watch = threading.Timer(deadline - now, cut, (pool, entry, now, "its time was over"))
-        watch.daemon = True
-        with suppress(RuntimeError):  # no more threads: the driver's own timeouts are left
-            watch.start()
-    try:
-        function(*args)
-    finally:
-        entry.inside = entry.limit = 0.0
-        if watch is not None:
-            watch.cancel()
-
-
-def cut(pool: Pool, entry: Entry, inside: float, why: str) -> bool:
-    """End the call that began at `inside`, and no later one: who ends a call looks at `cut` under the lock."""
-    with pool._lock:
-        if entry.cut or entry.inside != inside or entry.state not in (IN_USE, RESERVED):
-            return False
-        entry.cut = why
-        pool.driver.interrupt(entry.raw, entry.link)
-    pool.killer.condemn(entry.identity)
-    return True
+    def cancel_if_due(self, record: ConnectionRecord, now: float) -> None:
+        """End a call that is past its deadline."""
+        inside = record.inside
+        if not inside:
+            return
+        deadline, limit = record.deadline(), record.query_timeout
+        if deadline and now > deadline:
+            self.cancel(record, inside, "its time was over")
+        elif not limit:
+            return
+        elif self._driver.kind == "sqlite":
+            if now - inside > limit:
+                self._driver.interrupt(record.raw, None)
+        elif (began := record.statement_began()) and now - began > limit + LATE:  # MySQL's server ends SELECT only
+            self.cancel(record, inside, f"the statement took longer than {limit:g} s")
