@@ -33,6 +33,7 @@ from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
 from .middleware import StabilityMiddleware
+from .readers import SHORTEST_TOKEN
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -235,6 +236,10 @@ class StabilityExt:
         if self._credentials is not None and not (settings.db_url or "").startswith(("mysql", "mariadb")):
             raise ConfigError("StabilityExt(credentials=…) needs the address of a MySQL or MariaDB database: set "
                               "STABILITY_DB_URL=mysql://host/database")
+        if settings.health_details == "token" and len(settings.health_token or "") < SHORTEST_TOKEN:
+            logs.error("health_token_short", remedy="it can be guessed, so nobody is shown details: set "
+                       f"STABILITY_HEALTH_TOKEN to at least {SHORTEST_TOKEN} random characters, such as what "
+                       "`openssl rand -hex 20` prints")
         state = AppState(app, settings, self._credentials)
         state.checks.extend(self._checks)
         app.extensions[_NAME] = state

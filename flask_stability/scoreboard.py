@@ -111,6 +111,8 @@ HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
 PLACES = 4096  #: of requests of one kind, remembered by a worker
+ENDED_LOGINS = 32  #: of the dashboard, remembered in a row
+_ENDED_WORDS = 2 + 2 * ENDED_LOGINS
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
 #: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
@@ -173,6 +175,7 @@ class Row:
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
     :ivar checks, exceptions: the worker's blobs.
+    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
     def __init__(self, slot: int, layout: _Layout) -> None:
@@ -188,6 +191,7 @@ class Row:
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self._all = layout.since(start)
+        self.ended = layout.words(_ENDED_WORDS)
         if not WHOLE_STATEMENTS:
             self.observe = self._observe_locked  # type: ignore[method-assign]
         self.renew_locks()
@@ -518,8 +522,8 @@ def _pages(*sizes: int) -> int:
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
                        SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
-_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
-                    CHECKS_BYTES, EXCEPTIONS_BYTES)
+_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS),
+                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES)
 
 
 def _size(rows: int) -> int:
@@ -584,6 +588,13 @@ def my_row() -> Row:
                 _row = row
             row = _row
     return row
+
+
+def forget() -> None:
+    """This process has no board until it is asked for one again; for tests."""
+    global _board, _row
+    with _making:
+        _board = _row = None
 
 
 def after_fork_child() -> None:

@@ -18,7 +18,7 @@ from ..config import Settings
 from ..errors.report import write_latest
 from ..redact import cause_of, secrets_of
 from ..scoreboard import Blob, Row, Scoreboard
-from . import report
+from . import access, report
 from .admin import AdminListener
 from .alerts import Alerts
 from .checks import Check, Worry, builtin
@@ -128,6 +128,7 @@ class Monitor:
         if self._beats:
             self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         write_latest(self._row)
+        access.refused.tell(now)
         leader = self._board.leader()
         leading = leader is not None and leader.slot == self._row.slot and leader.pid == self._row.pid
         led, self._led = self._led, leading

@@ -49,7 +49,13 @@ _settings = Settings()
 
 
 def chain(namespace: dict[str, Any]) -> None:
-    """Put our hooks around those of a configuration."""
+    """Put our hooks around those of a configuration.
+
+    ``forwarder_headers`` is set to none where the configuration says nothing: gunicorn takes the path that a request is
+    for from a client's header ``SCRIPT_NAME`` if that comes from a trusted address, as everything does behind a proxy
+    on the same machine.
+    """
+    namespace.setdefault("forwarder_headers", "")
     for name, arity in ARITY.items():
         user = namespace.get(name)
         if getattr(user, "_flask_stability", False) or user is _pre_request:
