@@ -19,7 +19,7 @@ from .drivers import Driver
 from .guarded_calls import GuardedCalls
 from .inventory import IN_USE
 from .record import ConnectionRecord, Stream
-from .statements import CLEAN, SESSION, TRANSACTION, effect_of
+from .statements import CLEAN, SESSION, TRANSACTION, known
 
 _HARMLESS = frozenset(("affected_rows", "character_set_name", "escape", "escape_string", "fileno", "get_autocommit",
                        "get_host_info", "get_server_info", "info", "insert_id", "literal", "string_literal",
@@ -232,7 +232,11 @@ class PooledCursor:
             raise self._over()
         if record.request is not None and self._calls.inside:
             self._owner.bulkhead.admit(time.monotonic())
-        if record.unit is not None or effect_of(sql) > record.effect:
+        try:
+            effect = known[sql]
+        except TypeError:  # no text
+            effect = SESSION
+        if effect > record.effect or record.unit is not None:
             record.touched(sql)
         result = self._calls.run(record, raw.execute, sql, parameters)
         return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number

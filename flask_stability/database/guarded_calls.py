@@ -44,7 +44,6 @@ class GuardedCalls:
         self.watched = False
         self.killer = Killer(driver)
         self._driver, self._inventory, self._counters = driver, inventory, counters
-        self._error: type[BaseException] = driver.dbapi.Error
 
     # -- the borrower's ------------------------------------------------------------------------------------------
 
@@ -55,21 +54,17 @@ class GuardedCalls:
         :raises Exception: what ended the transaction, if it is over and the app goes on.
         """
         unit = record.unit
-        if record.inside:
-            raise self._driver.dbapi.ProgrammingError(
-                "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
-        if record.cut or (unit is not None and unit.doomed is not None):
+        if record.inside or record.cut or (unit is not None and unit.doomed is not None):
             self._refuse(record)
         if record.streams:
             self._read_dropped(record)
         serving = record.request is not None
-        now = record.used = monotonic()
+        record.inside = record.used = now = monotonic()
         if serving:
             self.inside[threading.get_ident()] = now
-        record.inside = now
         try:
             return function(*args)
-        except self._error as error:
+        except self._driver.dbapi.Error as error:
             given_up = bool(record.backstop) and not record.cut and self._given_up(record, error)
             self._failed(record, error)
             if record.cut and not (given_up and unit is None):  # else the driver's own error says it
@@ -88,6 +83,9 @@ class GuardedCalls:
                 self.inside.pop(threading.get_ident(), None)
 
     def _refuse(self, record: ConnectionRecord) -> None:
+        if record.inside:
+            raise self._driver.dbapi.ProgrammingError(
+                "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
         if not record.cut:
             raise record.unit.doomed  # the server ended the transaction: a statement now would be stored alone
         if record.state is REMOVED:

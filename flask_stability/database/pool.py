@@ -277,11 +277,11 @@ class Pool:
         """Close what is idle, refuse what is asked for, close the rest when it comes back. Idempotent."""
         idle = self.inventory.close()
         with self._starting:
-            keeper, self.housekeeper = self.housekeeper, None
+            housekeeper, self.housekeeper = self.housekeeper, None
             self.calls.watched = False
         self.inventory.send_all_away()
-        if keeper is not None:
-            keeper.stop()
+        if housekeeper is not None:
+            housekeeper.stop()
             self.publish_figures()
         for record in idle:
             self.connector.discard(record)

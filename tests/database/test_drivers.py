@@ -21,7 +21,7 @@ from flask_stability.config import Settings
 from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
 from flask_stability.database.sqlite import _translated, translate
-from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, _known, effect_of, stays_within
+from flask_stability.database.statements import CLEAN, SESSION, TRANSACTION, effect_of, known, stays_within
 from flask_stability.database.transaction import Transactions
 from flask_stability.dberrors import CODES, CONSEQUENCES, ErrorClass, means_unavailable, mysql_class, table
 from flask_stability.exceptions import ConfigError, DatabaseUnavailable
@@ -283,7 +283,7 @@ def test_statements_are_understood_in_a_time_that_grows_with_their_length() -> N
     def seconds(text: str, repeated: int) -> float:
         sql, best = text * repeated + "x", float("inf")
         for _ in range(3):
-            _known.clear()
+            known.clear()
             started = time.perf_counter()
             effect_of(sql)
             stays_within(sql)
@@ -297,7 +297,7 @@ def test_statements_are_understood_in_a_time_that_grows_with_their_length() -> N
 
 def test_what_is_remembered_of_statements_is_bounded_in_bytes() -> None:
     """Texts with values in them, each another one: 118 MB were seen. Short ones are remembered, long ones are not."""
-    for cache, remember in ((_translated, translate), (_known, effect_of)):
+    for cache, remember in ((_translated, translate), (known, effect_of)):
         cache.clear()
         for number in range(3000):
             remember(f"select {number} -- {'x' * (number * 20)}")

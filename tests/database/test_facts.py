@@ -314,12 +314,12 @@ def test_a_dead_connection_is_never_handed_out(plain: Any, make_pool: MakePool, 
     pool.connection().close()
     ours.connection().close()
     proxy.refuse()
-    wait_until(lambda: all(entry.hung_up() for entry in ours.entries), message="the end of the links has arrived")
+    wait_until(lambda: all(record.hung_up() for record in ours.inventory.records), message="the links' ends arrived")
 
     dead = pool.connection()
     assert outcome(execute, dead, "SELECT 1") in ("2006", "2013")
     dead.close()
-    assert len(pool.inventory.idle) == 1
+    assert len(pool._idle_cache) == 1
 
     with pytest.raises(DatabaseUnavailable):
         ours.connection()
@@ -330,7 +330,7 @@ def test_a_forked_child_does_not_answer_its_parent(plain: Any, make_pool: MakePo
     """A child that uses the inherited pool: DBUtils' parent receives the child's answer; the pool's its own."""
     def parent_receives(pool: Any, raw_of: Callable[[Any], Any]) -> str:
         pool.connection().close()
-        raw = raw_of(pool.inventory.idle[0])
+        raw = raw_of(pool)
         child = os.fork()
         if child == 0:
             try:
@@ -340,8 +340,8 @@ def test_a_forked_child_does_not_answer_its_parent(plain: Any, make_pool: MakePo
         os.waitpid(child, 0)
         return str(execute(pool.connection(), "SELECT 'parent'")[0][0])
 
-    assert parent_receives(plain(reset=False), lambda steady: steady.dbapi_connection) == "child"
-    assert parent_receives(make_pool(), lambda entry: entry.raw) == "parent"
+    assert parent_receives(plain(reset=False), lambda pool: pool._idle_cache[0].dbapi_connection) == "child"
+    assert parent_receives(make_pool(), lambda pool: pool.inventory.idle[0].raw) == "parent"
 
 
 def test_two_threads_may_close_one_connection(plain: Any, make_pool: MakePool) -> None:
