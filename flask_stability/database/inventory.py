@@ -1,7 +1,7 @@
 """Which connections there are, and who has them: bookkeeping under one lock, without I/O and without a driver.
 
 What always holds: `taken` and idle connections together are no more than `size`; and where a connection is idle while
-a thread waits, one of those that wait has been called and is on its way.
+a thread waits, one of those that wait has been called and is on its way, or the first looks every few milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from ..exceptions import PoolClosed
-from .waiters import Waiter
+from .waiters import LOOK_INTERVAL, Waiter
 
 IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
 
@@ -40,7 +40,8 @@ class Inventory(Generic[S]):
     """The connections of one pool, the slots for more, and the threads that wait.
 
     A connection that comes back lies idle and the first of those that wait is called, but who comes by meanwhile may
-    take it: that saves a switch of threads. Once the first has waited for long, it is handed what comes back.
+    take it: that saves a switch of threads. Who was called in vain is not called again, since each call is a switch: it
+    looks by itself, until it has waited for long: then it is handed what comes back.
 
     :param size: connections that there may be.
     :param max_idle: idle ones that are kept.
@@ -140,11 +141,12 @@ class Inventory(Generic[S]):
         Whoever is interrupted here, or has waited in vain, has to `leave`.
         """
         while True:
-            woken = waiter.gate.acquire(timeout=max(0.0, deadline - monotonic()))
+            left = max(0.0, deadline - monotonic())
+            woken = waiter.gate.acquire(timeout=min(left, LOOK_INTERVAL) if waiter.in_vain else left)
             with self.lock:
                 if not woken:
                     waiter.gate.acquire(blocking=False)  # released since: what it was for is seen now
-                if self._called is waiter:
+                if self._called is waiter or (waiter.in_vain and self.waiters and self.waiters[0] is waiter):
                     self._come(waiter)
                 if waiter.record is not None or waiter.error is not None:
                     return True
@@ -152,16 +154,18 @@ class Inventory(Generic[S]):
                     return False
 
     def _come(self, waiter: Waiter[S]) -> None:
-        """Who was called is here. If there is nothing any more, it stays the first."""
-        self._called = None
+        """Who was called is here. If there is nothing any more, it keeps its place and looks by itself from now on."""
+        if self._called is waiter:
+            self._called = None
+        waiter.in_vain = not self.idle
         if self.idle:
             self.waiters.remove(waiter)
             waiter.record = self._take_idle()
             self._call()
 
     def _call(self) -> None:
-        """Where there is something for somebody, the first is on its way."""
-        if self.idle and self.waiters and self._called is None:
+        """Where there is something for somebody, the first is on its way, or will look soon."""
+        if self.idle and self.waiters and self._called is None and not self.waiters[0].in_vain:
             self._called = self.waiters[0]
             self._called.gate.release()
 

@@ -11,6 +11,8 @@ R = TypeVar("R")
 #: switch of threads for each use of it: a fifth to a third of what a busy pool can do. As in Go's `sync.Mutex`
 #: ("normal" and "starvation" mode), only who has waited for long gets it in the hand.
 PATIENCE = 0.1
+#: Who was called in vain is not called again and again: it looks by itself, so often, seconds.
+LOOK_INTERVAL = 0.005
 
 
 class Waiter(Generic[R]):
@@ -18,14 +20,16 @@ class Waiter(Generic[R]):
 
     :ivar gate: locked; released when there is something to see.
     :ivar since: when it came, `time.monotonic`.
+    :ivar in_vain: it was called once, and another was faster.
     :ivar hand_over_from: from then on a connection is handed to it, and to nobody who came later.
     """
 
-    __slots__ = ("error", "gate", "hand_over_from", "record", "since", "thread_id")
+    __slots__ = ("error", "gate", "hand_over_from", "in_vain", "record", "since", "thread_id")
 
     def __init__(self, since: float, deadline: float) -> None:
         self.since, self.thread_id = since, threading.get_ident()
         self.hand_over_from = since + min(PATIENCE, (deadline - since) / 4)
+        self.in_vain = False
         self.record: R | None = None
         self.error: BaseException | None = None
         self.gate = threading.Lock()

@@ -41,7 +41,8 @@ def check(inventory: Inventory[Fake]) -> None:
         assert len(queue) == len(set(queue))
         assert all(waiter.record is None and waiter.error is None for waiter in queue), "served, and waits still"
         if idle and queue:
-            assert any(not waiter.gate.locked() for waiter in queue), "nobody is on its way to what lies idle"
+            on_its_way = any(not waiter.gate.locked() for waiter in queue)
+            assert on_its_way or queue[0].in_vain, "nobody looks at what lies idle"
 
 
 class Model:
@@ -122,7 +123,7 @@ class Model:
     def come(self) -> None:
         """All whose gate is open run on."""
         for waiter in list(self.waiting):
-            if not waiter.gate.locked() and self.inventory.wait(waiter, 0.0):
+            if (waiter.in_vain or not waiter.gate.locked()) and self.inventory.wait(waiter, 0.0):
                 self.waiting.remove(waiter)
                 if waiter.record is not None:
                     self.hold(waiter.record)
@@ -287,17 +288,30 @@ def test_who_cannot_wait_for_long_is_handed_its_connection_sooner() -> None:
 
 
 def test_who_was_called_in_vain_stays_the_first() -> None:
-    """And is called again."""
+    """It is not called again, and looks by itself."""
     inventory, record = full()
     first, second = join(inventory, 10.0), join(inventory, 10.0)
-    for _ in range(3):
+    for number in range(3):
         assert inventory.give(record, 10.01)
+        assert first.gate.locked() == bool(number)
         assert inventory.take_warm(10.01, 1e9) is record
         assert not inventory.wait(first, 0.0)
-        assert first.gate.locked()
+    assert first.gate.locked()
     assert inventory.give(record, 10.02)
     assert inventory.wait(first, 0.0)
     assert (first.record, second.record) == (record, None)
+
+
+def test_who_was_called_in_vain_is_not_late() -> None:
+    """It waits for no call: what lies idle is found within milliseconds."""
+    inventory, record = full()
+    waiter = join(inventory, time.monotonic() + 1000)  # nothing is handed to it
+    assert inventory.give(record, 0.0)
+    assert inventory.take_warm(0.0, 1e9) is record
+    assert not inventory.wait(waiter, 0.0)
+    assert inventory.give(record, 0.0)
+    assert inventory.wait(waiter, time.monotonic() + 60)
+    assert waiter.record is record
 
 
 def test_who_was_served_badly_is_the_first_again() -> None:
