@@ -21,7 +21,7 @@ from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from . import defaults, orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat, connections, port_in_use
@@ -126,7 +126,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_be_patient, _tell_version, _make_upgradable):
+    for step in (_refit, _be_patient, _tell_version, _make_upgradable):
         _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
@@ -157,6 +157,11 @@ def _on_starting(server: Any) -> None:
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
                            if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _refit(server: Any) -> None:
+    if defaults.refit(server):
+        server.worker_class = server.cfg.worker_class
 
 
 def _be_patient(server: Any) -> None:
@@ -224,7 +229,8 @@ def _on_reload(server: Any) -> None:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
-    _contained("on_reload", _be_patient, (server,))
+    for step in (_refit, _be_patient):
+        _contained("on_reload", step, (server,))
     _adjust(server)
 
 
