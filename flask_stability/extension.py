@@ -22,6 +22,7 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
+from .config_types import SHORTEST_TOKEN
 from .database import Pool, PooledConnection
 from .database.credentials import Source
 from .database.engine import engine_probe, engine_unavailable
@@ -32,9 +33,8 @@ from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
-from .middleware import StabilityMiddleware
-from .readers import SHORTEST_TOKEN
 from .wsgi import last_good
+from .wsgi.middleware import StabilityMiddleware
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine

@@ -16,7 +16,7 @@ import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
 from flask_stability import config
-from flask_stability.cli import stability
+from flask_stability.operate.cli import stability
 from flask_stability.scoreboard import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent

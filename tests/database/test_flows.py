@@ -151,7 +151,7 @@ def test_a_second_thread_on_a_connection_that_is_in_a_call_is_refused(rows: Pool
 
 
 _PATCHED_LATE = """
-import flask_stability.database.waiters, flask_stability.middleware
+import flask_stability.database.waiters, flask_stability.wsgi.middleware
 from flask_stability import StabilityExt
 from gevent import monkey
 monkey.patch_all()

@@ -12,11 +12,11 @@ import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database.check_db import check_db
 from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
 from flask_stability.dberrors import ErrorClass
 from flask_stability.exceptions import DatabaseUnavailable
+from flask_stability.operate.check_db import check_db
 from support_db import MariaDB
 
 pytestmark = pytest.mark.long

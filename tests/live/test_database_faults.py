@@ -15,7 +15,7 @@ import MySQLdb
 import pytest
 from supervised import Supervised, starting
 
-from flask_stability.loadgen import Load, Result
+from flask_stability.operate.loadgen import Load, Result
 from flask_stability.scoreboard import W_DB_BREAKER, W_DB_IN_USE, W_DB_SIZE, W_THREADS
 from support import Standstills, wait_until
 from support_db import MariaDB

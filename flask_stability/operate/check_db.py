@@ -16,15 +16,15 @@ import click
 
 from .. import environment
 from ..config import Settings, load_dotenv
+from ..database.credentials import Source
+from ..database.drivers import Driver, make_driver
+from ..database.sqlite import MEMORY
 from ..dberrors import ErrorClass
 from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
-from ..find_service import config_option, gunicorn_arguments
-from ..server import facts
-from ..server.facts import Facts
-from .credentials import Source
-from .drivers import Driver, make_driver
-from .sqlite import MEMORY
+from . import inspect as facts
+from .find_service import config_option, gunicorn_arguments
+from .inspect import Facts
 
 ROUND_TRIPS = 20
 _WRONG_LOGIN = 1045

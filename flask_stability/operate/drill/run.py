@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from ..dburl import DatabaseURL
+from ...dburl import DatabaseURL
 from ..loadgen import Load
 from .faults import FAULTS, drop_database_connections
 from .report import STEADY, Report, Step, verdicts

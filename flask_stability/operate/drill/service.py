@@ -18,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, build_opener
 
 import psutil
 
-from ..exceptions import StabilityError
+from ...exceptions import StabilityError
 from ..find_service import gunicorn_arguments
 
 STEADY = 2.0  #: seconds that the number of workers stays the same once all are there

@@ -1,7 +1,7 @@
 """What gunicorn would run with, found out without starting it: its configuration as gunicorn itself reads it, our
 settings, and the app, in a process of its own. A configuration is a program: it may print, hang or exit.
 
-Run as a module this is that process: ``python -m flask_stability.server.facts DESCRIPTOR WANTED ARGUMENTS…``.
+Run as a module this is that process: ``python -m flask_stability.operate.inspect DESCRIPTOR WANTED ARGUMENTS…``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
     from gunicorn.app.wsgiapp import WSGIApplication
     from gunicorn.errors import ConfigError as NoApp
 
-    from .defaults import refit
+    from ..server.defaults import refit
 
     class Application(WSGIApplication):  # type: ignore[misc]
         given = True
@@ -240,8 +240,8 @@ def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, An
 
 def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
     """What check-db finds with the credentials that the app's own function gives."""
-    from ..database.check_db import Finding, check_db
     from ..redact import cause_of
+    from .check_db import Finding, check_db
 
     try:
         found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,

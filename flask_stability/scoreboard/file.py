@@ -15,7 +15,7 @@ import stat
 import struct
 import tempfile
 
-from . import files, processes
+from .. import files, processes
 
 PREFIX = "flask_stability-"
 SUFFIX = ".board"

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from operator import add
 from typing import Any
 
-from . import scoreboard_file
-from .scoreboard_file import board_files, default_run_dir, default_run_dirs, running
-from .scoreboard_parts import (
+from . import file as scoreboard_file
+from .primitives import (
     BUCKET_OF_STEP,
     BUCKET_STARTS,
     BUCKETS,
@@ -36,13 +35,7 @@ from .scoreboard_parts import (
     EndpointTable,
     Entry,
     add_entry,
-    bucket_bound,
-    bucket_of,
-    percentile,
 )
-
-__all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
-           "default_run_dirs", "percentile", "running"]
 
 MAGIC = b"FSTABLE5"
 HEAD_BYTES = 24
@@ -568,6 +561,11 @@ def current() -> Scoreboard:
         my_row()
     assert _board is not None
     return _board
+
+
+def row_or_none() -> Row | None:
+    """This process's row, if it has one yet."""
+    return _row
 
 
 def my_row() -> Row:

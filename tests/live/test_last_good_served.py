@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from supervised import Supervised, starting
 
-from flask_stability.loadgen import Load
+from flask_stability.operate.loadgen import Load
 from support import wait_until
 from support_db import MariaDB
 

@@ -8,13 +8,13 @@ import uuid
 
 import click
 
-from .config import load_dotenv
-from .exceptions import ConfigError
+from ..config import load_dotenv
+from ..exceptions import ConfigError
+from ..health.alert_formats import DELIVERED
+from ..health.alerts import post
+from ..redact import redact, secrets_of
+from . import inspect as facts
 from .find_service import config_option, gunicorn_arguments
-from .health.alert_formats import DELIVERED
-from .health.alerts import post
-from .redact import redact, secrets_of
-from .server import facts
 
 
 @click.command("alert-test")

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import click
 import psutil
 
-from . import scoreboard, scoreboard_file
-from .scoreboard import Scoreboard
-from .server import facts
+from .. import scoreboard
+from ..scoreboard import Scoreboard
+from ..scoreboard import file as scoreboard_file
+from . import inspect as facts
 
 OURS = "python:flask_stability.server.conf"
 _MAPPED = re.compile(rf"\s(/\S.*/{scoreboard_file.PREFIX}(\d+)(?:-[0-9a-f]{{8}})?"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..database.check_db import Finding
-from ..memory.policy import default_limit, limit_too_low
-from ..readers import SHORTEST_TOKEN
-from ..server.facts import Facts
-from ..server.timeouts import breaches
+from ...config_types import SHORTEST_TOKEN
+from ...memory.policy import default_limit, limit_too_low
+from ...server.timeouts import breaches
+from ..check_db import Finding
+from ..inspect import Facts
 
 MB = 1 << 20
 LOOPBACK = ("127.", "::1", "localhost", "[::1]")

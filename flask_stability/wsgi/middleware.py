@@ -22,13 +22,13 @@ from typing import Any, cast
 from flask import Flask
 from werkzeug.wsgi import ClosingIterator
 
-from .config import Settings
-from .errors import report
+from ..config import Settings
+from ..errors import report
+from ..request import NO_RULE, RequestRecord, current, inflight
+from ..takeover import SOCKET, WEBSOCKET, AppSocket
 from .exchange import END, Exchange, closable, plain, wrong_chunk
-from .request import NO_RULE, RequestRecord, current, inflight
-from .takeover import SOCKET, WEBSOCKET, AppSocket
 from .upload import Upload
-from .wsgi_rules import InvalidResponse
+from .validation import InvalidResponse
 
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import click
 
-from . import durations, files
-from .config import Settings, load_dotenv
-from .exceptions import ConfigError
-from .logs import NAMES
+from .. import durations, files
+from ..config import Settings, load_dotenv
+from ..exceptions import ConfigError
+from ..logs import NAMES
 
 #: error.log.3, and what logrotate makes: error.log.3.gz, error.log-20261123, error.log-20261123.gz
 _BACKUP = re.compile(rf"({'|'.join(map(re.escape, NAMES.values()))})[.-]\d+(\.(gz|xz|bz2|zst))?")

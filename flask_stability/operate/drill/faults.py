@@ -8,9 +8,9 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from ..config import Settings
-from ..database.credentials import Credentials
-from ..dburl import DatabaseURL
+from ...config import Settings
+from ...database.credentials import Credentials
+from ...dburl import DatabaseURL
 from .service import Service
 
 

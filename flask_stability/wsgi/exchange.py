@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from flask import Response
 from werkzeug.wrappers import response as werkzeug_response
 
-from . import logs, scoreboard
-from .errors import report
-from .errors.problem import response_for
-from .exceptions import DatabaseUnavailable
-from .request import NO_RULE, OVER, RequestRecord, inflight, rule_of
-from .takeover import SOCKET, client_left
-from .wsgi_rules import InvalidResponse, check_head, forbids_body, known_heads
+from .. import logs, scoreboard
+from ..errors import report
+from ..errors.problem import response_for
+from ..exceptions import DatabaseUnavailable
+from ..request import NO_RULE, OVER, RequestRecord, inflight, rule_of
+from ..scoreboard import board
+from ..takeover import SOCKET, client_left
+from .validation import InvalidResponse, check_head, forbids_body, known_heads
 
 if TYPE_CHECKING:
     from .middleware import StabilityMiddleware
@@ -279,7 +280,7 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
-                row = scoreboard._row or scoreboard.my_row()
+                row = board._row or board.my_row()
                 end = self.taken_ns or _now()
                 if self.begun_ns and end - self.begun_ns >= STREAM_NS:
                     row.add_stream((end - self.begun_ns) // 1_000_000)

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from ..config import Settings, load_dotenv
-from ..dburl import DatabaseURL
-from ..exceptions import ConfigError
+from ...config import Settings, load_dotenv
+from ...dburl import DatabaseURL
+from ...exceptions import ConfigError
+from .. import inspect as facts
 from ..find_service import config_option, find_master, gunicorn_arguments
-from ..server import facts
 from .faults import database_address
 from .run import run
 from .service import DrillError, Service, started

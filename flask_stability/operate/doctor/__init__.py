@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 import click
 import psutil
 
-from .. import environment
-from ..config import load_dotenv
-from ..database.check_db import Finding, of_service, status_of
-from ..exceptions import ConfigError
+from ... import environment
+from ...config import load_dotenv
+from ...exceptions import ConfigError
+from ...memory import cgroup
+from .. import inspect as facts
+from ..check_db import Finding, of_service, status_of
 from ..find_service import config_option, gunicorn_arguments
-from ..memory import cgroup
-from ..server import facts
 from . import configuration, machine
 
 

@@ -18,10 +18,10 @@ import psutil
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from .. import scoreboard
-from ..database.check_db import Finding
-from ..server.facts import Facts
-from ..server.gunicorn.port_in_use import listener
+from ... import scoreboard
+from ...server.gunicorn.port_in_use import listener
+from ..check_db import Finding
+from ..inspect import Facts
 
 MB = 1 << 20
 PACKAGE = "flask_stability"

@@ -13,15 +13,15 @@ from typing import Any
 
 import click
 
-from . import durations
+from .. import durations
+from ..server import control
+from ..server.status import status_block
 from .alert_test import alert_test_command
+from .check_db import check_db_command
 from .clean_logs import clean_logs_command
-from .database.check_db import check_db_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .find_service import config_option, find, find_master
-from .server import control
-from .server.status import status_block
 
 _COLUMNS = ("slot", "pid", "state", "uptime_s", "busy", "threads", "queue", "rss_bytes", "limit_bytes", "requests",
             "errors", "retiring")
