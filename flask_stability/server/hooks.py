@@ -15,12 +15,13 @@ from typing import Any
 
 import gunicorn
 
-from .. import config, environment, extension, logs, middleware, request, scoreboard
+from .. import config, environment, extension, logs, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
-from ..middleware import outermost
 from ..request import in_flight
+from ..wsgi import middleware
+from ..wsgi.middleware import outermost
 from . import defaults, orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
@@ -397,7 +398,7 @@ def _say_ready(worker: Any) -> None:
 def _pre_request(worker: Any, req: Any) -> None:
     """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
     try:
-        row = scoreboard._row
+        row = scoreboard.row_or_none()
         if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
             req.force_close()
     except Exception as error:  # here, since it is called unwrapped: no request is to fail for it

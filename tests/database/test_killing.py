@@ -6,17 +6,18 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database import identity, keeper
+from flask_stability.database import guarded_calls, identity
 from flask_stability.database.mysql import MySQLDriver
 from flask_stability.database.pool import Pool
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import DatabaseUnavailable, DeadlineExceeded
 from support import wait_until
-from support_db import FaultProxy, MariaDB, serving
+from support_db import FaultProxy, MariaDB, dbapi, serving
+
+pytestmark = pytest.mark.pymysql_too
 
 MakePool = Callable[..., Pool]
 #: Hours of work in which the server does not look whether anybody is still there (as it does in SLEEP).
@@ -43,8 +44,8 @@ def test_what_is_cut_off_ends_on_the_server(make_pool: MakePool, settled: MariaD
     with serving(timeout=2.0), pool.connection() as connection, pytest.raises(DeadlineExceeded):
         connection.execute(ENDLESS)
     wait_until(lambda: not working(settled, "BENCHMARK"), message="the server has ended it")
-    wait_until(lambda: pool.killer.ended == 1)
-    assert len(pool.entries) == 0
+    wait_until(lambda: pool.calls.killer.ended == 1)
+    assert len(pool.inventory.records) == 0
 
 
 def test_what_the_server_does_not_limit_is_ended(make_pool: MakePool, settled: MariaDB) -> None:
@@ -68,7 +69,7 @@ def test_what_the_server_does_not_limit_is_ended(make_pool: MakePool, settled: M
 def test_many_statements_of_one_call_have_their_time_each(make_pool: MakePool, mariadb: MariaDB,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """executemany sends them one after the other."""
-    monkeypatch.setattr(keeper, "LATE", 0.0)
+    monkeypatch.setattr(guarded_calls, "LATE", 0.0)
     pool = make_pool(db_query_timeout=2)
     pool.start()
     with pool.connection() as connection:
@@ -108,7 +109,7 @@ def test_no_session_is_ended_that_is_not_certainly_ours(mariadb: MariaDB) -> Non
         assert not identity.end_session(raw, own._replace(direct=False), theirs)
         victim.ping()
         assert identity.end_session(raw, own, theirs)
-        with pytest.raises(MySQLdb.OperationalError):
+        with pytest.raises(dbapi.OperationalError):
             victim.ping()
         wait_until(lambda: not identity.end_session(raw, own, theirs), message="it is gone")
 
@@ -169,7 +170,7 @@ def test_an_update_behind_a_lock_on_the_table_ends(make_pool: MakePool, mariadb:
         holder.query("LOCK TABLES t WRITE")
         with pool.connection() as connection:
             connection.execute("SET SESSION max_statement_time=0")  # as on MySQL
-            with pytest.raises(MySQLdb.OperationalError) as caught:
+            with pytest.raises(dbapi.OperationalError) as caught:
                 connection.execute("UPDATE t SET a=1")
     assert caught.value.args[0] == 1205
 
@@ -188,7 +189,7 @@ def test_one_borrower_has_another_limit(make_pool: MakePool, mariadb: MariaDB, s
         assert len(mariadb.sessions()) == 1
         assert pool.stats()["pool_in_use"] == 1
         if seconds == 0.5:
-            with pytest.raises(MySQLdb.OperationalError, match="max_statement_time"):
+            with pytest.raises(dbapi.OperationalError, match="max_statement_time"):
                 connection.execute("SELECT SLEEP(60)")
     with pool.connection() as connection:
         assert limits(connection) == 30.0
@@ -230,7 +231,7 @@ def test_where_no_connection_with_more_time_can_be_had_the_slot_is_free_again(ma
 def test_a_slow_commit_is_not_cut_off_as_a_statement(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be taken back, and what it stored would be unknown."""
-    monkeypatch.setattr(keeper, "LATE", 0.0)
+    monkeypatch.setattr(guarded_calls, "LATE", 0.0)
     mariadb.admin("CREATE TABLE app.t (a INT)")
     pool = make_pool(db_url=proxy.url_for(mariadb), db_query_timeout=1)
     pool.start()
