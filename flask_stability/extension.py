@@ -419,8 +419,11 @@ def _propagation(state: AppState) -> Callable[[], bool]:
 
 
 def _look_for_hooks() -> None:
-    """Under gunicorn half of what this package is for needs its hooks, and nothing fails without them: say so."""
-    gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    """Under gunicorn half of what this package is for needs its hooks, and nothing fails without them: say so.
+
+    gunicorn's master sets SERVER_SOFTWARE, to "" or another name where its own is hidden.
+    """
+    gunicorn = "gunicorn.arbiter" in sys.modules and "SERVER_SOFTWARE" in os.environ
     if gunicorn and "flask_stability.server.hooks" not in sys.modules:
         logs.error("server_hooks_missing", level="WARNING", remedy="no worker is replaced and no deadline ends a "
                    "request: start gunicorn with -c python:flask_stability.server.conf, or end gunicorn.conf.py with "

@@ -60,6 +60,8 @@ OPEN = (AppFacts("shop", "/", False, Settings(health_details="always")),)
 ADMIN = (AppFacts("shop", "/", False, Settings(admin_bind="0.0.0.0:9001")),)
 MERCY = (AppFacts("shop", "/", False, Settings(retire_mercy=10.0)),)
 SLOW = (AppFacts("shop", "/", False, Settings(db_timeout=90.0)),)
+OWN = (AppFacts("shop", "/", False, Settings(), health_own=("/health",)),)
+HIDDEN = (AppFacts("shop", "/", False, Settings(), health_hidden=("/<project>",)),)
 
 
 @pytest.mark.parametrize(("values", "expected"), [
@@ -93,6 +95,8 @@ SLOW = (AppFacts("shop", "/", False, Settings(db_timeout=90.0)),)
     ({"settings": Settings(request_timeout=0.0)}, {"request deadline": "warn"}),
     ({"apps": OPEN, "binds": (["0.0.0.0", 80],)}, {"health details": "warn"}),
     ({"apps": OPEN}, {}),
+    ({"apps": OWN}, {"health paths": "warn"}),
+    ({"apps": HIDDEN}, {"hidden routes": "warn"}),
     ({"apps": ADMIN}, {"admin listener": "warn"}),
     ({"forwarded_allow_ips": ["*"]}, {"forwarded_allow_ips": "warn"}),
 ])
@@ -281,6 +285,21 @@ def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path, config: str
     status, found, _ = _doctor(tmp_path, "shop:app", "--timeout", "2" if "sleep" in config else "60")
     assert status == 2
     assert said in found["gunicorn"]["detail"]
+
+
+def test_routes_of_the_apps_under_the_health_path_are_told(tmp_path: Path) -> None:
+    """Which of ours the app answers, and which of its rules ours hide; under another path none."""
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
+    (tmp_path / "shop.py").write_text(APP + """
+app.add_url_rule("/health", "own", lambda: "mine")
+app.add_url_rule("/health/<name>", "named", lambda name: name)
+""")
+    _, found, _ = _doctor(tmp_path, "shop:app")
+    assert "/health itself" in found["health paths"]["detail"]
+    assert "STABILITY_HEALTH_PATH" in found["health paths"]["remedy"]
+    assert "/health/<name>" in found["hidden routes"]["detail"]
+    _, found, _ = _doctor(tmp_path, "shop:app", STABILITY_HEALTH_PATH="/-/stability")
+    assert not {"health paths", "hidden routes"} & set(found)
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:

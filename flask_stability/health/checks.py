@@ -103,7 +103,8 @@ def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:
     if limit_too_low(limit, int(words[board.W_WARM_FLOOR])):
         raise Worry("the limit is below 1.2 × what a warm worker needs", **details)
     workers, floor = int(shared.master.words[board.M_BASE_WORKERS]), int(words[board.W_WARM_FLOOR])
-    if settings.memory_limit is None and workers and container_too_small(cgroup.limit(), workers, floor):
+    common = int(words[board.W_COMMON_MEMORY])
+    if settings.memory_limit is None and workers and container_too_small(cgroup.limit(), workers, floor, common):
         raise Worry("the container is too small for its workers", **details)
     return details
 

@@ -56,13 +56,13 @@ def _left() -> int | None:
     without a limit.
     """
     found = []
-    for folder, maximum, current, stat in (
-            *((folder, "memory.max", "memory.current", "inactive_file") for folder in _own()),
-            *((folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-              for folder in _own("memory"))):
+    for folder, maximum, current, prefix in (
+            *((folder, "memory.max", "memory.current", "") for folder in _own()),
+            *((folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_") for folder in _own("memory"))):
         bound, used = _number(f"{folder}/{maximum}"), _number(f"{folder}/{current}")
         if bound is not None and used is not None:
-            found.append(max(0, bound - max(0, used - _stat(f"{folder}/memory.stat", stat))))
+            cache = sum(_stat(f"{folder}/memory.stat", f"{prefix}{kind}_file") for kind in ("active", "inactive"))
+            found.append(max(0, bound - max(0, used - cache)))
     return min(found, default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -235,9 +236,14 @@ def scarce(available: int | None, total: int, pressure: float = 0.0) -> bool:
     return available is not None and available < (0.2 if pressure > PRESSED else 0.1) * total
 
 
-def container_too_small(container: int | None, workers: int, floor: int) -> bool:
+def container_too_small(container: int | None, workers: int, floor: int, common: int = 0) -> bool:
     """The limit that the container leaves each worker would be too low, see `limit_too_low`."""
-    return limit_too_low(default_limit(container, workers), floor)
+    return limit_too_low(default_limit(container, workers, common), floor)
+
+
+def container_needed(workers: int, floor: int, common: int = 0) -> int:
+    """Bytes of a container in which each worker's limit is 1.5 × its floor."""
+    return math.ceil(1.5 * floor * (workers + 1) / 0.8) + common
 
 
 def group_decision(rows: Mapping[int, int], *, available: int | None, total: int, pressure: float = 0.0,

@@ -100,7 +100,7 @@ class MemoryWatch:
 
     def _publish(self, rss: int, own: int) -> None:
         words, judge = self._row.words, self._judge
-        words[shared.W_RSS], words[shared.W_OWN_MEMORY] = rss, own
+        words[shared.W_RSS], words[shared.W_OWN_MEMORY], words[shared.W_COMMON_MEMORY] = rss, own, self._elsewhere
         words[shared.W_MEMORY_LIMIT] = judge.limit()
         words[shared.W_WARM_FLOOR] = judge.floor
         soon = judge.seconds_to_limit()

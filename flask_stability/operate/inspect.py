@@ -44,6 +44,8 @@ class AppFacts:
     :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
     :ivar credentials: the app gives the database's user and password itself.
+    :ivar health_own: paths under STABILITY_HEALTH_PATH that the app's own routes answer.
+    :ivar health_hidden: rules of the app's that the extension's paths hide.
     """
 
     name: str
@@ -55,6 +57,8 @@ class AppFacts:
     engines: tuple[dict[str, Any], ...] = ()
     looked_at: tuple[dict[str, Any], ...] = ()
     credentials: bool = False
+    health_own: tuple[str, ...] = ()
+    health_hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,18 +146,18 @@ def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0, 
 
 
 def _decoded(found: dict[str, Any]) -> Facts:
-    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"]), "engines": tuple(app["engines"]),
-                              "looked_at": tuple(app["looked_at"])})
-                 for app in found.pop("apps"))
+    apps = tuple(AppFacts(settings=_settings(app.pop("settings")), **_with_tuples(app)) for app in found.pop("apps"))
     settings = _settings(found.pop("settings"))
     found.update({name: tuple(found[name]) for name in ("worker_modules", "binds", "problems")})
     return Facts(**found, apps=apps, settings=settings)
 
 
 def _settings(values: dict[str, Any]) -> Settings:
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
-                             for name, value in values.items()}
-    return Settings(**given)
+    return Settings(**_with_tuples(values))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 # -- in the process of its own ---------------------------------------------------------------------------------------
@@ -232,10 +236,18 @@ def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, An
              "wants_database": state.wants_database,
              "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else [],
              "looked_at": _by_the_app(state, int(application.cfg.workers)) if engines and state.credentials else [],
-             "credentials": state.credentials is not None}
+             "credentials": state.credentials is not None, **_health_paths(state)}
             for state in extension.apps() if state.app is not None]
     del app
     return {"loaded": True, "apps": apps, "resident": resident()}
+
+
+def _health_paths(state: Any) -> dict[str, Any]:
+    """Where the app's routes and the extension's meet."""
+    from ..health import conflicts
+
+    found = conflicts.find(state.app, state.settings.health_path)
+    return {"health_own": sorted(found.own), "health_hidden": list(found.hidden)}
 
 
 def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:

@@ -59,7 +59,9 @@ PAGE = 4096
  W_SLOW_CLIENTS,
  # no counter: since when all connections are in use (monotonic), 0: they are not
  W_DB_FULL_NS,
- ) = range(59)
+ # no counter: bytes of W_RSS that a preloaded app's processes have together
+ W_COMMON_MEMORY,
+ ) = range(60)
 COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 

@@ -10,7 +10,14 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
-from ..memory.policy import container_too_small, group_decision, growth_pause, learned_floor, limit_too_low
+from ..memory.policy import (
+    container_needed,
+    container_too_small,
+    group_decision,
+    growth_pause,
+    learned_floor,
+    limit_too_low,
+)
 from .restarts import Pace
 from .workers import Child
 
@@ -63,14 +70,16 @@ class FleetMemory:
                              remedy=f"{what}: set STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
                 return
         if self._settings.memory_limit is None:
-            self._container(max(floors, default=0))
+            self._container(max(floors, default=0),
+                            max((int(words[scoreboard.W_COMMON_MEMORY]) for words in rows), default=0))
 
-    def _container(self, floor: int) -> None:
+    def _container(self, floor: int, common: int) -> None:
         """The container has not the room that its workers need: their limit is raised, and that is told once."""
         container, workers = cgroup.limit(), self._server._num_workers
-        if container is None or not container_too_small(container, workers, floor):
+        if container is None or not container_too_small(container, workers, floor, common):
             return
         self._limit_told = True
         logs.process("container_too_small", level="WARNING", container_bytes=container, workers=workers,
-                     warm_floor_bytes=floor, remedy="the kernel may kill workers: give the container at least "
-                     f"{int(1.5 * floor * (workers + 1) / 0.8)} bytes of memory, or start fewer workers")
+                     warm_floor_bytes=floor, common_bytes=common, remedy="the kernel may kill workers: give the "
+                     f"container at least {container_needed(workers, floor, common)} bytes of memory, or start fewer "
+                     "workers")

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from support import Server, wait_until
 
 Start = Callable[..., Server]
@@ -74,3 +76,17 @@ def test_gunicorn_without_our_hooks_is_told_of(server: Start) -> None:
     with_hooks = server(source=APP)
     assert with_hooks.get("/").text == "here"
     assert not with_hooks.records("error", "server_hooks_missing")
+
+
+@pytest.mark.parametrize("use_hooks", [True, False])
+def test_a_hidden_server_name_changes_nothing(server: Start, use_hooks: bool) -> None:
+    """Whoever hides gunicorn's name from clients has exceptions answered and told of all the same."""
+    hidden = "import gunicorn, gunicorn.arbiter\ngunicorn.SERVER_SOFTWARE = gunicorn.arbiter.SERVER_SOFTWARE = ''"
+    one = server(source=APP, config=hidden, use_hooks=use_hooks)
+    answer = one.get("/fails/hidden", headers={"Accept": "application/json"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (500, "application/problem+json")
+    if use_hooks:
+        assert [record["exception"][0]["message"] for record in one.records("error", "exception")] == ["hidden"]
+    else:
+        assert "hidden" in one.logs()
+        wait_until(lambda: "server_hooks_missing" in one.logs(), message="the warning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -138,10 +139,53 @@ def test_much_memory_for_a_moment_replaces_nobody(server: Start) -> None:
 
 @pytest.mark.long
 def test_a_limit_below_what_the_app_needs_is_told_of_once(server: Start) -> None:
-    """The workers are replaced over and over, the service answers, and one line says what to do."""
-    one = server(**SAMPLE, env={**ENV, "STABILITY_MEMORY_LIMIT": "20M", "STABILITY_MEMORY_HARD_FACTOR": "50"})
-    wait_until(lambda: _restarts(one).get("memory", 0) >= 3, 90, message="three workers are replaced")
+    """No worker is replaced for it, since the next would be as large; one line says what to do."""
+    one = server(**SAMPLE, env={**ENV, "STABILITY_MEMORY_LIMIT": "5M"})
+    wait_until(lambda: one.records("process-manager", "memory_limit_too_low"), message="it is told")
+    before = one.worker_pids()
+    end = time.monotonic() + 5  # it would be enforced on the third look, within a second
+    while time.monotonic() < end:
+        assert one.get("/").status_code == 200
+    assert one.worker_pids() == before
+    assert one.records("process-manager", "replacement_asked") == []
     found = one.records("process-manager", "memory_limit_too_low")
     assert len(found) == 1, found
-    assert found[0]["warm_floor_bytes"] > 20 * MB
+    assert found[0]["warm_floor_bytes"] > 5 * MB
     assert "STABILITY_MEMORY_LIMIT" in found[0]["remedy"]
+
+
+MAPPED = '''
+import mmap, os
+from flask import Flask
+from flask_stability import StabilityExt
+app = Flask(__name__)
+StabilityExt(app)
+model = bytearray(os.urandom(1 << 20) * int(os.environ["MODEL_MB"]))
+with open(os.environ["INDEX"], "rb") as file:
+    index = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+@app.get("/")
+def look_up():
+    found = sum(index[place] for place in range(0, len(index), mmap.PAGESIZE))
+    return str(found + model[-1])
+'''
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", [1, 300])
+def test_a_mapped_file_and_a_preloaded_model_replace_nobody(server: Start, tmp_path: Path, worker_class: str,
+                                                            model: int) -> None:
+    """Both are larger than the limit, and neither is given back by replacing a worker."""
+    index = tmp_path / "index"
+    index.write_bytes(b"some" * (75 * MB))
+    one = server(source=MAPPED, worker_class=worker_class, config=f"preload_app = {model > 1}",
+                 env={"STABILITY_GUARD_INTERVAL": "0.25", "STABILITY_MEMORY_LIMIT": "150M", "INDEX": str(index),
+                      "MODEL_MB": str(model)})
+    wait_until(lambda: len(one.health()["detailed"]["workers"]) == 2)
+    before = one.worker_pids()
+    end = time.monotonic() + 8  # the limit is looked at four times a second, and three looks are enough
+    while time.monotonic() < end or max(_sizes(one)) < 300 * MB:
+        assert one.get("/").status_code == 200
+        assert time.monotonic() < end + 60, "the file was to be in memory"
+    assert one.worker_pids() == before
+    assert one.records("process-manager", "replacement_asked") == []
+    assert one.records("process-manager", "memory_limit_too_low") == []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flask_stability.memory.policy import container_needed
 from support import Load, Server, wait_until
 
 Start = Callable[..., Server]
@@ -152,7 +153,7 @@ def test_a_container_that_is_too_small_is_told_of_once_and_replaces_nobody(serve
     told = one.records("process-manager", "container_too_small")
     assert len(told) == 1, told
     assert told[0]["container_bytes"] == size
-    assert str(int(1.5 * told[0]["warm_floor_bytes"] * (workers + 1) / 0.8)) in told[0]["remedy"]
+    assert str(container_needed(workers, told[0]["warm_floor_bytes"], told[0]["common_bytes"])) in told[0]["remedy"]
     assert "container is too small" in one.get("/health").text
     assert one.get("/").status_code == 200
 

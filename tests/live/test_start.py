@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from supervised import SOURCE, Supervised, starting
 
 from support import wait_until
@@ -77,3 +79,23 @@ def test_a_worker_that_its_service_killed_did_not_want_memory(supervised: Start)
     server.process.wait(60)
     assert server.logs().count("Perhaps out of memory?") == 2
     assert server.logs().count("killed by this service: shutdown") == 1
+
+
+@pytest.mark.long
+def test_a_reload_while_the_only_worker_boots_does_not_kill_it(supervised: Start, worker_class: str) -> None:
+    """Nobody else would answer: it goes once the one that has the new code is ready."""
+    server = supervised(workers=1, worker_class=worker_class, wait=False, env={"IMPORT_SECONDS": "3"})
+    wait_until(lambda: "Booting worker" in server.logs() and server.worker_pids(), message="the worker boots")
+    first = server.worker_pids()[0]
+    server.signal(signal.SIGHUP)
+    seen = set()
+
+    def second_answers() -> bool:
+        with contextlib.suppress(requests.RequestException):
+            seen.add(server.get("/", timeout=5).json()["pid"])
+        return bool(seen - {first})
+
+    wait_until(second_answers, 60, message="a worker with the new code answers")
+    assert first in seen
+    server.full(1)
+    assert server.exits() == ["reload"]

@@ -40,8 +40,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 def test_version_2(files: Files) -> None:
     """File cache that can be dropped is free; kills are counted; pressure is that of the container."""
     files.own.write_text("0::/app\n")
-    files.write("app", memory__max="1000", memory__current="700", memory__stat="anon 5\ninactive_file 200",
-                memory__events="low 0\noom 3\noom_kill 2", memory__pressure="some avg10=12.50 avg60=1.00 total=9")
+    files.write("app", memory__max="1000", memory__current="700",
+                memory__events="low 0\noom 3\noom_kill 2", memory__pressure="some avg10=12.50 avg60=1.00 total=9",
+                memory__stat="anon 5\nfile 350\nshmem 150\ninactive_file 150\nactive_file 50")
     assert (cgroup.limit(), cgroup.total(), cgroup.available()) == (1000, 1000, 500)
     assert (cgroup.oom_kills(), cgroup.pressure()) == (2, 12.5)
 
@@ -50,7 +51,7 @@ def test_version_1(files: Files) -> None:
     """The same by the older names; a kill there stands in memory.oom_control."""
     files.own.write_text("5:cpu:/\n4:memory:/app\n0::/\n")
     files.write("memory/app", memory__limit_in_bytes="1000", memory__usage_in_bytes="700",
-                memory__stat="inactive_file 1\ntotal_inactive_file 200",
+                memory__stat="inactive_file 1\nactive_file 2\ntotal_inactive_file 150\ntotal_active_file 50",
                 memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 4")
     assert (cgroup.limit(), cgroup.total(), cgroup.available()) == (1000, 1000, 500)
     assert cgroup.oom_kills() == 4

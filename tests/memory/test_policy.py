@@ -16,6 +16,7 @@ from flask_stability.memory.policy import (
     Decision,
     Judge,
     Rules,
+    container_needed,
     container_too_small,
     default_limit,
     group_decision,
@@ -391,3 +392,19 @@ def test_what_workers_have_in_common_is_not_shared_out() -> None:
     """A container of 1000 MB, 500 of them a preloaded model."""
     assert default_limit(1000 * MB, 4, 500 * MB) == 80 * MB
     assert default_limit(1000 * MB, 4) == 160 * MB
+
+
+@given(st.integers(1, 64), st.integers(MB, 10**10), st.integers(0, 10**11))
+def test_the_container_that_is_asked_for_is_large_enough_and_hardly_larger(workers: int, floor: int,
+                                                                          common: int) -> None:
+    """With what all workers of a preloaded app have together counted once."""
+    needed = container_needed(workers, floor, common)
+    assert not container_too_small(needed, workers, floor, common)
+    assert default_limit(needed, workers, common) <= 1.5 * floor + 1 or needed // 10 > needed - common
+
+
+def test_a_preloaded_model_is_asked_for_once() -> None:
+    """400 MB in four workers of 20 MB each; counted in each it would have been 3.3 GB."""
+    assert container_needed(4, 20 * MB, 400 * MB) == int(587.5 * MB)
+    assert not container_too_small(600 * MB, 4, 20 * MB, 400 * MB)
+    assert container_too_small(500 * MB, 4, 20 * MB, 400 * MB)

@@ -118,6 +118,7 @@ def test_what_a_forked_worker_shares_is_not_its_own_until_it_writes_to_it(tmp_pa
         assert sizes()[1] > 100 << 20
         assert [watch.tick(now + second).action for second in range(5)] == [Action.NONE] * 5
         assert row.words[sb.W_OWN_MEMORY] < 50 << 20
+        assert row.words[sb.W_COMMON_MEMORY] > 100 << 20
         model[::4096] = b"y" * len(model[::4096])
         found = [watch.tick(now + 61 + second).action for second in range(6)]
         assert Action.RETIRE in found

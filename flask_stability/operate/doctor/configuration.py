@@ -157,6 +157,21 @@ def _roomier(given: int | None, resident: int, workers: int, room: int) -> str:
     return "use fewer workers, or give more memory"
 
 
+def health_paths(facts: Facts) -> Iterator[Finding]:
+    """Where the app has routes of its own."""
+    for app in facts.apps:
+        path = app.settings.health_path
+        if app.health_own:
+            yield Finding("health paths", "warn", f"{app.name} answers {', '.join(app.health_own)} itself, the "
+                          f"extension the rest under {path}",
+                          "set STABILITY_HEALTH_PATH to another path to have all of them, or let probes and monitoring "
+                          "know what they ask")
+        if app.health_hidden:
+            yield Finding("hidden routes", "warn", f"the extension answers under {path}, not {app.name}'s "
+                          f"{', '.join(app.health_hidden)}",
+                          "if the app is to, set STABILITY_HEALTH_PATH to a path that they do not match")
+
+
 def exposure(facts: Facts) -> Iterator[Finding]:
     """Who may see what only the team should."""
     found = facts.app_settings
@@ -180,4 +195,5 @@ def exposure(facts: Facts) -> Iterator[Finding]:
 
 
 #: What needs nothing but the facts.
-LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (settings, wiring, workers, switches, timeouts, exposure)
+LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (settings, wiring, workers, switches, timeouts, health_paths,
+                                                            exposure)
