@@ -6,11 +6,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import logs
 from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
 from ..redact import cause_of, redact
 
 if TYPE_CHECKING:
+    from flask import Flask
     from sqlalchemy.engine import Engine
 
 
@@ -23,8 +25,24 @@ def engine_probe(engine: Engine) -> dict[str, Any]:
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
     pool: Any = engine.pool
+    if callable(stats := getattr(pool, "stats", None)):  # StabilityPool
+        return {"pool": stats()}
     return {"pool": {name: getattr(pool, name)() for name in ("size", "checkedin", "checkedout", "overflow")
                      if callable(getattr(pool, name, None))}}
+
+
+def engines_of(app: Flask) -> dict[str, Engine]:
+    """The engines of an app's Flask-SQLAlchemy by the names of their checks: "sqlalchemy", "sqlalchemy-BIND"."""
+    extension = app.extensions.get("sqlalchemy")
+    if not type(extension).__module__.startswith("flask_sqlalchemy"):
+        return {}
+    try:
+        with app.app_context():
+            return {"sqlalchemy" if bind is None else f"sqlalchemy-{bind}": engine
+                    for bind, engine in extension.engines.items()}  # type: ignore[union-attr]
+    except Exception as error:
+        logs.error("engines_not_found", level="WARNING", error=cause_of(error))
+        return {}
 
 
 def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .bulkhead import Bulkhead
 from .calls import PATIENCE, within
 from .connection import PooledConnection
 from .credentials import Source
-from .drivers import make_driver
+from .drivers import Driver, make_driver
 from .entry import IDLE, IN_USE, REMOVED, RESERVED, Entry
 from .keeper import PROBE_INTERVAL, Keeper
 from .killing import Killer
@@ -50,6 +50,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     :param name, instance_path: of the app, for the embedded default.
     :param credentials: gives the password, or user and password, for each connect.
+    :param driver: opens the connections, instead of the one that the settings ask for.
     :ivar entries: all open connections.
     :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
     :ivar connecting: slots of connections that are being opened.
@@ -61,9 +62,9 @@ class Pool(PooledDB):  # type: ignore[misc]
     _lock: threading.Lock
 
     def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
-                 credentials: Source | None = None) -> None:
+                 credentials: Source | None = None, driver: Driver | None = None) -> None:
         self.settings = settings
-        self.driver = make_driver(settings, instance_path, name, credentials)
+        self.driver: Driver = driver or make_driver(settings, instance_path, name, credentials)
         self.killer = Killer(self)
         self.breaker = Breaker()
         self.counters = Counters()
@@ -118,7 +119,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if query_timeout is not None:
                 entry = self._limited(entry, query_timeout, now + (timeout or self.settings.db_timeout))
             entry.taken(ident, record, sys._getframe(1))
-            connection = PooledConnection(self, entry)
+            connection: PooledConnection = self._lend(entry)
             if record is not None:
                 record.hold(connection)
             return connection
@@ -127,6 +128,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             if entry is not None:
                 self.discard(entry)
             raise
+
+    def _lend(self, entry: Entry) -> Any:
+        """What a borrower gets: it has `release`, for the end of his request."""
+        return PooledConnection(self, entry)
 
     def dedicated_connection(self) -> PooledConnection:
         """The same: connections are never shared."""

@@ -1,0 +1,158 @@
+"""What the pool needs of a database whose connections an SQLAlchemy engine opens: by its creator and its dialect."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ..dberrors import ErrorClass, mysql_class, sqlite_class
+from .identity import Identity
+from .sockets import hang_up, link_to
+
+#: Questions under way at once whose answers are overdue; more would only wait for the same.
+MOST_OVERDUE = 3
+_MYSQL = frozenset(("mysql", "mariadb"))
+#: Stands for a driver that is not known: a pool of its own, without an engine.
+_ANY = types.SimpleNamespace(Error=Exception, OperationalError=RuntimeError, InterfaceError=RuntimeError,
+                             ProgrammingError=RuntimeError)
+
+
+class EngineDriver:
+    """Opens connections as an engine does, with its events, and asks its dialect what errors mean.
+
+    :param record: makes an open connection of SQLAlchemy's pool (a `ConnectionPoolEntry`).
+    :param create: opens a connection of the driver's alone, without events, for a short question.
+    :param dialect: gives the engine's dialect when it is needed: the pool is made before it.
+    """
+
+    unbuffered: tuple[type, ...] = ()
+    reads_on = False
+    threadsafety = 1
+
+    def __init__(self, record: Callable[[], Any], create: Callable[[], Any], dialect: Callable[[], Any]) -> None:
+        self._record, self._create, self._dialect = record, create, dialect
+        self._overdue = 0
+        self._lock = threading.Lock()
+
+    @property
+    def kind(self) -> str:
+        """"mysql", "sqlite", or the dialect's name; "" without an engine."""
+        name = str(getattr(self._dialect(), "name", ""))
+        return "mysql" if name in _MYSQL else name
+
+    @property
+    def dbapi(self) -> Any:
+        """The driver's module."""
+        return getattr(self._dialect(), "dbapi", None) or _ANY
+
+    def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
+        """A connection with its events; with `timeout` a bare one for a question, or an error within that time."""
+        return self._record() if timeout is None else self._ask(timeout)
+
+    def _ask(self, seconds: float) -> Any:
+        """Open a bare connection within `seconds`: how long an engine's creator takes is its own affair."""
+        with self._lock:
+            if self._overdue >= MOST_OVERDUE:
+                raise self.dbapi.OperationalError(2013, "no answer to earlier questions")
+            self._overdue += 1
+        done, late = threading.Event(), threading.Event()
+        found: list[Any] = []
+
+        def work() -> None:
+            try:
+                found.append(self._create())
+            except BaseException as error:
+                error.__traceback__ = None
+                found.append(error)
+            with self._lock:
+                self._overdue -= 1
+                done.set()
+                unwanted = late.is_set()
+            if unwanted and not isinstance(found[0], BaseException):
+                with suppress(Exception):
+                    found[0].close()
+
+        try:
+            threading.Thread(target=work, name="stability-question", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._overdue -= 1
+            raise
+        done.wait(seconds)
+        with self._lock:
+            if not found:
+                late.set()
+                raise self.dbapi.OperationalError(2013, f"no answer within {seconds:g} s")
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    def backstop(self, seconds: float) -> float:
+        return 0.0
+
+    def limit(self, raw: Any, seconds: float) -> None:
+        """Statements of an engine have its own limits."""
+
+    def kill(self, identity: Identity) -> bool:
+        return False
+
+    def begin(self, raw: Any) -> None:
+        """The driver begins by itself."""
+
+    def set_autocommit(self, raw: Any, on: bool) -> None:
+        """The engine's isolation level says it."""
+
+    def link(self, raw: Any) -> socket.socket | None:
+        return link_to(raw)
+
+    def ping(self, raw: Any) -> None:
+        """One round trip, as the dialect pings."""
+        dialect = self._dialect()
+        if dialect is None or not hasattr(dialect, "do_ping"):
+            return  # there is no way to ask
+        if not dialect._do_ping_w_event(raw):
+            raise self.dbapi.OperationalError(2006, "the connection does not answer")
+
+    def interrupt(self, raw: Any, link: socket.socket | None) -> None:
+        if link is not None:
+            hang_up(link)
+        elif self.kind == "sqlite":
+            with suppress(Exception):
+                raw.interrupt()
+
+    def moved(self, raw: Any) -> bool:
+        return False
+
+    def rollback(self, raw: Any) -> None:
+        raw.rollback()
+
+    def reset(self, raw: Any) -> None:
+        raw.rollback()
+
+    def ended(self, raw: Any, error: BaseException) -> bool:
+        return self.classify(error) in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT)
+
+    def classify(self, error: BaseException) -> ErrorClass:
+        found = getattr(error, "orig", None)  # a listener's error comes in SQLAlchemy's clothes
+        error = found if isinstance(found, BaseException) else error
+        kind = self.kind
+        if kind == "mysql":
+            return mysql_class(error)
+        if kind == "sqlite":
+            return sqlite_class(error)
+        dialect = self._dialect()
+        with suppress(Exception):
+            if isinstance(error, self.dbapi.Error) and dialect.is_disconnect(error, None, None):
+                return ErrorClass.LINK_LOST
+        return ErrorClass.OTHER
+
+    def remedy(self, error: BaseException) -> str:
+        return ""
+
+    def describe(self) -> str:
+        dialect = self._dialect()
+        return f"{getattr(dialect, 'name', '')}+{getattr(dialect, 'driver', '')}".strip("+") or "an engine"
