@@ -24,7 +24,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import Pool as BasePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from . import exceptions
+from . import exceptions, scoreboard
 from .config import Settings
 from .database.bulkhead import Bulkhead
 from .database.calls import PATIENCE, call, within
@@ -32,6 +32,7 @@ from .database.engine_driver import EngineDriver
 from .database.entry import IN_USE, REMOVED, Entry, not_the_app
 from .database.pool import Pool
 from .database.statements import TRANSACTION
+from .dberrors import means_unavailable
 
 __all__ = ["CircuitOpen", "PoolTimeout", "StabilityPool", "Unavailable"]
 
@@ -281,6 +282,21 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             house.adopt()
         return house.stats()
 
+    def ask(self, timeout: float = 10.0) -> None:
+        """One round trip on a connection of its own, within `timeout` seconds to open it; raises if there is none.
+
+        A pool whose connections are all in use is not a database that is gone.
+        """
+        dialect: Any = self._dialect
+        if self._in_memory():
+            dialect.do_ping(self._shared.dbapi_connection)
+            return
+        raw = (self._house or self._open()).driver.connect(timeout)
+        try:
+            dialect.do_ping(raw)
+        finally:
+            raw.close()
+
     def _open(self) -> _House:
         """The pool of ours, made at the first use, when settings and dialect are known. Opens no connection."""
         driver = EngineDriver(self._create_connection, self._bare, lambda: self.__dict__.get("_dialect"))
@@ -308,6 +324,8 @@ class StabilityPool(BasePool):  # type: ignore[misc]
     def _translated(self, error: exceptions.DatabaseUnavailable) -> BaseException:
         """The error as SQLAlchemy's users know it: the driver's own where that is what failed."""
         cause = error.__cause__
+        if isinstance(error, exceptions.CircuitOpen) or means_unavailable(cause):
+            scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
         if type(error) is exceptions.DatabaseUnavailable and cause is not None:
             return cause.with_traceback(None)
         if isinstance(error, exceptions.PoolTimeout):

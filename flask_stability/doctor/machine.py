@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from .. import scoreboard
 from ..database.check_db import Finding
 from ..server.facts import Facts
-from ..server.port_in_use import listener
+from ..server.gunicorn.port_in_use import listener
 
 MB = 1 << 20
 PACKAGE = "flask_stability"

@@ -10,8 +10,8 @@ from typing import Any
 from .. import logs
 from ..health import report
 from ..scoreboard import W_THREADS, Scoreboard
-from .children import Child
 from .control import ControlError
+from .workers import Child
 
 LONGEST_MUTE = 30 * 86400.0  #: seconds
 MOST_MUTES = 32

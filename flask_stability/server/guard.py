@@ -26,7 +26,7 @@ from ..signals import POOL, leak_suspected, request_overdue, send, worker_retire
 from ..takeover import Farewells
 from .descriptors import Filling, clients, limit, make_room
 from .gunicorn.connections import Connections
-from .leaving import let_go
+from .gunicorn.drain import let_go
 from .slow_clients import SlowClients
 from .threads import Stuck, add_threads, for_clients, knocking, number, queued, room
 
@@ -63,7 +63,7 @@ class Guard:
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
-        self.leave: Callable[[], None] = lambda: None  # of `leaving`
+        self.leave: Callable[[], None] = lambda: None  # of `drain`
         self._file = logs.error_file()
         self._ending_since = self._back = 0.0
         self._computed = time.monotonic(), time.process_time()
@@ -315,8 +315,8 @@ class Guard:
         """Arm the dead man's switch: it needs neither the GIL nor a thread of ours."""
         self._ending_since = now
         given = self._settings.retire_mercy
-        mercy = given if given is not None else float(self._worker.cfg.graceful_timeout) + 5.0
-        faulthandler.dump_traceback_later(mercy, exit=True, file=self._file)
+        seconds = given if given is not None else float(self._worker.cfg.graceful_timeout) + 5.0
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
     def _orders(self, now: float) -> None:
         """What the master, the command line or a signal asks for."""

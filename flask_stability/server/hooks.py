@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +17,21 @@ import gunicorn
 
 from .. import config, environment, extension, logs, middleware, request, scoreboard
 from ..config import Settings
-from ..database import calls, pool
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
 from ..request import in_flight
-from . import orphans, port_in_use
+from . import orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat, connections
+from .gunicorn import compat, connections, port_in_use
 from .gunicorn.compat import is_a
+from .gunicorn.drain import leave_well
 from .gunicorn.glogging import be_patient
-from .leaving import leave_well
-from .notify import Notifier
-from .order import breaches
 from .starting import Once, one_line
 from .supervisor import Supervisor
+from .systemd import Notifier
+from .timeouts import breaches
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
 ARITY = {"on_starting": 1, "on_reload": 1, "when_ready": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1,
@@ -51,7 +49,13 @@ _settings = Settings()
 
 
 def chain(namespace: dict[str, Any]) -> None:
-    """Put our hooks around those of a configuration."""
+    """Put our hooks around those of a configuration.
+
+    ``forwarder_headers`` is set to none where the configuration says nothing: gunicorn takes the path that a request is
+    for from a client's header ``SCRIPT_NAME`` if that comes from a trusted address, as everything does behind a proxy
+    on the same machine.
+    """
+    namespace.setdefault("forwarder_headers", "")
     for name, arity in ARITY.items():
         user = namespace.get(name)
         if getattr(user, "_flask_stability", False) or user is _pre_request:
@@ -278,15 +282,9 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
                  _watch_forks, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
-
-
-def _meet_greenlets(worker: Any) -> None:
-    """gevent's worker patches `threading` after the master imported us: what was taken from it is taken again."""
-    for module, name in ((middleware, "_ident"), (pool, "get_ident"), (calls, "get_ident")):
-        setattr(module, name, threading.get_ident)
 
 
 def _set_up_logs(worker: Any) -> None:

@@ -1,9 +1,9 @@
 """The master's part: a tick about once a second in gunicorn's main loop.
 
 No thread and no lock of its own: methods of the running arbiter are wrapped on the instance. What is to be done is
-decided in `plan`, `restarts` and `exits`; here it is carried out. ``num_workers`` stays what the configuration,
-TTIN, TTOU and gunicornc make it; only while gunicorn's own ``manage_workers`` runs does it hold our target, so there
-is nothing to be put right when any of them changes it in the middle of a replacement.
+decided in `replacement`, `restarts` and `exit_reasons`; here it is carried out. ``num_workers`` stays what the
+configuration, TTIN, TTOU and gunicornc make it; only while gunicorn's own ``manage_workers`` runs does it hold our
+target, so there is nothing to be put right when any of them changes it in the middle of a replacement.
 
 Nothing here raises into the arbiter but what ends it on purpose.
 """
@@ -25,20 +25,20 @@ from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Scoreboard
-from . import exits, plan
-from .children import Child, alive, stopped, told_of_exits
+from . import exit_reasons, replacement
 from .commands import carry_out
 from .control import Listener, path_of
-from .group import Group
+from .fleet_memory import FleetMemory
 from .guard import TELL_STACKS
 from .gunicorn import compat
 from .gunicorn.arbiter23 import Signals23
-from .notify import Notifier
-from .notify import Phase as Told
-from .plan import Action, Phase
+from .replacement import Action, Phase
 from .restarts import Pace, Restarts
 from .starting import BOOT_FAILED, Kills, cannot_start, stillborn
 from .status import status_block
+from .systemd import Notifier
+from .systemd import Phase as Told
+from .workers import Child, alive, stopped, told_of_exits
 
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 STARVED = 2.0  #: seconds between two ticks above which the whole machine is slow, and silence says nothing
@@ -61,7 +61,7 @@ class Supervisor:
         self.server, self.board, self.settings = server, board, settings
         self.words = board.master.words
         self.children: dict[Any, Child] = {}
-        self.state = plan.Replacement()
+        self.state = replacement.Replacement()
         self.restarts = Restarts(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
@@ -76,7 +76,7 @@ class Supervisor:
         self._oom_kills = cgroup.oom_kills()
         self._last_rotation = 0.0
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
-        self.group = Group(server, self.words, settings)
+        self.fleet = FleetMemory(server, self.words, settings)
         self._look_at = self._ticked = self._murder_again = self._rows_told_at = 0.0
         self._looked = time.monotonic()
         self.spares = 0
@@ -262,7 +262,7 @@ class Supervisor:
                    if child.worker.age <= self._reload_age and not child.term_at and not child.killed]
             for child in old:
                 child.ask("reload")
-            self.state = plan.reloaded([self._seen(child, now) for child in old], now)
+            self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
         except (Exception, SystemExit) as error:
             if os.getpid() != self._pid or any(getattr(item, "sock", item) is None for item in server.LISTENERS):
                 raise
@@ -338,7 +338,7 @@ class Supervisor:
         now = time.monotonic()
         child.look(now)
         kills = cgroup.oom_kills()
-        reason, detail = exits.reason_of(child.status, exits.Known(
+        reason, detail = exit_reasons.reason_of(child.status, exit_reasons.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
             client=child.waits_for_client(), max_requests=bool(self.server.cfg.max_requests),
@@ -350,7 +350,7 @@ class Supervisor:
         answered = child.row is not None and child.row.requests > 0
         if child.row is not None:
             if uptime >= SETTLED:
-                self.group.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
+                self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
         crash = reason in CRASHES and not self.stopping
         if child.ready_at:
@@ -425,7 +425,7 @@ class Supervisor:
         self._judge_crashes(now)
         if self.control is not None:
             self.control.serve(now)
-        for step in (self._thaw, self._silent, self.group.relieve, self.group.learn, self._again):
+        for step in (self._thaw, self._silent, self.fleet.relieve, self.fleet.learn, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -438,12 +438,12 @@ class Supervisor:
                 self._now_worked()
             elif stillborn(self._stillborn, int(server.cfg.workers)):
                 self._give_up(stillborn(self._stillborn, int(server.cfg.workers)), BOOT_FAILED)
-        if self.canary is not None and plan.canary_lives(seen, self.canary, CANARY):
+        if self.canary is not None and replacement.canary_lives(seen, self.canary, CANARY):
             self.canary = None
         if not self.stopping:
             self._advance(seen, now, base)
             seen = [self._seen(child, now) for child in children]
-        wanted = plan.target(base, seen, self.state, canary=self.canary)
+        wanted = replacement.target(base, seen, self.state, canary=self.canary)
         words[scoreboard.M_TARGET] = wanted
         words[scoreboard.M_SURGE] = int(self.state.phase is not Phase.IDLE)
         words[scoreboard.M_HOLD_UNTIL_NS] = int(self.restarts.hold_until * 1e9) if self.restarts.held(now) else 0
@@ -454,12 +454,12 @@ class Supervisor:
                 logs.process("log_rotated", file=name)
         return wanted
 
-    def _seen(self, child: Child, now: float) -> plan.Seen:
+    def _seen(self, child: Child, now: float) -> replacement.Seen:
         asked = child.asked
         if (asked == "memory_growth" and not self._growth.allowed(now)) or (
-                self._upgrading() and asked not in plan.BROKEN):
+                self._upgrading() and asked not in replacement.BROKEN):
             asked = ""
-        return plan.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
+        return replacement.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
                          now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
 
     def _upgrading(self) -> bool:
@@ -470,10 +470,10 @@ class Supervisor:
         """Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
         serving = [child for child in children if child.row is not None and child.serves()]
         held = [child.held() for child in serving if not child.asked]
-        overdue = sum(child.held() for child in serving if child.asked in plan.BROKEN)
+        overdue = sum(child.held() for child in serving if child.asked in replacement.BROKEN)
         before = self.spares
         if before or overdue or any(held):
-            self.spares = plan.spares(
+            self.spares = replacement.spares(
                 before, self.server._num_workers, held, overdue=overdue, room=self._spare_room(),
                 clients=sum(child.waits_for_client() for child in serving if not child.asked and child.held()),
                 coming=sum(not (child.ready_at or child.term_at or child.killed) for child in children),
@@ -482,16 +482,16 @@ class Supervisor:
             logs.process("spare_workers", level="WARNING" if self.spares > before else "INFO", spares=self.spares,
                          stuck=sum(held) + overdue)
 
-    def _advance(self, seen: list[plan.Seen], now: float, base: int) -> None:
+    def _advance(self, seen: list[replacement.Seen], now: float, base: int) -> None:
         cfg = self.server.cfg
         # sync workers close every connection anyway
         close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
-        step = plan.next_step(before, seen, now, base=base,
+        step = replacement.next_step(before, seen, now, base=base,
                               surge=not self._upgrading() and self._may_surge(), close_time=close_time,
-                              mercy=self.mercy() + 2.0,  # the dead man's switch in the worker comes first
+                              kill_timeout=self.kill_timeout() + 2.0,  # the dead man's switch in the worker comes first
                               room=self._room(),
-                              patience=plan.ready_timeout(self._boots, float(self.server.timeout or 0)))
+                              patience=replacement.ready_timeout(self._boots, float(self.server.timeout or 0)))
         if step.action is Action.GIVE_UP:
             self._boots.append(now - before.since)  # it takes that long at least: the next one is given more
         self.state = step.state
@@ -510,7 +510,7 @@ class Supervisor:
             logs.process("replacement", action=step.action.name.lower(), worker_pid=child.pid,
                          reason=child.asked or reason)
 
-    def mercy(self) -> float:
+    def kill_timeout(self) -> float:
         """Seconds that a retiring worker may take to end."""
         given = self.settings.retire_mercy
         return given if given is not None else float(self.server.cfg.graceful_timeout) + 5.0
@@ -544,7 +544,7 @@ class Supervisor:
         free, largest = cgroup.available(), self._largest()
         if not self.settings.surge:
             return 0
-        return plan.PLENTY if free is None or not largest else free // 2 // largest
+        return replacement.PLENTY if free is None or not largest else free // 2 // largest
 
     def _spare_room(self) -> int:
         """How many spare workers more there may be: for memory, for the setting, and for rows, of which a reload needs
@@ -595,17 +595,18 @@ class Supervisor:
 
     def _silent(self, now: float, children: list[Child]) -> None:
         """A worker in which no thread of Python's runs any more is replaced in good order: if it comes to itself again
-        it ends well, else gunicorn's timeout or the mercy ends it; a newcomer serves meanwhile. One that leaves by
-        itself (max_requests) gives no sign any more while Python ends, which takes seconds on a busy machine.
+        it ends well, else gunicorn's timeout or the kill timeout ends it; a newcomer serves meanwhile. One that leaves
+        by itself (max_requests) gives no sign any more while Python ends, which takes seconds on a busy machine.
         """
         starved, self._ticked = now - self._ticked > STARVED, now
         if starved:
             return
         silent = {child: now - child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 for child in children
                   if child.row is not None and child.serves() and child.row.words[scoreboard.W_THREADS]}
-        patience = self.settings.guard_interval + plan.patience(list(silent.values()))
+        patience = self.settings.guard_interval + replacement.patience(list(silent.values()))
         for child, seconds in silent.items():
-            if seconds > (self.mercy() if child.ending() else patience) and not child.stopped_at and not child.asked:
+            most = self.kill_timeout() if child.ending() else patience
+            if seconds > most and not child.stopped_at and not child.asked:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
                 child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
                 child.ask("stuck")

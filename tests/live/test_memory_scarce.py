@@ -104,8 +104,8 @@ def leak():
 
 #: A silent worker is looked for in a test of its own; here a slow machine may take its time over the collection.
 PATIENT = '''
-from flask_stability.server import plan
-plan.NOBODY = plan.SILENT = 25.0
+from flask_stability.server import replacement
+replacement.NOBODY = replacement.SILENT = 25.0
 '''
 
 LARGE = '''

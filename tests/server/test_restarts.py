@@ -8,10 +8,10 @@ import pytest
 
 from flask_stability.config import Settings
 from flask_stability.scoreboard import CODE
-from flask_stability.server.exits import Known, reason_of
-from flask_stability.server.order import breaches
+from flask_stability.server.exit_reasons import Known, reason_of
 from flask_stability.server.restarts import Pace, Restarts
 from flask_stability.server.threads import Stuck
+from flask_stability.server.timeouts import breaches
 
 STEPS = (0.0, 1.0, 2.0, 4.0)
 

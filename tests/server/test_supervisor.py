@@ -20,8 +20,8 @@ from flask_stability.scoreboard import (
     Scoreboard,
 )
 from flask_stability.server import supervisor as module
-from flask_stability.server.children import Child
 from flask_stability.server.supervisor import Supervisor
+from flask_stability.server.workers import Child
 
 
 class Arbiter(SimpleNamespace):

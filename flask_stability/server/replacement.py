@@ -10,8 +10,8 @@
      └──more than there are to be, or surge off──▶ CLOSING
 
 Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones, or all that serve nothing any more;
-of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is
-*dying*: it counts beside the target until it is gone, and past its mercy it is killed. Each pass crosses one edge.
+of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is *dying*: it counts beside the
+target until it is gone, and past its kill timeout it is killed. Each pass crosses one edge.
 gunicorn itself never has to end a worker: it would take the oldest, whoever that is.
 """
 
@@ -112,17 +112,17 @@ def reloaded(old: Sequence[Seen], now: float) -> Replacement:
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
-              mercy: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
+              kill_timeout: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
     """The edge to cross now.
 
     :param base: how many workers there are to be.
     :param surge: a newcomer may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
-    :param mercy: seconds after SIGTERM at which a worker is killed.
+    :param kill_timeout: seconds after SIGTERM at which a worker is killed.
     :param room: for how many newcomers there is memory; one is started in any case.
     :param patience: seconds that a newcomer has to become ready.
     """
-    overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > mercy)
+    overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > kill_timeout)
     if overdue:
         return Step(Action.KILL, overdue, state)
     alive = [seen for seen in workers if not seen.term_at]

@@ -11,7 +11,7 @@ from werkzeug.exceptions import RequestTimeout
 from flask_stability import upload
 from flask_stability.scoreboard import CRASHES
 from flask_stability.server import threads
-from flask_stability.server.exits import Known, reason_of
+from flask_stability.server.exit_reasons import Known, reason_of
 from flask_stability.upload import Meter, Upload
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .gunicorn import gthread
+from . import gthread
 
 MOST = 4096  #: connections taken from one queue at the most
 WORD = 2.0  #: seconds for the master to say what it is that ends, the service or this worker

@@ -13,9 +13,9 @@ def breaches(settings: Settings, *, graceful: float, app: bool = False) -> list[
     """
     found = []
     deadline = settings.request_timeout
-    mercy = settings.retire_mercy if settings.retire_mercy is not None else graceful + 5
-    if mercy <= graceful:
-        found.append(f"STABILITY_RETIRE_MERCY={mercy:g} is not above graceful_timeout={graceful:g}: "
+    kill_timeout = settings.retire_mercy if settings.retire_mercy is not None else graceful + 5
+    if kill_timeout <= graceful:
+        found.append(f"STABILITY_RETIRE_MERCY={kill_timeout:g} is not above graceful_timeout={graceful:g}: "
                      "a worker would be ended before its requests may finish; raise STABILITY_RETIRE_MERCY")
     if app and deadline:
         if settings.db_query_timeout and settings.db_query_timeout + 5 >= deadline:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flask_stability.server.notify import Notifier, Phase
+from flask_stability.server.systemd import Notifier, Phase
 
 Read = Callable[[], list[str]]
 

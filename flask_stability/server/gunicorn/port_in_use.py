@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from ..config import server_bind
-from ..exceptions import ConfigError
+from ...config import server_bind
+from ...exceptions import ConfigError
 
 _FIRST = re.compile(r"Connection in use: (.*)")
 _MORE = re.compile(r"connection to .* failed: .*Address already in use|Retrying in 1 second|Can't connect to ")

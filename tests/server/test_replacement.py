@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_stability.server import plan
-from flask_stability.server.plan import Action, Phase, Replacement, Seen
+from flask_stability.server import replacement
+from flask_stability.server.replacement import Action, Phase, Replacement, Seen, next_step
 
-CLOSE, MERCY = 2.0, 35.0
+CLOSE, KILL_TIMEOUT = 2.0, 35.0
 
 
 @dataclass
@@ -48,8 +48,8 @@ class World:
         for pid in [pid for pid, seen in self.workers.items() if seen.term_at]:
             del self.workers[pid]
         self.now += 1.0
-        step = plan.next_step(self.state, list(self.workers.values()), self.now, base=self.base, surge=self.surge,
-                              close_time=self.close_time, mercy=MERCY, room=self.room)
+        step = next_step(self.state, list(self.workers.values()), self.now, base=self.base, surge=self.surge,
+                         close_time=self.close_time, kill_timeout=KILL_TIMEOUT, room=self.room)
         self.state = step.state
         self.steps.append(step.action)
         before = len(self.serving)
@@ -57,9 +57,9 @@ class World:
             reasons = {self.workers[pid].asked for pid in step.pids}
             for pid in step.pids:
                 self.workers[pid] = replace(self.workers[pid], term_at=self.now)
-            if self.surge and not reasons & plan.BROKEN:
+            if self.surge and not reasons & replacement.BROKEN:
                 assert len(self.serving) >= min(before, self.base), "fewer serve than are wanted"
-        wanted = plan.target(self.base, list(self.workers.values()), self.state)
+        wanted = replacement.target(self.base, list(self.workers.values()), self.state)
         assert wanted >= len(self.workers), "gunicorn would choose whom to end"
         while len(self.workers) < wanted:
             self.spawn()
@@ -88,7 +88,7 @@ class World:
         old = [seen for seen in self.workers.values() if not seen.term_at]
         for seen in old:
             self.workers[seen.pid] = replace(seen, asked="reload")
-        self.state = plan.reloaded(old, self.now)
+        self.state = replacement.reloaded(old, self.now)
         for _ in range(self.base):
             self.spawn()
 
@@ -282,55 +282,56 @@ def test_a_worker_that_closes_its_connections_stays_while_others_die() -> None:
     world.check_settled()
 
 
-def test_worker_that_does_not_end_is_killed_after_its_mercy() -> None:
-    """SIGTERM, then nothing for the mercy's time: SIGKILL."""
+def test_worker_that_does_not_end_is_killed_after_its_kill_timeout() -> None:
+    """SIGTERM, then nothing for that time: SIGKILL."""
     seen = Seen(1, 1, True, "memory", term_at=100.0)
-    assert plan.next_step(Replacement(), [seen], 134.0, base=0, surge=True, close_time=0, mercy=MERCY).pids == ()
-    step = plan.next_step(Replacement(), [seen], 135.5, base=0, surge=True, close_time=0, mercy=MERCY)
+    step = next_step(Replacement(), [seen], 134.0, base=0, surge=True, close_time=0, kill_timeout=KILL_TIMEOUT)
+    assert step.pids == ()
+    step = next_step(Replacement(), [seen], 135.5, base=0, surge=True, close_time=0, kill_timeout=KILL_TIMEOUT)
     assert (step.action, step.pids) == (Action.KILL, (1,))
 
 
 def test_canary_limits_newcomers_to_one_until_it_lives() -> None:
     """After a crash loop one newcomer is tried; the rest follow when it has served a while."""
     workers = [Seen(7, 7, True, ready_for=100.0)]
-    assert plan.target(4, workers, Replacement(), canary=9) == 2
+    assert replacement.target(4, workers, Replacement(), canary=9) == 2
     workers.append(Seen(10, 10, False))
-    assert plan.target(4, workers, Replacement(), canary=9) == 2
-    assert not plan.canary_lives(workers, 9, 1.0)
+    assert replacement.target(4, workers, Replacement(), canary=9) == 2
+    assert not replacement.canary_lives(workers, 9, 1.0)
     workers[1] = replace(workers[1], ready=True, ready_for=0.5)
-    assert not plan.canary_lives(workers, 9, 1.0)
+    assert not replacement.canary_lives(workers, 9, 1.0)
     workers[1] = replace(workers[1], ready_for=1.5)
-    assert plan.canary_lives(workers, 9, 1.0)
-    assert plan.target(4, workers, Replacement()) == 4
+    assert replacement.canary_lives(workers, 9, 1.0)
+    assert replacement.target(4, workers, Replacement()) == 4
 
 
 def test_spare_workers_come_only_when_all_are_kept_and_leave_when_they_are_not_needed() -> None:
     """Three times as many workers as are kept, up to a limit and as far as there is room; gone once the long requests
     have ended."""
     long, free = True, False
-    assert plan.spares(0, 2, [long, free], knocking=True, room=99) == 0
-    assert plan.spares(0, 2, [long, long], knocking=False, room=99) == 0
-    assert plan.spares(0, 2, [long, long], knocking=True, room=0) == 0
-    assert plan.spares(0, 2, [long, long], knocking=True, room=99) == 4
-    assert plan.spares(4, 2, [long, long, free, free], knocking=False, room=99) == 4
-    assert plan.spares(4, 2, [long] * 6, knocking=True, room=99) == 16
-    assert plan.spares(4, 2, [long] * 6, knocking=True, room=3) == 7
-    assert plan.spares(16, 2, [long] * 18, knocking=True, room=99) == 32
-    assert plan.spares(32, 2, [long] * 34, knocking=True, room=99) == 32
-    assert plan.spares(5, 2, [long, long], knocking=True, room=99) == 5
-    assert plan.spares(16, 2, [long] * 3 + [free] * 15, knocking=False, room=99) == 16
-    assert plan.spares(16, 2, [long] * 2 + [free] * 16, knocking=False, room=99) == 2
-    assert plan.spares(1, 2, [free, free, free], knocking=False, room=99) == 0
+    assert replacement.spares(0, 2, [long, free], knocking=True, room=99) == 0
+    assert replacement.spares(0, 2, [long, long], knocking=False, room=99) == 0
+    assert replacement.spares(0, 2, [long, long], knocking=True, room=0) == 0
+    assert replacement.spares(0, 2, [long, long], knocking=True, room=99) == 4
+    assert replacement.spares(4, 2, [long, long, free, free], knocking=False, room=99) == 4
+    assert replacement.spares(4, 2, [long] * 6, knocking=True, room=99) == 16
+    assert replacement.spares(4, 2, [long] * 6, knocking=True, room=3) == 7
+    assert replacement.spares(16, 2, [long] * 18, knocking=True, room=99) == 32
+    assert replacement.spares(32, 2, [long] * 34, knocking=True, room=99) == 32
+    assert replacement.spares(5, 2, [long, long], knocking=True, room=99) == 5
+    assert replacement.spares(16, 2, [long] * 3 + [free] * 15, knocking=False, room=99) == 16
+    assert replacement.spares(16, 2, [long] * 2 + [free] * 16, knocking=False, room=99) == 2
+    assert replacement.spares(1, 2, [free, free, free], knocking=False, room=99) == 0
 
 
 def test_held_workers_past_their_deadline_go_without_newcomers_as_soon_as_enough_others_serve_or_come() -> None:
     """The spare ones that are there, or about to be, take their place; until then more are wanted, and none leaves."""
     long, free = True, False
-    assert plan.spares(0, 2, [], overdue=2, knocking=True, room=99) == 4
-    assert plan.spares(16, 2, [long, long], overdue=6, coming=10, knocking=False, room=99) == 10
-    assert plan.spares(16, 2, [free] * 10, overdue=8, knocking=False, room=99) == 0
-    assert plan.spares(16, 2, [long] * 9 + [free], overdue=8, knocking=False, room=99) == 16
-    assert plan.spares(0, 2, [free, free], overdue=1, knocking=False, room=99) == 0
+    assert replacement.spares(0, 2, [], overdue=2, knocking=True, room=99) == 4
+    assert replacement.spares(16, 2, [long, long], overdue=6, coming=10, knocking=False, room=99) == 10
+    assert replacement.spares(16, 2, [free] * 10, overdue=8, knocking=False, room=99) == 0
+    assert replacement.spares(16, 2, [long] * 9 + [free], overdue=8, knocking=False, room=99) == 16
+    assert replacement.spares(0, 2, [free, free], overdue=1, knocking=False, room=99) == 0
 
 
 def test_who_is_no_good_is_let_go_before_a_newcomer_and_who_is_kept_by_a_request_last() -> None:
@@ -338,37 +339,37 @@ def test_who_is_no_good_is_let_go_before_a_newcomer_and_who_is_kept_by_a_request
     workers = [Seen(1, 1, True, held=True), Seen(2, 2, True, "deadline", held=True), Seen(3, 3, True),
                Seen(4, 4, False)]
     for gone in ((2,), (2, 4), (2, 4, 3)):
-        step = plan.next_step(Replacement(), workers, 0.0, base=4 - len(gone), surge=True, close_time=0.0, mercy=10.0)
+        step = next_step(Replacement(), workers, 0.0, base=4 - len(gone), surge=True, close_time=0.0, kill_timeout=10.0)
         assert (step.action, step.pids) == (Action.TERM, gone)
 
 
 def test_workers_that_are_all_silent_are_given_less_time() -> None:
     """Then nobody serves."""
-    assert plan.patience([]) == plan.patience([0.5, 9.0]) == plan.SILENT
-    assert plan.patience([2.5, 9.0]) == plan.NOBODY
+    assert replacement.patience([]) == replacement.patience([0.5, 9.0]) == replacement.SILENT
+    assert replacement.patience([2.5, 9.0]) == replacement.NOBODY
 
 
 def test_a_newcomer_has_the_time_that_boots_take() -> None:
     """Twice the longest that was seen, half a minute at least, and no more than gunicorn gives a boot."""
-    assert plan.ready_timeout([], 120.0) == plan.ready_timeout([3.0], 120.0) == 30.0
-    assert plan.ready_timeout([3.0, 36.0], 120.0) == 72.0
-    assert plan.ready_timeout([36.0], 40.0) == 40.0
-    assert plan.ready_timeout([36.0], 20.0) == 30.0
-    assert plan.ready_timeout([100.0], 0.0) == 200.0
+    assert replacement.ready_timeout([], 120.0) == replacement.ready_timeout([3.0], 120.0) == 30.0
+    assert replacement.ready_timeout([3.0, 36.0], 120.0) == 72.0
+    assert replacement.ready_timeout([36.0], 40.0) == 40.0
+    assert replacement.ready_timeout([36.0], 20.0) == 30.0
+    assert replacement.ready_timeout([100.0], 0.0) == 200.0
 
 
 def test_of_surplus_workers_those_without_a_row_and_the_youngest_go_first() -> None:
     """The older ones are warm, and what nobody can see into is to go before what is known."""
     workers = [Seen(number, number, True, row=number != 2) for number in range(1, 6)]
-    step = plan.next_step(Replacement(), workers, 0.0, base=3, surge=True, close_time=0.0, mercy=35.0)
-    assert (step.action, step.pids) == (plan.Action.TERM, (2, 5))
+    step = next_step(Replacement(), workers, 0.0, base=3, surge=True, close_time=0.0, kill_timeout=35.0)
+    assert (step.action, step.pids) == (replacement.Action.TERM, (2, 5))
 
 
 def test_slow_clients_bring_half_as_many_spare_workers_as_there_are_workers_and_no_more() -> None:
     """Others would be kept by the next ones; where the app hangs as well it counts as ever."""
     held = [True] * 4
-    assert plan.spares(0, 4, held, clients=4, knocking=True, room=99) == 2
-    assert plan.spares(2, 4, [True] * 6, clients=6, knocking=True, room=99) == 2
-    assert plan.spares(0, 4, held, clients=1, knocking=True, room=99) == 7
-    assert plan.spares(0, 4, held, clients=0, knocking=True, room=99) == 8
-    assert plan.spares(0, 4, held, clients=4, knocking=True, room=1) == 1
+    assert replacement.spares(0, 4, held, clients=4, knocking=True, room=99) == 2
+    assert replacement.spares(2, 4, [True] * 6, clients=6, knocking=True, room=99) == 2
+    assert replacement.spares(0, 4, held, clients=1, knocking=True, room=99) == 7
+    assert replacement.spares(0, 4, held, clients=0, knocking=True, room=99) == 8
+    assert replacement.spares(0, 4, held, clients=4, knocking=True, room=1) == 1

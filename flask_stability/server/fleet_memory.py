@@ -11,13 +11,13 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import container_too_small, group_decision, growth_pause, learned_floor, limit_too_low
-from .children import Child
 from .restarts import Pace
+from .workers import Child
 
 PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 
 
-class Group:
+class FleetMemory:
     """Looked at in each tick.
 
     :ivar past_floors: what the last workers that ended had needed once they were warm, in bytes.
