@@ -31,8 +31,8 @@ from .database.calls import PATIENCE, call, within
 from .database.engine_driver import EngineDriver
 from .database.entry import IN_USE, REMOVED, Entry, not_the_app
 from .database.pool import Pool
-from .database.statements import TRANSACTION
-from .dberrors import means_unavailable
+from .database.statements import TRANSACTION, stays_within
+from .dberrors import CONSEQUENCES, means_unavailable
 
 __all__ = ["CircuitOpen", "PoolTimeout", "StabilityPool", "Unavailable"]
 
@@ -373,7 +373,7 @@ def _for_all_threads(_dialect: Any, _record: Any, _args: Any, parameters: dict[s
     parameters["check_same_thread"] = False
 
 
-def _record_of(connection: Any) -> _Record | None:
+def record_of(connection: Any) -> _Record | None:
     """Ours behind a connection of SQLAlchemy's pool."""
     record = getattr(connection, "_connection_record", None)
     return record if isinstance(record, _Record) and record.entry is not None else None
@@ -384,12 +384,14 @@ def _execution(original: Callable[..., Any]) -> Callable[..., Any]:
     def execute(cursor: Any, statement: Any, *args: Any, **kwargs: Any) -> Any:
         context = kwargs.get("context") or (args[-1] if args else None)
         root = getattr(context, "root_connection", None)
-        record = _record_of(root._dbapi_connection) if root is not None else None
+        record = record_of(root._dbapi_connection) if root is not None else None
         if record is None or record.entry is None:
             return original(cursor, statement, *args, **kwargs)
         if not record.wrote and not _READS.match(statement):
             record.wrote = True
         house, entry = record.house, record.entry
+        if entry.unit is not None and not stays_within(statement):
+            entry.unit.torn = True
         if house.inside and entry.request is not None:
             house.bulkhead.admit(monotonic())
         return call(house, entry, functools.partial(original, cursor, statement, *args, **kwargs))
@@ -400,14 +402,31 @@ def _execution(original: Callable[..., Any]) -> Callable[..., Any]:
 def _commit(original: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(original)
     def commit(connection: Any) -> None:
-        record = _record_of(connection)
+        record = record_of(connection)
         if record is None or record.entry is None:
             original(connection)
             return
-        call(record.house, record.entry, original, connection)
+        house, entry = record.house, record.entry
+        if entry.cut:
+            raise exceptions.DeadlineExceeded(
+                "the transaction was cut off before COMMIT was sent: nothing of it is stored")
+        unit: Any = entry.unit
+        try:
+            call(house, entry, original, connection)
+        except (house.driver.dbapi.Error, exceptions.DeadlineExceeded) as error:
+            if unit is not None and unit.doomed is not error and _may_be_stored(house, error):
+                unit.unconfirmed = True
+            raise
         record.wrote = False
+        if unit is not None:
+            unit.committed = True
+            unit.torn = unit.torn or not unit.ending
 
     return commit
+
+
+def _may_be_stored(house: _House, error: BaseException) -> bool:
+    return house.driver.kind != "sqlite" and CONSEQUENCES[house.driver.classify(error)].stored
 
 
 def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -415,7 +434,7 @@ def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @functools.wraps(original)
     def rollback(connection: Any) -> None:
-        record = _record_of(connection)
+        record = record_of(connection)
         if record is None or record.entry is None:
             original(connection)
             return

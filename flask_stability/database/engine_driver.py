@@ -16,6 +16,7 @@ from .sockets import hang_up, link_to
 #: Questions under way at once whose answers are overdue; more would only wait for the same.
 MOST_OVERDUE = 3
 _MYSQL = frozenset(("mysql", "mariadb"))
+_OVER = frozenset((ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT))
 #: Stands for a driver that is not known: a pool of its own, without an engine.
 _ANY = types.SimpleNamespace(Error=Exception, OperationalError=RuntimeError, InterfaceError=RuntimeError,
                              ProgrammingError=RuntimeError)
@@ -134,7 +135,9 @@ class EngineDriver:
         raw.rollback()
 
     def ended(self, raw: Any, error: BaseException) -> bool:
-        return self.classify(error) in (ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT)
+        # after a wait for a lock MySQL may have rolled back the whole, as it is configured
+        kind = self.classify(error)
+        return kind in _OVER or (kind is ErrorClass.LOCK_WAIT and self.kind == "mysql")
 
     def classify(self, error: BaseException) -> ErrorClass:
         found = getattr(error, "orig", None)  # a listener's error comes in SQLAlchemy's clothes
