@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..dberrors import ErrorClass, mysql_class, sqlite_class
-from .identity import Identity
-from .sockets import hang_up, link_to
+from .identity import Identity, end_session, identity_of, questions
+from .sockets import descriptor, hang_up, link_to
 
 #: Questions under way at once whose answers are overdue; more would only wait for the same.
 MOST_OVERDUE = 3
@@ -20,6 +20,35 @@ _OVER = frozenset((ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONN
 #: Stands for a driver that is not known: a pool of its own, without an engine.
 _ANY = types.SimpleNamespace(Error=Exception, OperationalError=RuntimeError, InterfaceError=RuntimeError,
                              ProgrammingError=RuntimeError)
+
+
+class _Plain:
+    """A connection of any driver's as `identity` speaks with mysqlclient's."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._rows: list[Any] = []
+
+    def query(self, sql: str) -> None:
+        """Execute a statement."""
+        cursor = self._raw.cursor()
+        try:
+            cursor.execute(sql)
+            self._rows = list(cursor.fetchall()) if cursor.description else []
+        finally:
+            cursor.close()
+
+    def store_result(self) -> _Plain:
+        """The result."""
+        return self
+
+    def fetch_row(self, most: int = 1) -> list[Any]:
+        """Rows of it; 0 = all."""
+        return self._rows[:most or None]
+
+    def thread_id(self) -> int:
+        """As the server told when the connection was made."""
+        return int(self._raw.thread_id())
 
 
 class EngineDriver:
@@ -37,6 +66,8 @@ class EngineDriver:
     def __init__(self, record: Callable[[], Any], create: Callable[[], Any], dialect: Callable[[], Any]) -> None:
         self._record, self._create, self._dialect = record, create, dialect
         self._overdue = 0
+        #: Those that the server understands, once it is known.
+        self._questions: list[str] = []
         self._lock = threading.Lock()
 
     @property
@@ -52,7 +83,26 @@ class EngineDriver:
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         """A connection with its events; with `timeout` a bare one for a question, or an error within that time."""
-        return self._record() if timeout is None else self._ask(timeout)
+        if timeout is not None:
+            return self._ask(timeout)
+        record = self._record()
+        if self.kind == "mysql" and descriptor(record.dbapi_connection) >= 0:  # so that what is cut off can be ended
+            with suppress(Exception):
+                record.dbapi_connection.identity = self._identity(record.dbapi_connection)
+        return record
+
+    def _identity(self, raw: Any) -> Identity | None:
+        """Who a connection is on the server; None if that is not known."""
+        mariadb = bool(getattr(self._dialect(), "is_mariadb", False))
+        try:
+            for asked in self._questions or questions(mariadb):
+                with suppress(self.dbapi.Error):
+                    found = identity_of(_Plain(raw), asked)
+                    self._questions = [asked]
+                    return found
+            return None
+        finally:
+            raw.rollback()
 
     def _ask(self, seconds: float) -> Any:
         """Open a bare connection within `seconds`: how long an engine's creator takes is its own affair."""
@@ -99,7 +149,13 @@ class EngineDriver:
         """Statements of an engine have its own limits."""
 
     def kill(self, identity: Identity) -> bool:
-        return False
+        """End a session on the server by a connection of its own; False if that was not done."""
+        raw = self._ask(1.0)
+        try:
+            own = self._identity(raw)
+            return own is not None and end_session(_Plain(raw), own, identity)
+        finally:
+            raw.close()
 
     def begin(self, raw: Any) -> None:
         """The driver begins by itself."""
@@ -117,6 +173,8 @@ class EngineDriver:
             return  # there is no way to ask
         if not dialect._do_ping_w_event(raw):
             raise self.dbapi.OperationalError(2006, "the connection does not answer")
+        if self.kind not in ("mysql", "sqlite"):
+            raw.rollback()  # the question may have begun a transaction
 
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
         if link is not None:
