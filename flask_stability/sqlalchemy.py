@@ -95,18 +95,17 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
 
     def release(self) -> None:
         """The request is over and a Session still holds it: nobody else may get it, and that Session no more of it."""
-        entry = self.entry
+        pool, entry = self.house, self.entry
         if not self.held or entry is None:
             return
-        self.house.tell("connection_left_open", seconds=round(monotonic() - entry.since, 1),
-                        taken_at=entry.taken_at())
+        pool.tell("connection_left_open", seconds=round(monotonic() - entry.since, 1), taken_at=entry.taken_at())
         self.held = False
         entry.broken, entry.cut = True, "the request that took it is over"
         entry.request = None
-        self.house.driver.interrupt(entry.raw, entry.link)
+        pool.driver.interrupt(entry.raw, entry.link)
         with suppress(Exception):
             self.invalidate()
-        self.house.discard(entry)
+        pool.discard(entry)
 
 
 class _House(Pool):
