@@ -171,6 +171,12 @@ class Settings:
                                       shown="app name@host")
     release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
 
+    # last good answers
+    keep_dir: str | None = _setting(None, line, "directory of the answers that stability.keep stores (in one of its "
+                                    "own there, mode 0700)", shown="STABILITY_RUN_DIR, or its default")
+    keep_bytes: int = _setting(32 << 20, parse_size, "disk or memory that all these answers may take", unit="bytes",
+                               shown="32M")
+
     # requests, memory, processes
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")

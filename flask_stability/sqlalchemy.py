@@ -21,6 +21,7 @@ from typing import Any
 import sqlalchemy
 from flask import current_app, has_app_context
 from sqlalchemy import event, exc
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool as BasePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
@@ -42,6 +43,8 @@ not_the_app.append(os.path.dirname(os.path.abspath(sqlalchemy.__file__)))
 _UNLIMITED = 10_000
 #: Spare threads that a worker gets for such an engine at the most.
 _MOST_THREADS = 100
+#: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
+RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
 
 
@@ -410,10 +413,11 @@ def _commit(original: Callable[[Any], None]) -> Callable[[Any], None]:
             raise exceptions.DeadlineExceeded(
                 "the transaction was cut off before COMMIT was sent: nothing of it is stored")
         unit: Any = entry.unit
+        refused = unit is not None and unit.doomed is not None  # nothing is sent then
         try:
             call(house, entry, original, connection)
         except (house.driver.dbapi.Error, exceptions.DeadlineExceeded) as error:
-            if unit is not None and unit.doomed is not error and _may_be_stored(house, error):
+            if unit is not None and not refused and _may_be_stored(house, error):
                 unit.unconfirmed = True
             raise
         record.wrote = False
@@ -460,3 +464,20 @@ def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
                 house.inside.pop(ident, None)
 
     return rollback
+
+
+def _after_begin(session: Session, _transaction: Any, connection: Any) -> None:
+    record = record_of(connection.connection)
+    session.info.setdefault(RECORDS, []).append(record)
+    unit = session.info.get(UNIT)
+    if unit is not None:
+        unit.use(record)
+
+
+def _after_end(session: Session, transaction: Any) -> None:
+    if transaction.parent is None:
+        session.info.pop(RECORDS, None)
+
+
+event.listen(Session, "after_begin", _after_begin)
+event.listen(Session, "after_transaction_end", _after_end)

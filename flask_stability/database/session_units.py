@@ -13,17 +13,14 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy import event
 from sqlalchemy.orm import Session, scoped_session
 
 from ..dberrors import CONSEQUENCES
 from ..exceptions import CommitUnknown, StabilityError
-from ..sqlalchemy import record_of
+from ..sqlalchemy import RECORDS, UNIT
 from .retry import LOST, Budget, demand_plain, flow, persevere
 
 T = TypeVar("T")
-_RECORDS, _UNIT = "flask_stability.records", "flask_stability.unit"
-
 #: Sessions that units made for themselves, with who made them: a unit inside joins.
 _made: ContextVar[tuple[tuple[Any, Session], ...]] = ContextVar("flask_stability_sessions", default=())
 
@@ -57,13 +54,13 @@ class SessionUnit:
         if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
             raise StabilityError("the Session has changes that are not stored yet and would be lost if the unit is "
                                  "rolled back: commit them before, or make them inside")
-        begun = list(session.info.get(_RECORDS, ()))
+        begun = list(session.info.get(RECORDS, ()))
         if any(record is not None and record.wrote for record in begun):
             raise StabilityError("the Session has written in the transaction that is open, which would be lost if the "
                                  "unit is rolled back: commit it before, or write inside")
         for record in begun:
             self.use(record)
-        session.info[_UNIT] = self
+        session.info[UNIT] = self
 
     def use(self, record: Any) -> None:
         """One of its connections; None for one that no `StabilityPool` has."""
@@ -75,7 +72,7 @@ class SessionUnit:
 
     def leave(self) -> None:
         """Let go of the Session."""
-        self.session.info.pop(_UNIT, None)
+        self.session.info.pop(UNIT, None)
         for record in self.records:
             if record.entry is not None and record.entry.unit is self:
                 record.entry.unit = None
@@ -149,25 +146,8 @@ class SessionUnit:
                 and CONSEQUENCES[self.kind()].again and (idempotent or not self.torn))
 
 
-def _after_begin(session: Session, _transaction: Any, connection: Any) -> None:
-    record = record_of(connection.connection)
-    session.info.setdefault(_RECORDS, []).append(record)
-    unit = session.info.get(_UNIT)
-    if unit is not None:
-        unit.use(record)
-
-
-def _after_end(session: Session, transaction: Any) -> None:
-    if transaction.parent is None:
-        session.info.pop(_RECORDS, None)
-
-
-event.listen(Session, "after_begin", _after_begin)
-event.listen(Session, "after_transaction_end", _after_end)
-
-
 def _outer(session: Session) -> SessionUnit | None:
-    unit: SessionUnit | None = session.info.get(_UNIT)
+    unit: SessionUnit | None = session.info.get(UNIT)
     if unit is not None and unit.flow != flow():
         raise StabilityError("this Session is in a transaction of another thread, greenlet or task: a Session "
                              "cannot be shared")
