@@ -41,8 +41,11 @@ not_the_app.append(os.path.dirname(os.path.abspath(sqlalchemy.__file__)))
 
 #: Connections of an engine without a limit of its own (max_overflow=-1).
 _UNLIMITED = 10_000
+_A_YEAR = 365 * 86400.0
 #: Spare threads that a worker gets for such an engine at the most.
 _MOST_THREADS = 100
+#: Held while the one connection of a database in memory is made known.
+_first = threading.Lock()
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -143,6 +146,7 @@ class _House(Pool):
         record.held = False
         if record.lost:  # no more here: a finalizer may run anywhere, in any lock
             entry.effect = max(entry.effect, TRANSACTION)
+            entry.broken = entry.broken or record.dbapi_connection is None
             self.lost.append(entry)
             return
         if entry.request is not None:
@@ -186,8 +190,8 @@ class StabilityPool(BasePool):  # type: ignore[misc]
 
     _is_asyncio = False
 
-    def __init__(self, creator: Any, pool_size: int = 5, max_overflow: int = 10, timeout: float = 30.0,
-                 use_lifo: bool = False, **kw: Any) -> None:
+    def __init__(self, creator: Any, pool_size: int = 5, max_overflow: int = 10,
+                 timeout: float | None = 30.0, use_lifo: bool = False, **kw: Any) -> None:
         self._size = pool_size
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._timeout, self._use_lifo = timeout, use_lifo
@@ -195,7 +199,6 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._house: _House | None = None
         self._shared: Any = None
         self._on_disk = False
-        self._first = threading.Lock()
         super().__init__(creator, **kw)
 
     # -- SQLAlchemy's side -----------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         house = self._house or self._open()
         while True:
             try:
-                record: Any = house.connection(self._timeout)
+                record: Any = house.connection(self._patience())
             except exceptions.DatabaseUnavailable as error:
                 raise self._translated(error) from error.__cause__
             if record._is_hard_or_soft_invalidated():
@@ -259,7 +262,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         """Idle connections that are kept."""
         return self._size
 
-    def timeout(self) -> float:
+    def timeout(self) -> float | None:
         """Seconds to wait for a connection."""
         return self._timeout
 
@@ -314,10 +317,14 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         most = _UNLIMITED if unlimited else max(1, self._size + self._max_overflow)
         return replace(
             settings, db_max_size=most, db_max_idle=most if not self._size else self._size, db_min_idle=0,
-            db_timeout=max(self._timeout, 0.001), db_query_timeout=0.0, db_autocommit=True,
+            db_timeout=self._patience(), db_query_timeout=0.0, db_autocommit=True,
             db_reset_on_return="rollback",
             db_max_lifetime=float(self._recycle) if self._recycle > 0 else settings.db_max_lifetime,
             db_alive_bypass_window=0.0 if self._asks_always else settings.db_alive_bypass_window)
+
+    def _patience(self) -> float:
+        """Seconds to wait for a connection; None, for ever, is a year."""
+        return _A_YEAR if self._timeout is None else max(self._timeout, 0.001)
 
     def _bare(self) -> Any:
         """A connection without events, for a question."""
@@ -343,15 +350,18 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         if self._on_disk or getattr(self._dialect, "name", "") != "sqlite":
             return False
         record: Any = self._create_connection()
-        cursor = record.dbapi_connection.cursor()
-        cursor.execute("PRAGMA database_list")
-        rows = cursor.fetchall()
-        cursor.close()
+        try:
+            cursor = record.dbapi_connection.cursor()
+            cursor.execute("PRAGMA database_list")
+            rows = list(cursor.fetchall())
+            cursor.close()
+        except Exception:  # whatever a creator of the app's own gives
+            rows = [(0, "main", "unknown")]
         if any(row[2] for row in rows if row[1] == "main"):
             self._on_disk = True
             record.close()
             return False
-        with self._first:
+        with _first:
             if self._shared is None:
                 self._shared = record
         return True
