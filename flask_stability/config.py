@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from . import environment
-from .dburl import DatabaseURL
-from .exceptions import ConfigError
-from .readers import (
+from .config_types import (
     Reader,
     bind,
     choice,
@@ -43,6 +41,8 @@ from .readers import (
     token,
     web_url,
 )
+from .dburl import DatabaseURL
+from .exceptions import ConfigError
 
 PREFIX = "STABILITY_"
 CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own
@@ -446,16 +446,17 @@ def _refuse_planted(found: os.stat_result, path: str) -> None:
 
 
 def server_bind(host: str = "0.0.0.0") -> str:
-    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT (3007).
+    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT, or PORT as gunicorn takes it (3007).
 
     :param host: without SERVER_HOST.
 
     :raises ConfigError: if that is no port.
     """
-    given = os.environ.get("SERVER_PORT") or "3007"
+    name = "SERVER_PORT" if os.environ.get("SERVER_PORT") else "PORT"
+    given = os.environ.get(name) or "3007"
     number = port(given)
     if number is None:
-        raise ConfigError(f"SERVER_PORT={_shown(given)}: give a port between 1 and 65535")
+        raise ConfigError(f"{name}={_shown(given)}: give a port between 1 and 65535")
     return f"{os.environ.get('SERVER_HOST') or host}:{number}"
 
 

@@ -27,11 +27,11 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from . import exceptions, scoreboard
 from .config import Settings
-from .database.bulkhead import Bulkhead
-from .database.calls import PATIENCE, call, within
+from .database.connector import Connector
 from .database.engine_driver import EngineDriver
-from .database.entry import IN_USE, REMOVED, Entry, not_the_app
+from .database.inventory import IN_USE, REMOVED
 from .database.pool import Pool
+from .database.record import ConnectionRecord, not_the_app
 from .database.statements import TRANSACTION, stays_within
 from .dberrors import CONSEQUENCES, means_unavailable
 
@@ -85,7 +85,7 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
     """
 
     house: _House
-    entry: Entry | None = None
+    entry: ConnectionRecord | None = None
     held = wrote = lost = False
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
@@ -104,41 +104,43 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
         pool, entry = self.house, self.entry
         if not self.held or entry is None:
             return
-        pool.tell("connection_left_open", seconds=round(monotonic() - entry.since, 1), taken_at=entry.taken_at())
+        pool.events.log("connection_left_open", seconds=round(monotonic() - entry.since, 1), taken_at=entry.taken_at())
         self.held = False
         entry.broken, entry.cut = True, "the request that took it is over"
         entry.request = None
         pool.driver.interrupt(entry.raw, entry.link)
         with suppress(Exception):
             self.invalidate()
-        pool.discard(entry)
+        pool.connector.discard(entry)
+
+
+class _Connector(Connector):
+    """Opens connections by an engine's creator, with its events; DBUtils has no part in it."""
+
+    def _steady_connection(self, query_timeout: float | None) -> Any:
+        return self._driver.connect()
 
 
 class _House(Pool):
     """Our pool behind an engine."""
 
+    _connector_class = _Connector
+
     def __init__(self, settings: Settings, driver: EngineDriver, *, lifo: bool) -> None:
-        super().__init__(settings, driver=driver)
-        if settings.db_max_size > _MOST_THREADS:
-            self.bulkhead = Bulkhead(replace(settings, db_max_size=_MOST_THREADS))
-            self.inside = self.bulkhead.inside
         self._lifo = lifo
+        super().__init__(settings, driver=driver)
 
-    def steady_connection(self, query_timeout: float | None = None) -> Any:
-        """A connection opened by the engine's creator, with its events."""
-        record = self.driver.connect()
-        record.house = self
-        return record
+    def _wire(self) -> None:
+        super()._wire()
+        self.inventory.fifo = not self._lifo
+        self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
 
-    def _lend(self, entry: Entry) -> Any:
+    def _lend(self, entry: ConnectionRecord) -> Any:
         record = entry.steady
         record.entry, record.held, record.wrote, record.lost = entry, True, False, False
         return record
 
-    def _handed_on(self, entry: Entry, now: float, *, cold: bool = False) -> bool:
-        return super()._handed_on(entry, now, cold=cold or not self._lifo)
-
-    def take_back(self, record: _Record) -> None:
+    def give_back(self, record: _Record) -> None:
         """What SQLAlchemy gives back, after its own reset. Never raises; may be called in a finalizer if it is lost."""
         entry = record.entry
         if not record.held or entry is None:
@@ -152,20 +154,21 @@ class _House(Pool):
         if entry.request is not None:
             entry.request.drop(record)
         if record.dbapi_connection is None:  # invalidated, or detached and the app's from now on
-            self.discard(entry)
+            self.connector.discard(entry)
         else:
-            self.cache(entry)
+            self.take_back(entry)
 
-    def exchange(self, record: _Record, old: Entry) -> None:
+    def exchange(self, record: _Record, old: ConnectionRecord) -> None:
         """The connection of a borrower was replaced by a new one."""
         raw = record.dbapi_connection
-        new = Entry(record, self.driver.link(raw), self.settings.db_max_lifetime, self.generation)
+        new = ConnectionRecord(record, self.driver.link(raw), self.settings.db_max_lifetime,
+                               self.inventory.generation)
         new.state, new.since, new.request = IN_USE, monotonic(), old.request
         new.thread_id, new.stack = old.thread_id, old.stack
-        with self._lock:
+        with self.inventory.lock:
             old.state = REMOVED
-            self.entries.discard(old)
-            self.entries.add(new)
+            self.inventory.records.discard(old)
+            self.inventory.records.add(new)
         if old.link is not None:
             old.link.close()
         record.entry = new
@@ -224,15 +227,15 @@ class StabilityPool(BasePool):  # type: ignore[misc]
                 record.held = False
                 if record.entry.request is not None:
                     record.entry.request.drop(record)
-                house.discard(record.entry)
+                house.connector.discard(record.entry)
                 continue
-            if not house.kept and record.entry.request is not None and record.entry.request.supervised:
+            if not house.calls.watched and record.entry.request is not None and record.entry.request.supervised:
                 house.start()
             return record
 
     def _do_return_conn(self, record: Any) -> None:
         if record is not self._shared:
-            record.house.take_back(record)
+            record.house.give_back(record)
 
     def dispose(self) -> None:
         """Close what is idle; what is in use is closed when it comes back."""
@@ -284,7 +287,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         """Figures of the pool, as ``stability.pool.stats()``."""
         house = self._house or self._open()
         if house.lost:
-            house.adopt()
+            house.reclaim_lost()
         return house.stats()
 
     def ask(self, timeout: float = 10.0) -> None:
@@ -304,7 +307,12 @@ class StabilityPool(BasePool):  # type: ignore[misc]
 
     def _open(self) -> _House:
         """The pool of ours, made at the first use, when settings and dialect are known. Opens no connection."""
-        driver = EngineDriver(self._create_connection, self._bare, lambda: self.__dict__.get("_dialect"))
+        def record() -> Any:
+            opened = self._create_connection()
+            opened.house = made
+            return opened
+
+        driver = EngineDriver(record, self._bare, lambda: self.__dict__.get("_dialect"))
         made = _House(self._settings(), driver, lifo=self._use_lifo)
         if self._house is None:
             self._house = made  # two threads at once: the loser's opened nothing
@@ -404,9 +412,9 @@ def _execution(original: Callable[..., Any]) -> Callable[..., Any]:
         house, entry = record.house, record.entry
         if entry.unit is not None and not stays_within(statement):
             entry.unit.torn = True
-        if house.inside and entry.request is not None:
+        if house.bulkhead.inside and entry.request is not None:
             house.bulkhead.admit(monotonic())
-        return call(house, entry, functools.partial(original, cursor, statement, *args, **kwargs))
+        return house.calls.run(entry, functools.partial(original, cursor, statement, *args, **kwargs))
 
     return execute
 
@@ -425,7 +433,7 @@ def _commit(original: Callable[[Any], None]) -> Callable[[Any], None]:
         unit: Any = entry.unit
         refused = unit is not None and unit.doomed is not None  # nothing is sent then
         try:
-            call(house, entry, original, connection)
+            house.calls.run(entry, original, connection)
         except (house.driver.dbapi.Error, exceptions.DeadlineExceeded) as error:
             if unit is not None and not refused and _may_be_stored(house, error):
                 unit.unconfirmed = True
@@ -458,20 +466,20 @@ def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
         record.wrote = False
         if entry.cut:
             return
-        if not house.kept:
+        if not house.calls.watched:
             original(connection)
             return
         ident, serving = get_ident(), entry.request is not None
         if serving:
-            house.inside[ident] = monotonic()
+            house.bulkhead.inside[ident] = monotonic()
         try:
-            within(house, entry, monotonic() + PATIENCE, original, connection)
+            house.calls.run_bounded(entry, original, connection)
         except Exception:
             if not entry.cut:
                 raise
         finally:
             if serving:
-                house.inside.pop(ident, None)
+                house.bulkhead.inside.pop(ident, None)
 
     return rollback
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flask_stability.cli import stability
 from flask_stability.config import Settings
-from flask_stability.database.check_db import Finding
-from flask_stability.doctor import _database, configuration, machine
-from flask_stability.server.facts import AppFacts, Facts
+from flask_stability.operate.check_db import Finding
+from flask_stability.operate.cli import stability
+from flask_stability.operate.doctor import _database, configuration, machine
+from flask_stability.operate.inspect import AppFacts, Facts
 from support import Server
 
 MB = 1 << 20
@@ -83,6 +83,9 @@ SLOW = (AppFacts("shop", "/", False, Settings(db_timeout=90.0)),)
     ({"reload": True}, {"reload": "warn"}),
     ({"daemon": True}, {"daemon": "warn"}),
     ({"reuse_port": True}, {"reuse_port": "warn"}),
+    ({"control_shared": True, "control_socket": "/run/user/1/gunicorn.ctl"}, {"control socket": "warn"}),
+    ({"http_protocols": ["h1", "h2"]}, {"HTTP/2": "warn"}),
+    ({"http_protocols": ["h2"], "worker_modules": ("gunicorn.workers.ggevent",)}, {"worker class": "warn"}),
     ({"timeout": 0}, {"timeout": "warn"}),
     ({"apps": DEBUG}, {"debug": "fail"}),
     ({"apps": MERCY}, {"timeouts": "warn"}),

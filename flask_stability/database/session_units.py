@@ -1,4 +1,4 @@
-"""``stability.transaction(session=…)``: a unit of work of an SQLAlchemy Session, under the rules of `retry`.
+"""``stability.transaction(session=…)``: a unit of work of an SQLAlchemy Session, under the rules of `transaction`.
 
 Between two tries the Session is rolled back and nothing else is done to it: what it had loaded before, such as the user
 who is logged in, stays its own and is loaded anew. A unit never begins on top of work that it could not repeat.
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..dberrors import CONSEQUENCES
 from ..exceptions import CommitUnknown, StabilityError
 from ..sqlalchemy import RECORDS, UNIT
-from .retry import LOST, Budget, demand_plain, flow, persevere
+from .transaction import LOST, Budget, demand_plain, flow, persevere
 
 T = TypeVar("T")
 #: Sessions that units made for themselves, with who made them: a unit inside joins.

@@ -15,13 +15,14 @@ from typing import Any
 
 import gunicorn
 
-from .. import config, environment, extension, logs, middleware, request, scoreboard
+from .. import config, environment, extension, logs, request, scoreboard
 from ..config import Settings
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
-from ..middleware import outermost
 from ..request import in_flight
-from . import orphans
+from ..wsgi import middleware
+from ..wsgi.middleware import outermost
+from . import defaults, orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat, connections, port_in_use
@@ -126,7 +127,7 @@ def _on_starting(server: Any) -> None:
     problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_be_patient, _tell_version, _make_upgradable):
+    for step in (_refit, _be_patient, _tell_version, _make_upgradable):
         _contained("on_starting", step, (server,))
     _adjust(server)
     cfg = server.cfg
@@ -157,6 +158,11 @@ def _on_starting(server: Any) -> None:
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
                            if "WATCHDOG_USEC" in os.environ else "")
     logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
+
+
+def _refit(server: Any) -> None:
+    if defaults.refit(server):
+        server.worker_class = server.cfg.worker_class
 
 
 def _be_patient(server: Any) -> None:
@@ -224,7 +230,8 @@ def _on_reload(server: Any) -> None:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
     if once is not None:
         once.renew()
-    _contained("on_reload", _be_patient, (server,))
+    for step in (_refit, _be_patient):
+        _contained("on_reload", step, (server,))
     _adjust(server)
 
 
@@ -391,7 +398,7 @@ def _say_ready(worker: Any) -> None:
 def _pre_request(worker: Any, req: Any) -> None:
     """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
     try:
-        row = scoreboard._row
+        row = scoreboard.row_or_none()
         if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
             req.force_close()
     except Exception as error:  # here, since it is called unwrapped: no request is to fail for it

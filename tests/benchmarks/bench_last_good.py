@@ -21,10 +21,10 @@ sys.path[:0] = [str(_TESTS / "live"), str(_TESTS), str(_TESTS.parent)]
 
 from flask import Flask  # noqa: E402
 from supervised import starting  # noqa: E402
-from test_last_good import SOURCE, ask, runs  # noqa: E402
+from test_last_good_served import SOURCE, ask, runs  # noqa: E402
 
 from flask_stability import StabilityExt  # noqa: E402
-from flask_stability.loadgen import Load  # noqa: E402
+from flask_stability.operate.loadgen import Load  # noqa: E402
 from support import wait_until  # noqa: E402
 from support_db import MariaDB  # noqa: E402
 from wsgi_client import call  # noqa: E402
