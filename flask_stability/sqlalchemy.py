@@ -101,17 +101,17 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
 
     def release(self) -> None:
         """The request is over and a Session still holds it: nobody else may get it, and that Session no more of it."""
-        pool, entry = self.house, self.entry
+        house, entry = self.house, self.entry
         if not self.held or entry is None:
             return
-        pool.events.log("connection_left_open", seconds=round(monotonic() - entry.since, 1), taken_at=entry.taken_at())
+        house.events.log("connection_left_open", seconds=round(monotonic() - entry.since, 1), taken_at=entry.taken_at())
         self.held = False
         entry.broken, entry.cut = True, "the request that took it is over"
         entry.request = None
-        pool.driver.interrupt(entry.raw, entry.link)
+        house.driver.interrupt(entry.raw, entry.link)
         with suppress(Exception):
             self.invalidate()
-        pool.connector.discard(entry)
+        house.connector.discard(entry)
 
 
 class _Connector(Connector):
@@ -220,7 +220,10 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         house = self._house or self._open()
         while True:
             try:
-                record: Any = house.connection(self._patience())
+                patience = self._patience()
+                if house.inventory.has_room():  # the time is for one that is in use: to open one takes its own
+                    patience = max(patience, house.settings.db_connect_timeout)
+                record: Any = house.connection(patience)
             except exceptions.DatabaseUnavailable as error:
                 raise self._translated(error) from error.__cause__
             if record._is_hard_or_soft_invalidated():
