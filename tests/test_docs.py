@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.rst"))
 #: Loggers of events: a name in the first argument of these is an event.
-_TELLERS = {"logs.error", "logs.health", "logs.process", "pool.tell", "self.tell"}
+_TELLERS = {"logs.error", "logs.health", "logs.process", "self.events.log", "self._events.log", "house.events.log"}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -100,7 +100,7 @@ def test_a_server_that_cannot_prove_who_it_is_gets_no_password(server: MariaDB, 
         with pytest.raises(DatabaseUnavailable, match="certificate or TLS settings") as caught:
             pool.connection()
         assert pool.driver.classify(caught.value.__cause__ or caught.value) is ErrorClass.REFUSED
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
     pool.close()
 
 

@@ -203,7 +203,7 @@ def _left_over(server: Supervised) -> list[str]:
     Those for a slow database stay, as many as there may be connections.
     """
     return [name for names in _threads(server).values() for name in names
-            if name.startswith(("stability-connect", "stability-keeper-helper"))
+            if name.startswith(("stability-connect", "stability-housekeeper-helper"))
             or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= THREADS + CONNECTIONS)]
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
-from flask_stability.database import keeper
-from flask_stability.database.calls import cut
+from flask_stability.database import availability, guarded_calls, housekeeper
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import (
     CircuitOpen,
@@ -71,7 +70,7 @@ class Request(threading.Thread):
 
 def inside(pool: Pool) -> int:
     """Connections in a call."""
-    return sum(bool(entry.inside) for entry in list(pool.entries))
+    return sum(bool(entry.inside) for entry in list(pool.inventory.records))
 
 
 def warm(make_pool: MakePool, count: int = 1, **settings: Any) -> Pool:
@@ -93,7 +92,7 @@ def test_a_call_ends_before_its_request(make_pool: MakePool, mariadb: MariaDB) -
     assert isinstance(request.result.__cause__, MySQLdb.OperationalError)
     assert pool.stats()["pool_size"] == 0
     assert pool.stats()["connections_lost"] == 0
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
     with pool.connection() as connection:
         connection.execute("SELECT 1")
 
@@ -123,27 +122,25 @@ def test_a_call_that_has_ended_is_not_cut(make_pool: MakePool) -> None:
     """The keeper decided to cut, the call ended meanwhile: neither it nor the next borrower is hit."""
     pool = make_pool()
     connection = pool.connection()
-    entry = connection._live
+    entry = connection.record
     entry.inside = 1.0
     seen = entry.inside
     entry.inside = 0.0
-    assert not cut(pool, entry, seen, "late")
+    assert not pool.calls.cancel(entry, seen, "late")
     connection.execute("SELECT 1")
     connection.close()
-    assert not cut(pool, entry, seen, "late")
+    assert not pool.calls.cancel(entry, seen, "late")
     entry.inside = 2.0  # the next call
-    assert not cut(pool, entry, seen, "late")
+    assert not pool.calls.cancel(entry, seen, "late")
     entry.inside = 0.0
     with pool.connection() as again:
-        assert again._live is entry
+        assert again.record is entry
 
 
 def test_a_dead_check_in_is_bounded(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollback of a check-in goes into a black hole: it is cut off, and the connection is not kept."""
-    from flask_stability.database import pool as module  # PATIENCE is imported there
-
-    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    monkeypatch.setattr(guarded_calls, "PATIENCE", 0.3)
     pool = make_pool(db_url=proxy.url_for(mariadb))
     pool.start()
     connection = pool.connection()
@@ -168,23 +165,23 @@ def test_a_frozen_server(make_pool: MakePool, mariadb: MariaDB, serving_threads:
     wait_until(lambda: sum(request.is_alive() for request in requests) == threads - 1)
     released = [request for request in requests if not request.is_alive()]
     assert isinstance(released[0].result, DeadlineExceeded)
-    wait_until(lambda: pool.breaker.open)
+    wait_until(lambda: pool.availability.breaker.open)
     assert sum(request.is_alive() for request in requests) == threads - 1
     with pytest.raises(CircuitOpen):
         pool.connection()
 
-    monkeypatch.setattr(keeper, "GRACE", 30.0)  # those that waited get their answer, and no slow one is cut off
-    monkeypatch.setattr(keeper, "PROBE_TIMEOUT", 30.0)
+    monkeypatch.setattr(availability, "GRACE", 30.0)  # those that waited get their answer, and no slow one is cut off
+    monkeypatch.setattr(availability, "PROBE_TIMEOUT", 30.0)
     mariadb.thaw()
     for request in requests:
         request.join(20)
     assert [request.result for request in requests if request not in released] == [((1,),)] * (threads - 1)
-    wait_until(lambda: not pool.breaker.open)
+    wait_until(lambda: not pool.availability.breaker.open)
     for request in [Request(pool, "SELECT 2") for _ in range(threads)]:
         request.join(20)
         assert request.result == ((2,),)
     assert pool.stats()["pool_in_use"] == 0
-    assert not pool.inside
+    assert not pool.bulkhead.inside
     assert [event for event, _ in told if event.startswith("database_")] == ["database_gone", "database_back"]
     wait_until(lambda: len(mariadb.sessions()) == pool.stats()["pool_size"])
 
@@ -215,14 +212,13 @@ def test_connections_are_asked_at_different_times(make_pool: MakePool) -> None:
     held = [pool.connection() for _ in range(12)]
     for connection in held:
         connection.close()
-    watch = keeper.Keeper(pool)
-    entries = list(pool.entries)
+    entries = list(pool.inventory.records)
     now = max(entry.checked for entry in entries)
     for entry in entries:
         entry.checked = now
 
     def due(seconds: float) -> int:
-        return sum(watch._due(pool, entry, now + seconds) for entry in entries)
+        return sum(pool.upkeep.due(entry, now + seconds) for entry in entries)
 
     assert due(89.9) == 0
     assert due(100.1) == 12
@@ -251,13 +247,13 @@ def test_links_lost_without_a_reset_do_not_outlive_the_outage(make_pool: MakePoo
     wait_until(lambda: inside(pool) == 3)
     proxy.blackhole(forget=True)
     pool.start()
-    wait_until(lambda: pool.breaker.open)
+    wait_until(lambda: pool.availability.breaker.open)
     assert all(request.is_alive() for request in requests)
     proxy.heal()
     for request in requests:
         request.join(20)
         assert isinstance(request.result, DeadlineExceeded)
-    wait_until(lambda: not pool.breaker.open)
+    wait_until(lambda: not pool.availability.breaker.open)
     with pool.connection() as connection:
         connection.execute("SELECT 1")
 
@@ -273,7 +269,7 @@ def test_a_slow_statement_is_no_black_hole(make_pool: MakePool, serving_threads:
     for request in requests:
         request.join(30)
         assert request.result == ((0,),)
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
     assert pool.stats()["connections_lost"] == 0
 
 
@@ -285,7 +281,7 @@ def test_the_breaker_closes_without_a_request(make_pool: MakePool, proxy: FaultP
     with pytest.raises(CircuitOpen):
         pool.connection()
     proxy.heal()
-    wait_until(lambda: not pool.breaker.open)
+    wait_until(lambda: not pool.availability.breaker.open)
     with pool.connection() as connection:
         connection.execute("SELECT 1")
 
@@ -295,12 +291,11 @@ def test_a_full_server_counts_as_answering(make_pool: MakePool, mariadb: MariaDB
     """max_connections reached is no black hole: the probe's refusal is an answer."""
     pool = make_pool()
     with full(mariadb):
-        watch = keeper.Keeper(pool)
-        watch._probes = watch._misses = 1
-        pool.breaker.trip("a black hole", time.monotonic())
-        watch._probe(pool)
-        assert pool.breaker.state == "closed"
-        assert watch._misses == 0
+        pool.availability.misses = 1
+        pool.availability.breaker.trip("a black hole", time.monotonic())
+        pool.availability.probe()
+        assert pool.availability.breaker.state == "closed"
+        assert pool.availability.misses == 0
 
 
 def test_waiting_threads_leave_one_free(make_pool: MakePool, serving_threads: Callable[[int], None]) -> None:
@@ -312,14 +307,14 @@ def test_waiting_threads_leave_one_free(make_pool: MakePool, serving_threads: Ca
     pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
     held = pool.connection()  # a background thread's, say
     requests = [Request(pool, "SELECT 1") for _ in range(3)]
-    wait_until(lambda: len(pool.waiters) == 3)
+    wait_until(lambda: len(pool.inventory.waiters) == 3)
     answers: list[Any] = []
     background = threading.Thread(target=lambda: answers.append(pool.connection().execute("SELECT 2").fetchall()))
     background.start()
-    wait_until(lambda: len(pool.waiters) == 4)
+    wait_until(lambda: len(pool.inventory.waiters) == 4)
     pool.start()
     wait_until(lambda: not all(request.is_alive() for request in requests))
-    wait_until(lambda: len(pool.inside) == 2)
+    wait_until(lambda: len(pool.bulkhead.inside) == 2)
     refused = [request for request in requests if not request.is_alive()]
     assert [type(request.result) for request in refused] == [TooManyRequests]
     held.close()
@@ -337,21 +332,20 @@ def test_one_is_sent_away_and_one_let_go_however_long_their_threads_take(
     serving_threads(3)
     pool = make_pool(db_max_size=3, db_max_idle=3, db_timeout=120)
     pool.bulkhead._slow = 1000.0
-    watch = keeper.Keeper(pool)
     held = [pool.connection() for _ in range(3)]
     requests = [Request(pool, "SELECT SLEEP(1000)") for _ in range(3)]
-    wait_until(lambda: len(pool.waiters) == 3)
+    wait_until(lambda: len(pool.inventory.waiters) == 3)
     for _ in range(5):
-        watch._keep_one_free(pool, time.monotonic() + 2000)
-    assert len(pool.waiters) == 2
+        pool.availability.keep_one_free(time.monotonic() + 2000)
+    assert len(pool.inventory.waiters) == 2
     for connection in held:
         connection.close()
     wait_until(lambda: inside(pool) == 2 and sum(request.is_alive() for request in requests) == 2)
     with monkeypatch.context() as patch:
         patch.setattr(pool.driver, "interrupt", lambda raw, link: None)
         for _ in range(5):
-            watch._release_youngest(pool)
-        assert sum(bool(entry.cut) for entry in pool.entries) == 1
+            pool.availability.release_youngest()
+        assert sum(bool(entry.cut) for entry in pool.inventory.records) == 1
     mariadb.kill_sessions()
     for request in requests:
         request.join(20)
@@ -407,17 +401,17 @@ def test_pool_whose_connections_are_all_held_for_long_is_told_of_once_a_request_
     leak_suspected.connect(receive)
     pool = make_pool(db_leak_detection_threshold=0.1, db_max_size=2)
     pool.start()
-    watch = pool._keeper
+    watch = pool.housekeeper
     assert watch is not None
     kept = [pool.connection(), pool.connection()]
     wait_until(lambda: received == ["connection"] * 2)
     assert not exhausted()
     for _ in range(2):
         waiting = Request(pool, "SELECT 1", patience=120)
-        wait_until(lambda: pool.waiters)
+        wait_until(lambda: pool.inventory.waiters)
         since = time.monotonic()
-        wait_until(lambda since=since: watch._published > since, message="the keeper has looked")  # type: ignore[misc]
-        pool.send_all_away(lambda: PoolTimeout("long enough"))
+        wait_until(lambda since=since: watch.looked > since, message="the keeper has looked")  # type: ignore[misc]
+        pool.inventory.send_all_away(lambda: PoolTimeout("long enough"))
         waiting.join(20)
         assert isinstance(waiting.result, PoolTimeout)
     assert exhausted() == ["pool_exhausted"]
@@ -436,7 +430,7 @@ def test_pool_whose_connections_all_lie_in_threads_is_told_of_long_before_each_i
     pool = make_pool(db_leak_detection_threshold=3600, db_max_size=2, db_timeout=2)
     pool.start()
     kept = [pool.connection(timeout=30), pool.connection(timeout=30)]
-    used, taken = kept[0]._live, kept[0]._live.used
+    used, taken = kept[0].record, kept[0].record.used
     kept[0].execute("SELECT 1")
     assert used.used > taken
     used.used += 3600  # it goes on being used, at whatever pace the machine has
@@ -474,16 +468,16 @@ def test_lost_proxies_come_back(make_pool: MakePool) -> None:
 def test_idle_connections_are_kept_alive_and_still_expire(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """Keepalive pings an idle connection again and again; that does not make it any younger."""
-    monkeypatch.setattr(keeper, "MAINTENANCE_INTERVAL", 0.05)
-    monkeypatch.setattr(keeper, "IDLE_INTERVAL", 0.05)
+    monkeypatch.setattr(housekeeper, "MAINTENANCE_INTERVAL", 0.05)
+    monkeypatch.setattr(housekeeper, "IDLE_INTERVAL", 0.05)
     pool = make_pool(db_url=proxy.url_for(mariadb), db_keepalive_interval=0.2, db_idle_timeout=1000.0)
     pool.start()
     pool.connection().close()
-    entry, = pool.entries
+    entry, = pool.inventory.records
     last_used = entry.last_used
     before = proxy.commands
     wait_until(lambda: proxy.commands >= before + 3)
-    assert pool.entries == {entry}
+    assert pool.inventory.records == {entry}
     assert entry.last_used == last_used
     entry.last_used -= 1000.0
     wait_until(lambda: pool.stats()["pool_size"] == 0)
@@ -493,8 +487,8 @@ def test_idle_connections_are_kept_alive_and_still_expire(make_pool: MakePool, m
 @pytest.mark.usefixtures("patient_keeper")
 def test_connections_are_opened_ahead(make_pool: MakePool, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
     """STABILITY_DB_MIN_IDLE connections wait before anybody asks, and are replaced when they are lost."""
-    monkeypatch.setattr(keeper, "MAINTENANCE_INTERVAL", 0.1)
-    monkeypatch.setattr(keeper, "IDLE_INTERVAL", 0.1)
+    monkeypatch.setattr(housekeeper, "MAINTENANCE_INTERVAL", 0.1)
+    monkeypatch.setattr(housekeeper, "IDLE_INTERVAL", 0.1)
     pool = make_pool(db_min_idle=3, db_keepalive_interval=0.2)
     pool.start()
     wait_until(lambda: len(mariadb.sessions()) == 3)
@@ -523,8 +517,8 @@ def test_a_forgotten_pool_ends_with_its_keeper(mariadb: MariaDB) -> None:
     pool = Pool(Settings(db_url=mariadb.url))
     pool.start()
     pool.connection().close()
-    assert pool._keeper is not None
-    thread, gone = pool._keeper._thread, weakref.ref(pool)
+    assert pool.housekeeper is not None
+    thread, gone = pool.housekeeper.thread, weakref.ref(pool)
     del pool
 
     def collected() -> bool:
@@ -540,7 +534,7 @@ def test_a_failing_look_does_not_end_the_keeper(make_pool: MakePool, monkeypatch
     """An error in the keeper is told, and it goes on."""
     pool = make_pool()
     monkeypatch.setattr(pool, "stats", lambda: {}["broken"])
-    monkeypatch.setattr(pool, "tell", lambda event, **fields: told.append((event, fields)))
+    monkeypatch.setattr(pool.events, "log", lambda event, **fields: told.append((event, fields)))
     pool.start()
     wait_until(lambda: told)
     monkeypatch.undo()

@@ -36,9 +36,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from .. import request
 from ..dberrors import CONSEQUENCES, ErrorClass
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
-from .calls import call
 from .connection import PooledConnection
-from .entry import IN_USE
 from .pool import Pool
 from .statements import CLEAN, TRANSACTION
 
@@ -130,20 +128,20 @@ class _Unit:
     def open(self) -> bool:
         """It has its connection still: a request's end takes that away, and a forked child has no part in it."""
         connection = self.connection
-        return connection is not None and any(entry.state is IN_USE for entry in connection._held)
+        return connection is not None and connection.usable
 
     def begin(self) -> PooledConnection:
         """Take a connection and issue BEGIN."""
         connection = self.pool.connection()
-        entry = connection._live
-        entry.unit = self
-        entry.effect = max(entry.effect, TRANSACTION)
+        record = connection.record
+        record.unit = self
+        record.effect = max(record.effect, TRANSACTION)
         try:
-            call(self.pool, entry, self.pool.driver.begin, entry.raw)
+            self.pool.calls.run(record, self.pool.driver.begin, record.raw)
         except BaseException:
             connection.close()
             raise
-        entry.in_transaction = True
+        record.in_transaction = True
         self.connection = connection
         _current.set((*(unit for unit in _current.get() if unit.open and unit.pool is not self.pool), self))
         return connection
@@ -184,11 +182,11 @@ class _Unit:
                 raise self.doomed  # the app swallowed it
 
     def _commit(self, connection: PooledConnection) -> None:
-        entry, driver = connection._live, self.pool.driver
-        if entry.cut:
+        record, driver = connection.record, self.pool.driver
+        if record.cut:
             raise DeadlineExceeded("the transaction was cut off before COMMIT was sent: nothing of it is stored")
         try:
-            call(self.pool, entry, entry.raw.commit)
+            self.pool.calls.run(record, record.raw.commit)
         except (driver.dbapi.Error, DeadlineExceeded) as failure:
             if driver.kind == "sqlite" or not CONSEQUENCES[driver.classify(failure)].stored:
                 self._rollback(connection)
@@ -199,18 +197,18 @@ class _Unit:
 
     def _rollback(self, connection: PooledConnection) -> None:
         """At once, since locks are held; what fails here is done when the connection goes back, or ends it."""
-        entry = connection._live
-        entry.unit = None
+        record = connection.record
+        record.unit = None
         with suppress(Exception):
-            call(self.pool, entry, entry.raw.rollback)
+            self.pool.calls.run(record, record.raw.rollback)
             self._settled(connection)
 
     def _settled(self, connection: PooledConnection) -> None:
         """Nothing is open any more: no rollback is needed when the connection goes back."""
-        entry = connection._live
-        entry.in_transaction = False
-        if entry.effect == TRANSACTION:
-            entry.effect = CLEAN
+        record = connection.record
+        record.in_transaction = False
+        if record.effect == TRANSACTION:
+            record.effect = CLEAN
 
 
 class _Block:

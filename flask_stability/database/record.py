@@ -15,9 +15,8 @@ from typing import Any
 
 from ..request import RequestRecord
 from .identity import Identity
+from .inventory import RESERVED
 from .statements import CLEAN, effect_of, stays_within
-
-IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -38,7 +37,7 @@ class Stream:
         self.raw, self.owner, self.unread = raw, weakref.ref(owner), False
 
 
-class Entry:
+class ConnectionRecord:
     """One connection. Times are `time.monotonic` seconds, 0.0 = none.
 
     :ivar steady: DBUtils' connection; the driver's is ``raw``, a duplicate of its socket ``link``.
