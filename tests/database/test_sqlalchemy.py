@@ -45,8 +45,8 @@ def make(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Make]:
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A scoreboard of the test's own."""
-    monkeypatch.setattr(scoreboard, "_board", None)
-    monkeypatch.setattr(scoreboard, "_row", None)
+    monkeypatch.setattr(scoreboard.board, "_board", None)
+    monkeypatch.setattr(scoreboard.board, "_row", None)
     yield
     stop_process()
 

@@ -29,6 +29,10 @@ from flask_stability import StabilityExt
 app = Flask(__name__)
 stability = StabilityExt(app)
 
+@app.get("/")
+def index():
+    return {"pid": os.getpid()}
+
 @app.get("/kept")
 @stability.keep(fresh=0.5, stale=300)
 def kept():
