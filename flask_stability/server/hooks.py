@@ -12,9 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
-
-import gunicorn
 
 from .. import config, environment, extension, logs, middleware, request, scoreboard
 from ..config import Settings
@@ -27,10 +26,13 @@ from . import orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn import compat, connections, port_in_use
+from .gunicorn.adjust import adjust
+from .gunicorn.arbiter import make_upgradable, supervise
 from .gunicorn.compat import is_a
 from .gunicorn.drain import leave_well
 from .gunicorn.glogging import be_patient
-from .starting import Once, one_line
+from .gunicorn.worker import beat_as_well, tell_bad_settings_once, wrap_app
+from .starting import Once
 from .supervisor import Supervisor
 from .systemd import Notifier
 from .timeouts import breaches
@@ -43,11 +45,25 @@ _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
 #: Where a SystemExit would end the master: all that run in it once the service is up.
 _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
-supervisor: Supervisor | None = None
-once: Once | None = None
-guard: Guard | None = None
-start_log: logging.Filter | None = None  #: on gunicorn's log until the service listens
-_settings = Settings()
+
+@dataclass
+class Process:
+    """What is remembered from hook to hook: by the master, and by each worker, which inherits it.
+
+    :ivar supervisor: the master's; None where this gunicorn cannot be supervised.
+    :ivar start_log: on gunicorn's log until the service listens.
+    :ivar once: which of the workers tells what is true of them all.
+    :ivar guard: the worker's.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    supervisor: Supervisor | None = None
+    start_log: logging.Filter | None = None
+    once: Once | None = None
+    guard: Guard | None = None
+
+
+process = Process()
 
 
 def chain(namespace: dict[str, Any]) -> None:
@@ -108,23 +124,22 @@ def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) 
 
 def _on_starting(server: Any) -> None:
     """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, once, start_log, _settings
-    once = Once()
+    process.once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
             server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
     try:
-        _settings = Settings.from_environ()
+        process.settings = Settings.from_environ()
     except ConfigError as error:
         for problem in error.problems:
             server.log.error("flask_stability: %s", problem)
         sys.exit(1)
-    problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
+    problem = logs.setup(process.settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_be_patient, _tell_version, _make_upgradable):
+    for step in (_be_patient, _tell_version, make_upgradable):
         _contained("on_starting", step, (server,))
-    _adjust(server)
+    adjust(server, process.settings)
     cfg = server.cfg
     if not is_a(cfg.worker_class, "sync", "gthread"):
         server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
@@ -133,21 +148,25 @@ def _on_starting(server: Any) -> None:
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
     gid = cfg.gid if cfg.gid != os.getegid() else -1
     if not server.master_pid:
-        places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
+        places = [process.settings.run_dir] if process.settings.run_dir else scoreboard.default_run_dirs()
         _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
-        start_log = port_in_use.watch(server)
-    board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
+        process.start_log = port_in_use.watch(server)
+    run_dir = process.settings.run_dir or scoreboard.default_run_dir(uid)
+    board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     scoreboard.install(board, None)
-    supervisor = Supervisor(server, board, _settings)
-    if supervisor.wrap():
-        supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
+    board.master.words[scoreboard.M_PID] = os.getpid()
+    board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
+    arbiter = supervise(server)
+    if arbiter is not None:
+        process.supervisor = supervisor = Supervisor(arbiter, board, process.settings)
+        supervisor.notifier = Notifier.take(os.environ, before=arbiter.predecessor)
         problem = supervisor.listen(uid)
         if problem:
             server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
     else:
-        supervisor = None
+        process.supervisor = None
         board.master.words[scoreboard.M_UNSUPERVISED] = 1
         server.log.warning("flask_stability: workers retire by themselves, without replacement before retirement%s",
                            "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
@@ -160,68 +179,31 @@ def _be_patient(server: Any) -> None:
 
 
 def _tell_version(server: Any) -> None:
-    line = compat.verdict(server, gunicorn.__version__)
+    line = compat.verdict(server)
     if line:
         server.log.warning("flask_stability: %s", line)
 
 
-def _make_upgradable(server: Any) -> None:
-    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
-
-    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
-    ``http`` hides Python's, and the second master dies at its first import.
-    """
-    script = os.path.abspath(server.START_CTX["args"][1])
-    if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":
-        server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
-
-
-def _adjust(server: Any) -> None:
-    """gunicorn's settings that contradict ours: refused, raised, or told, one line each. Also after each reload."""
-    cfg = server.cfg
-    if cfg.reuse_port and _tcp_migrate() != "1":
-        server.log.error("flask_stability: reuse_port loses queued connections at every replacement: leave it off, "
-                         "or set the sysctl net.ipv4.tcp_migrate_req=1; it is switched off now")
-        cfg.set("reuse_port", False)
-    longest = _settings.request_timeout
-    if is_a(cfg.worker_class, "sync") and longest and 0 < cfg.timeout < longest + 5:
-        server.log.info("flask_stability: timeout raised from %s to %s s: on sync workers it is the request's deadline",
-                        cfg.timeout, int(longest + 5))
-        cfg.set("timeout", int(longest + 5))
-        server.timeout = cfg.timeout
-    for line in breaches(_settings, graceful=float(cfg.graceful_timeout)):
-        server.log.warning("flask_stability: %s", line)
-
-
-def _tcp_migrate() -> str:
-    try:
-        with open("/proc/sys/net/ipv4/tcp_migrate_req", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _when_ready(server: Any) -> None:
-    port_in_use.leave(server, start_log)
-    if _settings.gc_freeze and server.cfg.preload_app:
+    port_in_use.leave(server, process.start_log)
+    if process.settings.gc_freeze and server.cfg.preload_app:
         gc.collect()
         gc.freeze()
 
 
 def _on_reload(server: Any) -> None:
     """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
-    global _settings
     if environment.was_read():
         try:
             config.load_dotenv()
-            _settings = Settings.from_environ()
+            process.settings = Settings.from_environ()
         except ConfigError as error:
             for problem in error.problems:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
-    if once is not None:
-        once.renew()
+    if process.once is not None:
+        process.once.renew()
     _contained("on_reload", _be_patient, (server,))
-    _adjust(server)
+    adjust(server, process.settings)
 
 
 def _nworkers_changed(server: Any, new: Any, old: Any) -> None:
@@ -229,8 +211,8 @@ def _nworkers_changed(server: Any, new: Any, old: Any) -> None:
 
 
 def _pre_fork(server: Any, worker: Any) -> None:
-    if supervisor is not None:
-        supervisor.forking(worker)
+    if process.supervisor is not None:
+        process.supervisor.forking(worker)
     else:
         board = scoreboard.current()
         worker.stability_row = board.allocate(worker.age)
@@ -238,8 +220,8 @@ def _pre_fork(server: Any, worker: Any) -> None:
 
 
 def _child_exit(server: Any, worker: Any) -> None:
-    if supervisor is not None:
-        supervisor.exited(worker)
+    if process.supervisor is not None:
+        process.supervisor.exited(worker)
     elif getattr(worker, "stability_row", None) is not None:
         board, row = scoreboard.current(), worker.stability_row
         begun = row.words[scoreboard.W_STARTED_NS]
@@ -252,10 +234,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 
 
 def _on_exit(server: Any) -> None:
-    if supervisor is not None:
-        supervisor.left()
-        if supervisor.control is not None:
-            supervisor.control.close()
+    if process.supervisor is not None:
+        process.supervisor.left()
     logs.process("stopped")
     scoreboard.current().unlink()
 
@@ -264,10 +244,10 @@ def _on_exit(server: Any) -> None:
 
 
 def _post_fork(server: Any, worker: Any) -> None:
-    if supervisor is not None and supervisor.control is not None:
-        supervisor.control.close(inherited=True)
-    if once is not None:
-        worker.load_wsgi = one_line(worker.load_wsgi, once)
+    if process.supervisor is not None and process.supervisor.control is not None:
+        process.supervisor.control.close(inherited=True)
+    if process.once is not None:
+        tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
     scoreboard.install(scoreboard.current(), row)
     if row is not None:
@@ -290,7 +270,7 @@ def _meet_greenlets(worker: Any) -> None:
 
 
 def _set_up_logs(worker: Any) -> None:
-    problem = logs.setup(_settings, "worker")
+    problem = logs.setup(process.settings, "worker")
     if problem and worker.age <= 1:  # told once
         worker.log.warning("flask_stability: %s", problem)
     before = signal.getsignal(signal.SIGUSR1)
@@ -308,9 +288,9 @@ def _set_up_logs(worker: Any) -> None:
 
 
 def _wrap_app(worker: Any) -> None:
-    settings = next((state.settings for state in extension.apps()), _settings)
+    settings = next((state.settings for state in extension.apps()), process.settings)
     if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
-        worker.wsgi = outermost(worker.wsgi, settings)
+        wrap_app(worker, lambda app: outermost(app, settings))
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
@@ -332,15 +312,18 @@ def _watch_connections(worker: Any) -> None:
 
 
 def _start_guard(worker: Any) -> None:
-    global guard
     board, row = scoreboard.current(), scoreboard.my_row()
     if not is_a(type(worker), "sync", "gthread"):
-        worker.notify = _beating(worker.notify, row)
+        def beat() -> None:
+            row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+
+        beat_as_well(worker, beat)
         return
-    guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None,
-                  connections=getattr(worker, "stability_connections", None))
-    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
+    guard = process.guard = Guard(
+        worker, board, row, process.settings, int(worker.cfg.workers),
+        supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
+        connections=getattr(worker, "stability_connections", None))
+    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
     guard.start()
@@ -351,28 +334,19 @@ def _leave_well(worker: Any) -> None:
 
     def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
-            return guard is None or not guard.kept()
+            return process.guard is None or not process.guard.kept()
         if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
             return True
-        return None if supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
+        return None if process.supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
         leave = leave_well(worker, last)
-        if guard is not None:
-            guard.leave = leave
+        if process.guard is not None:
+            process.guard.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:
     Forks(worker).watch()
-
-
-def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:
-    """Without a guard gunicorn's own sign of life is the row's as well."""
-    def both() -> None:
-        notify()
-        row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
-
-    return both
 
 
 def _start_process(worker: Any) -> None:
@@ -383,7 +357,7 @@ def _say_ready(worker: Any) -> None:
     row = scoreboard.my_row()
     row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
     row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
-    if supervisor is not None:
+    if process.supervisor is not None:
         wake_master(worker)
     begun = row.words[scoreboard.W_STARTED_NS] or row.words[scoreboard.W_READY_NS]
     logs.process("worker_ready", worker_pid=os.getpid(),
@@ -413,8 +387,8 @@ def _worker_exit(server: Any, worker: Any) -> None:
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
     extension.stop_process()
-    if guard is not None:
-        _contained("worker_exit", guard.last_words, ())
+    if process.guard is not None:
+        _contained("worker_exit", process.guard.last_words, ())
     if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
         tell_cut()
         sys.stderr.flush()

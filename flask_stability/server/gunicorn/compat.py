@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+import gunicorn
+
 #: Major versions that the tests run on.
 TESTED = range(23, 28)
 
@@ -97,7 +99,7 @@ def lacks(server: Any) -> list[str]:
     return found
 
 
-def verdict(server: Any, version: str) -> str:
+def verdict(server: Any, version: str = gunicorn.__version__) -> str:
     """One line for the start if this gunicorn is none of the tested versions or lacks anything, else ""."""
     major = version.partition(".")[0]
     known = major.isdecimal() and int(major) in TESTED
