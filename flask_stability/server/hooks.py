@@ -25,13 +25,12 @@ from ..request import in_flight
 from . import orphans
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat, connections, port_in_use
+from .gunicorn import compat, port_in_use
 from .gunicorn.adjust import adjust
-from .gunicorn.arbiter import make_upgradable, supervise
+from .gunicorn.arbiter import is_first, make_upgradable, supervise
 from .gunicorn.compat import is_a
-from .gunicorn.drain import leave_well
 from .gunicorn.glogging import be_patient
-from .gunicorn.worker import beat_as_well, tell_bad_settings_once, wrap_app
+from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
 from .starting import Once
 from .supervisor import Supervisor
 from .systemd import Notifier
@@ -147,7 +146,7 @@ def _on_starting(server: Any) -> None:
     rows = max(64, 4 * int(cfg.workers))
     uid = cfg.uid if cfg.uid != os.geteuid() else -1
     gid = cfg.gid if cfg.gid != os.getegid() else -1
-    if not server.master_pid:
+    if is_first(server):
         places = [process.settings.run_dir] if process.settings.run_dir else scoreboard.default_run_dirs()
         _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
         process.start_log = port_in_use.watch(server)
@@ -307,7 +306,7 @@ def _tell_stacks(worker: Any) -> None:
 
 def _watch_connections(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
-        worker.stability_connections = connections.watch(worker)
+        worker.stability_connections = watch_connections(worker)
         middleware.watches_uploads = worker.stability_connections is not None
 
 

@@ -342,6 +342,11 @@ def supervise(server: Any) -> SupervisedArbiter | None:
     return server
 
 
+def is_first(server: Any) -> bool:
+    """Whether an arbiter replaces no other (SIGUSR2)."""
+    return not server.master_pid
+
+
 def make_upgradable(server: Any) -> None:
     """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
 

@@ -67,6 +67,9 @@ SYNC = (
     Need(("handle",), "connections that wait at the service's end are reset"),
     Need(("handle_exit",), "connections that wait at the service's end are reset"),
 )
+#: Without any of these nothing keeps a worker's clients from its threads.
+CONNECTIONS = {"gthread": ("enqueue_req", "handle", "poller", "tpool", "nr_conns", "worker_connections"),
+               "sync": ("accept", "handle", "run", "wait_fds", "sockets")}
 
 
 def can_supervise(server: Any) -> bool:

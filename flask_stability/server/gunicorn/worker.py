@@ -1,13 +1,18 @@
-"""What every kind of gunicorn worker does otherwise under our hooks."""
+"""What gunicorn's workers do otherwise under our hooks; what only gthread or sync does is in `gthread` and `sync`."""
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import Any
 
 from gunicorn.errors import AppImportError
 
 from ...exceptions import ConfigError
+from . import compat, gthread, sync
+from .connections import Connections
+from .drain import Last
+from .listeners import keep_names
 
 
 def tell_bad_settings_once(worker: Any, first: Callable[[], bool]) -> None:
@@ -42,3 +47,33 @@ def beat_as_well(worker: Any, beat: Callable[[], None]) -> None:
         beat()
 
     worker.notify = both
+
+
+def watch_connections(worker: Any) -> Connections | None:
+    """Begin with a sync or gthread worker; None, with a line in gunicorn's log, where this gunicorn or this system
+    lacks what it needs.
+    """
+    threaded = hasattr(worker, "tpool")
+    lacking = [name for name in compat.CONNECTIONS["gthread" if threaded else "sync"] if not hasattr(worker, name)]
+    if not hasattr(select, "epoll"):
+        lacking.append("epoll")
+    if lacking:
+        worker.log.warning("flask_stability: slow clients are not kept from the threads: this gunicorn or system lacks "
+                           "%s", ", ".join(lacking))
+        return None
+    return gthread.Threaded(worker) if threaded else sync.Single(worker)
+
+
+def leave_well(worker: Any, last: Last) -> Callable[[], None]:
+    """Have a sync or gthread worker leave as `drain` says.
+
+    A SIGTERM that the master has not announced went to this worker alone, or to the whole process group (supervisord,
+    systemd): then the master says so a moment later, and until then nobody lets go of what waits.
+
+    :returns: to be called now and then by another thread once the worker is told to leave.
+    """
+    keep_names(worker)
+    if hasattr(worker, "tpool"):
+        gthread.leave_well(worker, last)
+        return lambda: None
+    return sync.Leaving(worker, last).leave
