@@ -140,7 +140,7 @@ class Settings:
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
     health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
                                           shown="token if one is set, else never")
-    health_token: str | None = _setting(None, token, "bearer token for details", secret=True)
+    health_token: str | None = _setting(None, token, "bearer token for details, 16 characters or more", secret=True)
     health_token_file: str | None = _setting(None, line, "file that holds that token, read when a worker starts",
                                              shown="none")
     health_disk_paths: tuple[str, ...] = _setting(("/",), names, "paths whose file systems are watched")
@@ -157,6 +157,8 @@ class Settings:
                                  "99.9; alerts when the error budget is spent too fast", shown="none")
     admin_bind: str | None = _setting(None, bind, "address:port or unix:/path of a second listener that shows details",
                                       shown="none")
+    admin_hosts: tuple[str, ...] = _setting((), names, "names by which that listener may be asked, beyond its address "
+                                            "and localhost", shown="none")
     alert_webhook: str | None = _setting(None, web_url, "address that alerts are posted to", secret=True,
                                          shown="none")
     alert_webhook_file: str | None = _setting(None, line, "file that holds that address, read when a worker starts",

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 END: Any = object()  #: of a body
 
 _now = time.monotonic_ns
+#: An answer whose body takes this long after its first chunk is a stream, as an event stream or a download is: it is
+#: counted by its time to that chunk.
+STREAM_NS = 100_000_000
 #: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
 _SMALL = 1 << 14
 #: What gives the body of a response of Flask's, chunk by chunk, and what closes it: werkzeug's, if nobody patched it.
@@ -57,10 +60,11 @@ class Exchange(RequestRecord):
     :ivar chunk: the first of the body.
     :ivar iterator: what the rest of the body comes from; None before the first chunk, and at the end.
     :ivar sent: bytes that the app wrote itself, by the write callable.
+    :ivar begun_ns: `time.monotonic_ns` when the server was given the head, with the first chunk; 0 before.
     """
 
-    __slots__ = ("chunk", "code", "early", "head", "iterator", "length", "middleware", "sent", "source", "start",
-                 "writer")
+    __slots__ = ("begun_ns", "chunk", "code", "early", "head", "iterator", "length", "middleware", "sent", "source",
+                 "start", "writer")
 
     __init__ = object.__init__  # the layer that makes it sets all of them: a call less
     middleware: StabilityMiddleware
@@ -74,6 +78,7 @@ class Exchange(RequestRecord):
     chunk: bytes
     iterator: Iterator[bytes] | None
     sent: int
+    begun_ns: int
 
     # -- what the app calls --------------------------------------------------------------------------------------
 
@@ -142,6 +147,7 @@ class Exchange(RequestRecord):
         if self.writer is None:
             self.writer = self.start(*self.head)
         self.response_started = True
+        self.begun_ns = _now()
 
     def passes_file(self, source: Any) -> bool:
         """A file for the server's sendfile is handed on untouched but for its close."""
@@ -273,11 +279,14 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
-                code = self.code
-                (scoreboard._row or scoreboard.my_row()).observe(
-                    environ["REQUEST_METHOD"], self.rule.endpoint,
-                    scoreboard.REFUSED if code == 503 and self.refused else code,
-                    (self.taken_ns or _now()) - self.started_ns)
+                row = scoreboard._row or scoreboard.my_row()
+                end = self.taken_ns or _now()
+                if self.begun_ns and end - self.begun_ns >= STREAM_NS:
+                    row.add_stream((end - self.begun_ns) // 1_000_000)
+                    end = self.begun_ns
+                row.observe(environ["REQUEST_METHOD"], self.rule.endpoint,
+                            scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
+                            end - self.started_ns)
                 if self.code >= 400:
                     self._note()
             except Exception as error:

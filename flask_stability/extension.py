@@ -30,9 +30,10 @@ from .errors import handlers, hooks
 from .exceptions import ConfigError, StabilityError
 from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
-from .health.checks import Check, broken_database_check, database_check
+from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
 from .middleware import StabilityMiddleware
+from .readers import SHORTEST_TOKEN
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -48,16 +49,18 @@ class AppState:
     :ivar settings: the app's settings.
     :ivar credentials: gives the database's user and password, None if the settings do.
     :ivar checks: health checks of the app beside the built-in ones.
+    :ivar disagrees: the log says which of its settings are not used.
     """
 
     def __init__(self, app: Flask, settings: Settings, credentials: Source | None = None) -> None:
         self.settings = settings
         self.credentials = credentials
         self.checks: list[Check] = []
+        self.disagrees = False
         self.wants_database = any(os.environ.get(key) or app.config.get(key) is not None
                                   for key, name in KEYS.items() if name.startswith("db_") and name != "db_from_env")
         self.wants_database = self.wants_database or settings.db_url is not None
-        self._name, self._instance_path = app.name, app.instance_path
+        self.name, self._instance_path = app.name, app.instance_path
         self._app = weakref.ref(app)
         self._lock = threading.Lock()
         self._pool: Pool | None = None
@@ -84,19 +87,26 @@ class AppState:
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    self._pool = Pool(self.settings, name=self._name, instance_path=self._instance_path,
+                    self._pool = Pool(self.settings, name=self.name, instance_path=self._instance_path,
                                       credentials=self.credentials)
             _process.watch_pool(self, self._pool)
         return self._pool
 
 
 class _Process:
-    """The monitor of this process; the checks of all its apps run there."""
+    """The monitor of this process; the checks of all its apps run there.
+
+    The app that was initialised first decides: its settings rule what a process has once, and its checks keep their
+    names. Those of the others carry their app's name.
+
+    :ivar states: of the apps in the order of `init_app`; held weakly.
+    """
 
     def __init__(self) -> None:
-        self.states: weakref.WeakSet[AppState] = weakref.WeakSet()
+        self.states: weakref.WeakKeyDictionary[AppState, None] = weakref.WeakKeyDictionary()
         self.lock = threading.RLock()
         self.monitor: Monitor | None = None
+        self._watched: weakref.WeakSet[Pool] = weakref.WeakSet()
 
     def start(self) -> None:
         with self.lock:
@@ -105,17 +115,33 @@ class _Process:
             states = list(self.states)
             settings = states[0].settings if states else Settings.from_environ()
             self.monitor = Monitor(settings, scoreboard.current(), scoreboard.my_row(), [])
+            self._watched = weakref.WeakSet()
             for state in states:
-                for check in state.checks:
-                    self.monitor.add(check)
-                if state.pool_or_none is not None:
-                    self.watch_pool(state, state.pool_or_none)
-                elif state.wants_database:
-                    try:
-                        _ = state.pool  # made, and watched by that
-                    except Exception as error:  # the checks run all the same, and one says so
-                        self.monitor.add(broken_database_check(error))
+                self._watch(state)
             self.monitor.start()
+        _warn_of_disagreement(states)
+
+    def join(self, state: AppState) -> None:
+        """Take one more app in, also while the process serves already."""
+        with self.lock:
+            self.states[state] = None
+            serving = self.monitor is not None
+            if serving:
+                self._watch(state)
+        if serving:
+            _warn_of_disagreement(list(self.states))
+
+    def _watch(self, state: AppState) -> None:
+        """Run an app's checks. The lock is held, and the monitor is there."""
+        for check in state.checks:
+            self.add(check, state)
+        if state.pool_or_none is not None:
+            self.watch_pool(state, state.pool_or_none)
+        elif state.wants_database:
+            try:
+                _ = state.pool  # made, and watched by that
+            except Exception as error:  # the checks run all the same, and one says so
+                self.add(broken_database_check(error), state)
 
     def stop(self) -> None:
         with self.lock:
@@ -130,14 +156,25 @@ class _Process:
         connection, which may not be the leader: each such worker looks at the file itself.
         """
         with self.lock:
-            if self.monitor is not None:
+            if self.monitor is not None and pool not in self._watched:
+                self._watched.add(pool)
                 pool.start()
-                self.monitor.add(database_check(pool, state.settings, shared=state.wants_database))
+                self.add(database_check(pool, state.settings, shared=state.wants_database), state)
 
-    def add(self, check: Check) -> None:
+    def add(self, check: Check, state: AppState) -> None:
+        """Run a check of an app under the name that it has in this process."""
         with self.lock:
             if self.monitor is not None:
-                self.monitor.add(check)
+                self.monitor.add(check, prefix=self._prefix(state))
+
+    def _prefix(self, state: AppState) -> str:
+        """Of the names of an app's checks: "" for the first app, else the app's name, with a number if it is taken."""
+        states = list(self.states)
+        if not states or states[0] is state:
+            return ""
+        before = [one.name for one in states[:states.index(state)]] if state in states else []
+        number = before.count(state.name) + 1
+        return f"{state.name}:" if number == 1 else f"{state.name}-{number}:"
 
     def forget(self) -> None:
         """In a forked child: what the parent's threads held is not ours."""
@@ -160,7 +197,7 @@ def stop_process() -> None:
 
 
 def apps() -> list[AppState]:
-    """The states of the apps of this process that are still in use."""
+    """The states of the apps of this process that are still in use, in the order of `init_app`."""
     return list(_process.states)
 
 
@@ -178,7 +215,7 @@ class StabilityExt:
     def __init__(self, app: Flask | None = None, *, credentials: Source | None = None) -> None:
         self._credentials = credentials
         self._checks: list[Check] = []
-        self._states: weakref.WeakSet[AppState] = weakref.WeakSet()
+        self._states: weakref.WeakKeyDictionary[AppState, None] = weakref.WeakKeyDictionary()
         #: A unit of work: context manager, decorator, or decorator with options; see `Transactions`.
         self.transaction = Transactions(lambda: self._state().pool)
         if app is not None:
@@ -199,11 +236,15 @@ class StabilityExt:
         if self._credentials is not None and not (settings.db_url or "").startswith(("mysql", "mariadb")):
             raise ConfigError("StabilityExt(credentials=…) needs the address of a MySQL or MariaDB database: set "
                               "STABILITY_DB_URL=mysql://host/database")
+        if settings.health_details == "token" and len(settings.health_token or "") < SHORTEST_TOKEN:
+            logs.error("health_token_short", remedy="it can be guessed, so nobody is shown details: set "
+                       f"STABILITY_HEALTH_TOKEN to at least {SHORTEST_TOKEN} random characters, such as what "
+                       "`openssl rand -hex 20` prints")
         state = AppState(app, settings, self._credentials)
         state.checks.extend(self._checks)
         app.extensions[_NAME] = state
-        self._states.add(state)
-        _process.states.add(state)
+        self._states[state] = None
+        _process.join(state)
         handlers.init_app(app, settings)
         if engine_unavailable not in handlers.unavailable:
             handlers.unavailable.append(engine_unavailable)
@@ -275,12 +316,15 @@ class StabilityExt:
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503.
 
+        An error of the engine that means an outage, in any worker, has the check run at once.
         Inside an app context it is that app's alone: what a factory makes for one app is not held for the next.
         """
+        check = engine_check(engine, name)
         if has_app_context():
-            _add(Check(name, partial(engine_probe, engine), critical=True), self._state())
+            _add(check, self._state())
         else:
-            self.health_check(name, critical=True)(partial(engine_probe, engine))
+            self._checks.append(check)
+            _add(check, *self._states)
 
     @property
     def health_blueprint(self) -> Blueprint:
@@ -304,7 +348,28 @@ class StabilityExt:
 def _add(check: Check, *states: AppState) -> None:
     for state in states:
         state.checks.append(check)
-        _process.add(check)
+        _process.add(check, state)
+
+
+#: What a process has once, whatever number of apps: the first app's value counts.
+_OF_THE_PROCESS = ("alert_webhook", "admin_bind", "health_interval", "health_timeout", "health_failure_threshold",
+                   "health_success_threshold", "health_disk_paths", "health_disk_min_free", "health_mean_latency",
+                   "health_p95_latency", "health_error_rate")
+
+
+def _warn_of_disagreement(states: list[AppState]) -> None:
+    """Say once for each app, not in each worker, which of its settings are not used."""
+    if len(states) < 2 or scoreboard.my_row().words[scoreboard.W_AGE] > 1:
+        return
+    first, *others = states
+    for state in others:
+        keys = [f"STABILITY_{name.upper()}" for name in _OF_THE_PROCESS
+                if getattr(state.settings, name) != getattr(first.settings, name)]
+        if keys and not state.disagrees:
+            state.disagrees = True
+            logs.error("settings_disagree", level="WARNING", app=state.name, used_app=first.name, settings=keys,
+                       remedy=f"a process has these once, and {first.name!r} was initialised first: give both apps the "
+                       "same values, or initialise the one first whose values are to count")
 
 
 def _named(settings: Settings, app: Flask) -> Settings:

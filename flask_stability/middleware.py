@@ -33,7 +33,6 @@ from .wsgi_rules import InvalidResponse
 WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"
 
-_ident = threading.get_ident
 _now = time.monotonic_ns
 
 
@@ -87,7 +86,7 @@ class StabilityMiddleware:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if MARK in environ:
             return self._inside(environ, start_response)
-        thread = _ident()
+        thread = threading.get_ident()  # looked up anew: gevent replaces it when the worker starts
         exchange: Exchange = Exchange()
         exchange.started_ns = _now()
         exchange.thread_id = thread
@@ -99,7 +98,7 @@ class StabilityMiddleware:
         exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
-        exchange.code = exchange.sent = 0
+        exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = -1
         exchange.taken_ns = 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
@@ -153,6 +152,7 @@ class StabilityMiddleware:
                 if exchange.writer is None:
                     exchange.writer = start_response(*head)
                 exchange.response_started = True
+                exchange.begun_ns = _now()
             return exchange
         except BaseException as error:
             return exchange.fail(error)

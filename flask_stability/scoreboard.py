@@ -44,7 +44,7 @@ from .scoreboard_parts import (
 __all__ = ["BUCKETS", "Blob", "Entry", "bucket_bound", "bucket_of", "board_files", "default_run_dir",
            "default_run_dirs", "percentile", "running"]
 
-MAGIC = b"FSTABLE4"
+MAGIC = b"FSTABLE5"
 HEAD_BYTES = 24
 PAGE = 4096
 
@@ -59,12 +59,15 @@ PAGE = 4096
  W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
  W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
  W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
+ W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
  # no counter: bytes that replacing the worker would give back
  W_OWN_MEMORY,
  # no counter: threads that wait for a client
  W_SLOW_CLIENTS,
- ) = range(55)
-COUNTERS = range(W_EXCEPTIONS, W_ALERTS_SENT + 1)
+ # no counter: since when all connections are in use (monotonic), 0: they are not
+ W_DB_FULL_NS,
+ ) = range(59)
+COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 
 (F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
@@ -108,6 +111,8 @@ HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
 PLACES = 4096  #: of requests of one kind, remembered by a worker
+ENDED_LOGINS = 32  #: of the dashboard, remembered in a row
+_ENDED_WORDS = 2 + 2 * ENDED_LOGINS
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
 #: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
@@ -170,6 +175,7 @@ class Row:
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
     :ivar checks, exceptions: the worker's blobs.
+    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
     def __init__(self, slot: int, layout: _Layout) -> None:
@@ -185,6 +191,7 @@ class Row:
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
         self._all = layout.since(start)
+        self.ended = layout.words(_ENDED_WORDS)
         if not WHOLE_STATEMENTS:
             self.observe = self._observe_locked  # type: ignore[method-assign]
         self.renew_locks()
@@ -216,6 +223,12 @@ class Row:
         """Add to one of the worker's words, safely among the threads of the worker."""
         with self.lock:
             self.words[index] += number
+
+    def add_stream(self, milliseconds: int) -> None:
+        """Count an answer whose body took that long after its first chunk."""
+        with self.lock:
+            self.words[W_STREAMS] += 1
+            self.words[W_STREAM_MS] += milliseconds
 
     @property
     def by_class(self) -> list[int]:
@@ -509,8 +522,8 @@ def _pages(*sizes: int) -> int:
 
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
                        SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
-_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS), ENDPOINTS * KEY_BYTES,
-                    CHECKS_BYTES, EXCEPTIONS_BYTES)
+_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS),
+                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES)
 
 
 def _size(rows: int) -> int:
@@ -575,6 +588,13 @@ def my_row() -> Row:
                 _row = row
             row = _row
     return row
+
+
+def forget() -> None:
+    """This process has no board until it is asked for one again; for tests."""
+    global _board, _row
+    with _making:
+        _board = _row = None
 
 
 def after_fork_child() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["support_db", "support_measure", "support_parallel", "support_versions"]
+pytest_plugins = ["support_db", "support_measure", "support_mysql", "support_parallel", "support_versions"]
 
 # an example that takes long says more of the machine than of the code
 hypothesis.settings.register_profile("patient", deadline=None,
@@ -40,12 +40,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _process_hooks() -> Iterator[None]:
-    """Hooks, handlers and background threads of the extension end with the test."""
+    """Hooks, handlers, background threads and counters of the extension end with the test."""
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
-    from flask_stability import extension
+    from flask_stability import extension, scoreboard
     from flask_stability.errors import hooks as process_hooks
 
     process_hooks.uninstall()
     extension.stop_process()
+    scoreboard.forget()
     sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks

@@ -31,7 +31,12 @@ _OPTIONS = ("--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF",
 
 
 class MariaDB:
-    """A server with a data directory of its own: root without a password on the socket, app/secret over TCP."""
+    """A server with a data directory of its own: root without a password on the socket, app/secret over TCP.
+
+    :cvar product: "MariaDB" or "MySQL".
+    """
+
+    product = "MariaDB"
 
     def __init__(self, *options: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="stability-db-")
@@ -39,17 +44,23 @@ class MariaDB:
         self.port = free_port()
         self.user, self.password, self.name = "app", "secret", "app"
         self._options = options
+        self._where = (f"--user={getpass.getuser()}", f"--datadir={self.directory}/data", f"--tmpdir={self.directory}")
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
         atexit.register(self.destroy)
-        subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={self.directory}/data",
-                        "--auth-root-authentication-method=normal", "--skip-test-db", f"--user={getpass.getuser()}",
-                        f"--tmpdir={self.directory}"],
-                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=150)
+        with open(os.path.join(self.directory, "log"), "ab") as log:
+            subprocess.run(self._install(*self._where), check=True, stdout=log, stderr=log, timeout=150)
         self.start()
         self.admin(f"CREATE DATABASE {self.name}")
         self.admin(f"CREATE USER {self.user}@'%' IDENTIFIED BY '{self.password}'")
         self.admin(f"GRANT ALL ON {self.name}.* TO {self.user}@'%'")
+
+    def _install(self, *who_and_where: str) -> list[str]:
+        return ["mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db",
+                *who_and_where]
+
+    def _serve(self, *who_and_where: str) -> list[str]:
+        return ["mariadbd", "--no-defaults", *_OPTIONS, *who_and_where]
 
     # -- its life ------------------------------------------------------------------------------------------------
 
@@ -58,12 +69,10 @@ class MariaDB:
         if self._process is None:
             with open(os.path.join(self.directory, "log"), "ab") as log:
                 self._process = subprocess.Popen(
-                    ["mariadbd", "--no-defaults", f"--user={getpass.getuser()}", f"--datadir={self.directory}/data",
-                     f"--tmpdir={self.directory}", f"--socket={self.socket}", f"--port={self.port}", *_OPTIONS,
-                     *self._options],
+                    self._serve(*self._where, f"--socket={self.socket}", f"--port={self.port}", *self._options),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         if wait:
-            wait_until(self.answers, 60, 0.01, "MariaDB answers")
+            wait_until(self.answers, 60, 0.01, f"{self.product} answers")
         return self
 
     def stop(self) -> None:
@@ -100,7 +109,7 @@ class MariaDB:
     @property
     def pid(self) -> int:
         """Of the running server."""
-        assert self._process is not None, "MariaDB does not run"
+        assert self._process is not None, f"{self.product} does not run"
         return self._process.pid
 
     @property
@@ -148,7 +157,7 @@ class MariaDB:
     def answers(self) -> bool:
         """It is up."""
         if self._process is not None and self._process.poll() is not None:
-            raise AssertionError("MariaDB ended:\n" + self.log()[-2000:])
+            raise AssertionError(f"{self.product} ended:\n" + self.log()[-2000:])
         try:
             return self.admin("SELECT 1") == [(1,)]
         except MySQLdb.Error:
@@ -404,9 +413,9 @@ def mariadb_server() -> Iterator[MariaDB]:
 
 
 @pytest.fixture
-def mariadb(mariadb_server: MariaDB) -> Iterator[MariaDB]:
-    """The shared server, running and empty; whatever a test did to it is undone."""
-    server = mariadb_server
+def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
+    """The shared server, running and empty; whatever a test did to it is undone. Where marked, MySQL too."""
+    server: MariaDB = request.getfixturevalue(f"{getattr(request, 'param', 'mariadb')}_server")
     try:
         yield server
     finally:

@@ -76,7 +76,7 @@ def test_a_misspelt_key_in_app_config_names_the_right_one() -> None:
 def test_no_secret_is_shown() -> None:
     """Neither in an error nor in the settings' text."""
     with pytest.raises(ConfigError) as caught:
-        Settings.load({}, {"STABILITY_DB_URL": "mysql://u:hunter2@", "STABILITY_HEALTH_TOKEN": "hunter2"})
+        Settings.load({}, {"STABILITY_DB_URL": "mysql://u:hunter2@", "STABILITY_HEALTH_TOKEN": "hunter2 "})
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(Settings.load({}, {"STABILITY_DB_URL": "mysql://u:hunter2@h/d"}))
 

@@ -288,6 +288,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
                                     STABILITY_DB_URL="mysql://me:hunter2-password@127.0.0.1:1/shop")
     assert status == 2
     assert found["database: reachable"]["status"] == "fail"
+    assert "fewer than 16 characters" in found["health details"]["detail"]
     assert "hunter2" not in output
     _, _, output = _doctor(tmp_path, "shop:app", STABILITY_HEALTH_TOKEN="h2",
                            STABILITY_DB_URL="mysql://me:hunter2-password@/")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +33,9 @@ def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
     :raises Exception: what ended the transaction, if it is over and the app goes on.
     """
     unit = entry.unit
+    if entry.inside:
+        raise pool.driver.dbapi.ProgrammingError(
+            "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
     if entry.cut or (unit is not None and unit.doomed is not None):
         _refuse(pool, entry)
     if entry.streams:
@@ -41,7 +43,7 @@ def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
     serving = entry.request is not None
     now = entry.used = monotonic()
     if serving:
-        pool.inside[get_ident()] = now
+        pool.inside[threading.get_ident()] = now
     entry.inside = now
     try:
         return function(*args)
@@ -61,7 +63,7 @@ def call(pool: Pool, entry: Entry, function: Callable[..., T], *args: Any) -> T:
     finally:
         entry.inside = 0.0
         if serving:
-            pool.inside.pop(get_ident(), None)
+            pool.inside.pop(threading.get_ident(), None)
 
 
 def _refuse(pool: Pool, entry: Entry) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import scoreboard
 from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
 from ..redact import cause_of, redact
@@ -14,15 +15,61 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 
-def engine_probe(engine: Engine) -> dict[str, Any]:
-    """One round trip on the engine, and its pool's figures."""
-    if not hasattr(engine, "connect") or not hasattr(engine, "pool"):
-        raise StabilityError(f"register_engine({type(engine).__name__}): give an SQLAlchemy engine")
-    from sqlalchemy import text
+#: Threads that ask on behalf of a check: what they find is no news for it.
+_asking: set[int] = set()
 
-    with engine.connect() as connection:
-        connection.execute(text("SELECT 1"))
+
+def watch_engine(engine: Engine) -> None:
+    """Count the engine's errors that mean an outage, also those that the app handles itself.
+
+    :raises StabilityError: if it is no engine of SQLAlchemy.
+    """
+    try:
+        from sqlalchemy import Engine as Known
+        from sqlalchemy import event
+    except ImportError:
+        raise StabilityError("register_engine needs SQLAlchemy: pip install SQLAlchemy") from None
+    if not isinstance(engine, Known):
+        raise StabilityError(f"register_engine({type(engine).__name__}): give an SQLAlchemy engine, not an async "
+                             "one or its address")
+    if not event.contains(engine, "handle_error", _on_error):
+        event.listen(engine, "handle_error", _on_error)
+
+
+def _on_error(context: Any) -> None:
+    error = context.original_exception
+    if threading.get_ident() not in _asking and (context.is_disconnect or means_unavailable(error)):
+        scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)
+
+
+def engine_probe(engine: Engine) -> dict[str, Any]:
+    """Make one round trip to the engine's database, and return its pool's figures.
+
+    Where its pool is a bounded one, the round trip is on a connection of its own, by the same creator: a pool whose
+    connections are all in use is not a database that is gone.
+    """
+    from sqlalchemy import text
+    from sqlalchemy.pool import QueuePool
+
     pool: Any = engine.pool
+    ident = threading.get_ident()
+    _asking.add(ident)
+    try:
+        if isinstance(pool, QueuePool):
+            own = pool.recreate()
+            try:
+                connection = own.connect()
+                try:
+                    engine.dialect.do_ping(connection.dbapi_connection)
+                finally:
+                    connection.close()
+            finally:
+                own.dispose()
+        else:
+            with engine.connect() as checked:
+                checked.execute(text("SELECT 1"))
+    finally:
+        _asking.discard(ident)
     return {"pool": {name: getattr(pool, name)() for name in ("size", "checkedin", "checkedout", "overflow")
                      if callable(getattr(pool, name, None))}}
 

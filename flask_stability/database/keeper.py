@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import scoreboard
 from ..dberrors import proves_alive
 from ..exceptions import TooManyRequests
 from ..signals import POOL, leak_suspected, send
@@ -93,13 +92,17 @@ class Keeper:
             self._cut_if_due(pool, entry, now)
             self._tell_if_leaked(pool, entry, now)
         self._tell_if_exhausted(pool, entries, now)
+        if pool._in_use() < pool.settings.db_max_size:
+            pool.full_since = 0.0
+        elif not pool.full_since:
+            pool.full_since = now
         self._leave_moved(pool, entries, now)
         self._keep_one_free(pool, now)
         self._probe_if_due(pool, entries, now)
         self._maintain_if_due(pool, entries, now)
         if now - self._published >= 1.0:
             self._published = now
-            pool.counters.publish(scoreboard.my_row(), pool.stats())
+            pool.publish_figures()
         if pool.inside or pool.waiters or pool.breaker.open or any(entry.inside for entry in entries):
             return BUSY_INTERVAL
         return USED_INTERVAL if any(entry.state is not IDLE for entry in entries) else IDLE_INTERVAL

@@ -14,14 +14,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from threading import get_ident
 from time import monotonic
 from typing import Any
 
 from dbutils import steady_db
 from dbutils.pooled_db import PooledDB
 
-from .. import logs, request
+from .. import logs, request, scoreboard
 from ..config import Settings
 from ..exceptions import CircuitOpen, PoolClosed, PoolTimeout, TooManyRequests
 from .breaker import Breaker
@@ -35,7 +34,7 @@ from .keeper import PROBE_INTERVAL, Keeper
 from .killing import Killer
 from .opening import fill, open_instead, reserve_slots
 from .statements import SESSION
-from .stats import Counters
+from .stats import Counters, publish_gauges
 from .waiting import Queue, Waiter
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -53,6 +52,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     :ivar entries: all open connections.
     :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
     :ivar connecting: slots of connections that are being opened.
+    :ivar full_since: since when the keeper finds all connections that there may be in use; 0.0 = not now.
     :ivar generation: rises with each failure; what was checked in an older one is pinged before it is used.
     :ivar lost: what finalizers found; `adopt` takes it back.
     """
@@ -73,6 +73,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.inside = self.bulkhead.inside
         self.lost: collections.deque[Entry] = collections.deque()
         self.generation = 0
+        self.full_since = 0.0
         self._renewed = self._asked = 0.0
         #: Counted here, under the lock that is held anyway; seconds.
         self._requests, self._usage = 0, 0.0
@@ -104,7 +105,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
         :raises PoolClosed: after `close`.
         """
-        now, ident = monotonic(), get_ident()
+        now, ident = monotonic(), threading.get_ident()
         record = request.inflight.get(ident)
         if self.lost:
             self.adopt()
@@ -189,7 +190,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         left = request.remaining()
         if left is not None:
             deadline = min(deadline, now + left - 1.0)
-        ident = get_ident()
+        ident = threading.get_ident()
         self.inside[ident] = now
         try:
             return self._take(now, deadline)
@@ -374,7 +375,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _cleared(self, entry: Entry) -> bool:
         """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
         session = entry.effect == SESSION or self.settings.db_reset_on_return == "session"
-        ident, serving = get_ident(), entry.request is not None
+        ident, serving = threading.get_ident(), entry.request is not None
         if serving:
             self.inside[ident] = monotonic()
         try:
@@ -479,6 +480,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.send_all_away(lambda: PoolClosed("the pool is closed: the process is ending"))
         if keeper is not None:
             keeper.stop()
+            self.publish_figures()
         for entry in idle:
             self.discard(entry)
         self.adopt()
@@ -496,6 +498,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         logs.error(event, level=level, database=self.driver.describe(), total=stats["pool_size"],
                    active=stats["pool_in_use"], idle=stats["pool_available"], waiting=stats["requests_waiting"],
                    **fields)
+
+    def publish_figures(self) -> None:
+        """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
+        row = scoreboard.my_row()
+        self.counters.publish(row, self.stats())
+        publish_gauges(row, [(pool.stats(), pool.full_since) for pool in list(_pools) if pool.kept])
 
     def stats(self) -> dict[str, int | float | str]:
         """Figures under psycopg_pool's names; times in milliseconds."""
@@ -517,6 +525,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             _inherited.append(entry)
         self.entries, self.waiters, self.lost = set(), Queue(), collections.deque()
         self.inside.clear()
+        self.full_since = 0.0
         self.bulkhead.silent = False
         self._idle_cache = []
         self._connections = self.connecting = 0

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
@@ -37,6 +38,7 @@ from ..dberrors import CONSEQUENCES, ErrorClass
 from ..exceptions import CommitUnknown, DeadlineExceeded, StabilityError
 from .calls import call
 from .connection import PooledConnection
+from .entry import IN_USE
 from .pool import Pool
 from .statements import CLEAN, TRANSACTION
 
@@ -76,26 +78,41 @@ class Budget:
             return True
 
 
-class _Current(threading.local):
-    """The transactions that this thread is in, by pool."""
-
-    def __init__(self) -> None:
-        self.of: dict[int, _Unit] = {}
+#: The transactions that the running code is in, at most one for each pool. Not a `threading.local`: one that was made
+#: before gevent patched `threading` is shared by all greenlets of a thread.
+_current: ContextVar[tuple[_Unit, ...]] = ContextVar("flask_stability_transactions", default=())
 
 
-_current = _Current()
-os.register_at_fork(after_in_child=lambda: _current.of.clear())
+def _flow() -> tuple[int, int, int]:
+    """Identify what runs this code: its thread, greenlet and asyncio task. Contexts are copied from one to another."""
+    greenlet, asyncio = sys.modules.get("greenlet"), sys.modules.get("asyncio")
+    task = None
+    if asyncio is not None:
+        with suppress(RuntimeError):  # no event loop runs here
+            task = asyncio.current_task()
+    return (threading.get_ident(), id(greenlet.getcurrent()) if greenlet is not None else 0,
+            id(task) if task is not None else 0)
 
 
 def _outer(pool: Pool) -> _Unit | None:
-    """The transaction that this thread is in, unless its connection was taken away, as at a request's end."""
-    unit = _current.of.get(id(pool))
-    return unit if unit is not None and unit.connection is not None and not unit.connection.closed else None
+    """Return the transaction that the running code is in, unless it is over or its connection was taken away.
+
+    :raises StabilityError: if another thread, greenlet or task began it: two of them on one connection would store and
+        lose each other's work.
+    """
+    unit = next((unit for unit in _current.get() if unit.pool is pool and unit.open), None)
+    if unit is not None and unit.flow != _flow():
+        raise StabilityError(
+            "this transaction was begun by another thread, greenlet or task, whose context was copied to this one: "
+            "its connection cannot be shared. Run the unit where it was begun, or give this one a context of its own: "
+            "executor.submit(contextvars.Context().run, function)")
+    return unit
 
 
 class _Unit:
     """One transaction on one connection.
 
+    :ivar flow: which thread, greenlet and task began it.
     :ivar doomed: why nothing of it may be stored; raised by whatever is still tried.
     :ivar torn: it ended its transaction itself: a part may be stored already.
     :ivar failure: the latest error on its connection.
@@ -103,10 +120,17 @@ class _Unit:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.flow = _flow()
         self.connection: PooledConnection | None = None
         self.doomed: BaseException | None = None
         self.failure: BaseException | None = None
         self.torn = False
+
+    @property
+    def open(self) -> bool:
+        """It has its connection still: a request's end takes that away, and a forked child has no part in it."""
+        connection = self.connection
+        return connection is not None and any(entry.state is IN_USE for entry in connection._held)
 
     def begin(self) -> PooledConnection:
         """Take a connection and issue BEGIN."""
@@ -121,7 +145,7 @@ class _Unit:
             raise
         entry.in_transaction = True
         self.connection = connection
-        _current.of[id(self.pool)] = self
+        _current.set((*(unit for unit in _current.get() if unit.open and unit.pool is not self.pool), self))
         return connection
 
     def failed(self, raw: Any, error: BaseException) -> None:
@@ -146,8 +170,7 @@ class _Unit:
         """
         connection, self.connection = self.connection, None
         assert connection is not None
-        if _current.of.get(id(self.pool)) is self:  # else a generator's, closed in another thread
-            del _current.of[id(self.pool)]
+        _current.set(tuple(unit for unit in _current.get() if unit is not self))
         with connection:
             if error is None and self.doomed is None:
                 self._commit(connection)
@@ -225,8 +248,10 @@ class Transactions:
     As a decorator the function gets the connection as its first argument, and the whole of it is run again where that
     cannot do a thing twice; it should do nothing else that must not be done twice.
 
-    Inside another transaction of the same thread it joins that one: one BEGIN, one COMMIT, and only the outermost unit
-    is run again. If an exception leaves the inner one, nothing of the outer one is stored either.
+    Inside another transaction of the same thread (greenlet, asyncio task) it joins that one: one BEGIN, one COMMIT, and
+    only the outermost unit is run again. If an exception leaves the inner one, nothing of the outer one is stored
+    either. A context that was copied to another thread or greenlet does not carry the transaction along: joining it
+    from there is a `StabilityError`.
 
     :param pool: gives the pool when it is needed.
     """

@@ -15,6 +15,18 @@ _WORDS = {
 _GAUGES = {
     "pool_size": board.W_DB_SIZE, "pool_available": board.W_DB_AVAILABLE, "pool_in_use": board.W_DB_IN_USE,
     "requests_waiting": board.W_DB_WAITING, "pool_max": board.W_DB_MAX}
+Stats = dict[str, int | float | str]
+
+
+def publish_gauges(row: board.Row, pools: list[tuple[Stats, float]]) -> None:
+    """Write to the worker's row what all pools of this process hold together.
+
+    :param pools: of each its figures, and since when all its connections are in use (`time.monotonic`, 0.0 = not).
+    """
+    for name, word in _GAUGES.items():
+        row.words[word] = sum(int(stats[name]) for stats, _ in pools)
+    row.words[board.W_DB_BREAKER] = int(any(stats["breaker_state"] == "open" for stats, _ in pools))
+    row.words[board.W_DB_FULL_NS] = int(1e9 * min((since for _, since in pools if since), default=0.0))
 
 
 class Counters(dict[str, float]):
@@ -30,11 +42,8 @@ class Counters(dict[str, float]):
         with self._lock:
             self[name] += number
 
-    def publish(self, row: board.Row, stats: dict[str, int | float | str]) -> None:
-        """To the worker's row. Several pools may share it: what is new is added."""
-        for name, word in _GAUGES.items():
-            row.words[word] = int(stats[name])
-        row.words[board.W_DB_BREAKER] = int(stats["breaker_state"] == "open")
+    def publish(self, row: board.Row, stats: Stats) -> None:
+        """Add what is new to the worker's row, which several pools may share."""
         for name, word in _WORDS.items():
             new = int(stats[name]) - self._published[name]
             if new:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import threading
 from contextlib import suppress
-from threading import get_ident
 
 from .entry import RESERVED, Entry
 
@@ -16,7 +15,7 @@ class Waiter:
     __slots__ = ("entry", "error", "gate", "since", "thread_id")
 
     def __init__(self, since: float) -> None:
-        self.since, self.thread_id = since, get_ident()
+        self.since, self.thread_id = since, threading.get_ident()
         self.entry: Entry | None = None
         self.error: BaseException | None = None
         self.gate = threading.Lock()

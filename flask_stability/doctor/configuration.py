@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ..database.check_db import Finding
 from ..memory.policy import default_limit, limit_too_low
+from ..readers import SHORTEST_TOKEN
 from ..server.facts import Facts
 from ..server.timeouts import breaches
 
@@ -152,7 +153,10 @@ def exposure(facts: Facts) -> Iterator[Finding]:
     """Who may see what only the team should."""
     found = facts.app_settings
     public = any(isinstance(bind, list) and not str(bind[0]).startswith(LOOPBACK) for bind in facts.binds)
-    if found.health_details == "always" and public:
+    if found.health_details == "token" and len(found.health_token or "") < SHORTEST_TOKEN:
+        yield Finding("health details", "warn", f"STABILITY_HEALTH_TOKEN has fewer than {SHORTEST_TOKEN} characters: "
+                      "nobody is shown details", "set it to what `openssl rand -hex 20` prints")
+    elif found.health_details == "always" and public:
         yield Finding("health details", "warn", "STABILITY_HEALTH_DETAILS=always, and the service listens on more than "
                       "the loopback: strangers see workers, errors and restarts",
                       "set STABILITY_HEALTH_TOKEN and leave STABILITY_HEALTH_DETAILS out")

@@ -1,9 +1,9 @@
 """Who may see details, and the login form's cookie.
 
 The cookie is not the token: it says until when it is good, under a key that is derived from the token slowly enough
-that whoever got hold of a cookie cannot try tokens against it. Nothing is kept for it, so every worker takes it, and a
-new token ends all logins. No header and no address lets anyone in; the address of the connection only tells whose wrong
-tokens to count.
+that whoever got hold of a cookie cannot try tokens against it. Every worker takes it, without keeping anything for it;
+a logout is kept on the scoreboard (`sessions`), and a new token ends all logins. No header and no address lets anyone
+in, and none is what wrong tokens are counted by: behind a proxy all clients have one address.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from .. import logs, scoreboard
 from ..config import Settings
+from ..readers import SHORTEST_TOKEN
+from . import sessions
 
 if TYPE_CHECKING:
     from flask import Request
@@ -23,11 +27,20 @@ if TYPE_CHECKING:
 COOKIE = "stability_login"
 LIFETIME = 12 * 3600  #: seconds that a login lasts
 ROUNDS = 100_000  #: of the key's derivation; about 30 ms, once in a process
-TRIES = 10  #: logins that an address may try at once
-REFILL = 6.0  #: seconds until it may try another one
-ADDRESSES = 256  #: addresses counted apart; all others are counted as one
+TRIES = 10  #: wrong tokens that a worker takes at once
+REFILL = 6.0  #: seconds until it takes another one
+TELL_EVERY = 60.0  #: seconds between two records of refused tokens
+WAIT = "flask_stability.wait"  #: in the environ of a request whose token was one too many: seconds to wait
 
-_COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")
+_COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{16})\.([0-9a-f]{64})")
+
+
+class _Login(NamedTuple):
+    """A cookie that we gave, still good or ended."""
+
+    issued: int
+    until: int
+    signature: str
 
 
 class Access:
@@ -36,10 +49,10 @@ class Access:
     def __init__(self, settings: Settings) -> None:
         self._open = settings.health_details == "always"
         token = settings.health_token if settings.health_details == "token" else None
-        self._token = token.encode() if token else b""
+        self._token = token.encode() if token and len(token) >= SHORTEST_TOKEN else b""
         self._path = settings.health_path
         self._key = b""
-        self.attempts = Attempts()
+        self.guesses = Guesses()
 
     @property
     def has_login(self) -> bool:
@@ -47,14 +60,19 @@ class Access:
         return bool(self._token)
 
     def may_see(self, request: Request) -> bool:
-        """Whether this request may have details: all may, or it carries the token or a login's cookie."""
+        """Whether this request may have details: all may, or it carries the token or a login's cookie.
+
+        A wrong token is counted; one too many is marked in the environ (`WAIT`).
+        """
         if self._open:
             return True
         if not self._token:
             return False
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.is_token(given.strip()):
-            return True
+        if scheme.lower() == "bearer":
+            if self.is_token(given.strip()):
+                return True
+            request.environ[WAIT] = self.refuse(request, event="health_token_refused")
         cookie = request.cookies.get(COOKIE)
         return cookie is not None and self._is_login(cookie)
 
@@ -63,50 +81,91 @@ class Access:
         # as bytes: text beyond ASCII is refused by compare_digest
         return bool(self._token) and hmac.compare_digest(given.encode(errors="replace"), self._token)
 
+    def refuse(self, request: Request, *, event: str) -> float:
+        """Count a wrong token; 0.0, or the seconds until another one is taken."""
+        refused.count(event, request.remote_addr or "", time.monotonic())
+        return self.guesses.take(time.monotonic())
+
     def new_login(self) -> str:
         """The value of the cookie that a login from now on gets."""
-        until = str(int(time.time()) + LIFETIME)
-        return f"{until}.{self._signature(until)}"
+        until, name = str(int(time.time()) + LIFETIME), secrets.token_hex(8)
+        return f"{until}.{name}.{self._signature(until, name)}"
+
+    def end_login(self, cookie: str) -> None:
+        """The session of this cookie is over, for every worker."""
+        login = self._login(cookie)
+        if login is not None:
+            sessions.end(scoreboard.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
 
     def _is_login(self, cookie: str) -> bool:
+        login = self._login(cookie)
+        return login is not None and not sessions.is_ended(
+            scoreboard.current(), sessions.fingerprint(login.signature), login.issued)
+
+    def _login(self, cookie: str) -> _Login | None:
         match = _COOKIE.fullmatch(cookie)
         if match is None or not 0 <= int(match[1]) - time.time() <= LIFETIME + 60:
-            return False
-        return hmac.compare_digest(match[2], self._signature(match[1]))
+            return None
+        if not hmac.compare_digest(match[3], self._signature(match[1], match[2])):
+            return None
+        return _Login(int(match[1]) - LIFETIME, int(match[1]), match[3])
 
-    def _signature(self, until: str) -> str:
+    def _signature(self, until: str, name: str) -> str:
         if not self._key:
             self._key = hashlib.pbkdf2_hmac("sha256", self._token, b"flask_stability login", ROUNDS)
-        return hmac.new(self._key, f"{until} {self._path}".encode(), "sha256").hexdigest()
+        return hmac.new(self._key, f"{until} {name} {self._path}".encode(), "sha256").hexdigest()
 
 
-class Attempts:
-    """A bucket of tries for each address that logs in, per process. Bounded."""
+class Guesses:
+    """One bucket of wrong tokens for a process, of the form and of the header alike.
+
+    Nobody is locked out by it: the right token is never asked to wait. It bounds what guessing is answered, and a token
+    is too long for that to lead anywhere.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._used: dict[str, tuple[float, float]] = {}  # tries used, and when that was so
+        self._used, self._then = 0.0, 0.0
 
-    def take(self, address: str, now: float) -> float:
+    def take(self, now: float) -> float:
         """Use up one; 0.0 if there was one, else the seconds until there is.
 
         :param now: monotonic seconds.
         """
         with self._lock:
-            key = self._key(address, now)
-            used = self._left(key, now)
+            used = max(0.0, self._used - (now - self._then) / REFILL)
             if used > TRIES - 1:
                 return (used - (TRIES - 1)) * REFILL
-            self._used[key] = used + 1, now
+            self._used, self._then = used + 1, now
             return 0.0
 
-    def _left(self, key: str, now: float) -> float:
-        used, then = self._used.get(key, (0.0, now))
-        return max(0.0, used - (now - then) / REFILL)
 
-    def _key(self, address: str, now: float) -> str:
-        if address not in self._used and len(self._used) >= ADDRESSES:
-            self._used = {key: value for key, value in self._used.items() if self._left(key, now) > 0}
-            if len(self._used) >= ADDRESSES:
-                return ""
-        return address
+class Refused:
+    """Tells of wrong tokens: the first one at once, then once a minute how many there were."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, tuple[int, str]] = {}  # of each event since it was told: how many, the last address
+        self._told: dict[str, float] = {}
+
+    def count(self, event: str, address: str, now: float) -> None:
+        """One more; it is told of if that is due.
+
+        :param now: monotonic seconds.
+        """
+        with self._lock:
+            number, _ = self._counts.get(event, (0, ""))
+            self._counts[event] = number + 1, address
+        self.tell(now)
+
+    def tell(self, now: float) -> None:
+        """Record what is due; also called where nothing happens, so that the last ones are told of."""
+        with self._lock:
+            due = {event: self._counts.pop(event) for event in tuple(self._counts)
+                   if now - self._told.get(event, -TELL_EVERY) >= TELL_EVERY}
+            self._told.update(dict.fromkeys(due, now))
+        for event, (number, address) in due.items():
+            logs.error(event, level="WARNING", count=number, address=address)
+
+
+refused = Refused()

@@ -1,38 +1,56 @@
 """STABILITY_ADMIN_BIND: a second listener, on an address of its own, that shows details to whoever reaches it.
 
-One worker holds it, the leader; when that is gone the next one takes it over.
+One worker holds it, the leader; when that is gone the next one takes it over. A page of somebody else's in a browser
+that can reach it cannot read it by giving its own name this address: the Host has to be one that the listener has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import os
 import socket
 import socketserver
 import stat
 import threading
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from .. import logs
 from ..config import Settings
-from .blueprint import make_health_app
+from .blueprint import HEALTH_JSON, make_health_app
 
 PATIENCE = 5.0  #: seconds in which the leader before may give up the address before it is told of
 MOST = 16  #: connections at once
+LONGEST = 10.0  #: seconds that a connection may take in all
+LOCAL = "flask_stability.address"  #: in the environ: the address at which a connection arrived
+_SERVER = ("Server", "stability")
+
+WSGIApp = Callable[..., Iterable[bytes]]
 
 
 class _Handler(WSGIRequestHandler):
-    """Quiet, patient for ten seconds, and without a look-up of names."""
+    """Quiet, patient for ten seconds, without a look-up of names, and silent about versions."""
 
-    timeout = 10
+    timeout = LONGEST
+
+    def version_string(self) -> str:
+        return _SERVER[1]
 
     def log_message(self, format: str, *args: Any) -> None:
         return
 
     def address_string(self) -> str:
         return "admin"
+
+    def get_environ(self) -> Any:
+        environ = super().get_environ()
+        name = self.connection.getsockname()
+        environ[LOCAL] = name[0] if isinstance(name, tuple) else ""
+        return environ
 
 
 class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -43,6 +61,8 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, address: Any, app: Any) -> None:
         self._room = threading.BoundedSemaphore(MOST)
+        self._lock = threading.Lock()
+        self._begun: dict[socket.socket, float] = {}  # the open connections, the oldest first
         super().__init__(address, _Handler)
         self.set_app(app)
 
@@ -56,16 +76,43 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False):
+            self._cut(1)  # an answer takes milliseconds: the oldest is in no hurry
+            if not self._room.acquire(timeout=1.0):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._begun[request] = time.monotonic()
+        try:
             super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        except RuntimeError:  # no thread to be had
+            self._over(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._over(request)
+
+    def _over(self, request: socket.socket) -> None:
+        with self._lock:
+            self._begun.pop(request, None)
+        self._room.release()
+
+    def service_actions(self) -> None:
+        """Twice a second: who drips bytes keeps no thread."""
+        late = time.monotonic() - LONGEST
+        with self._lock:
+            number = sum(begun < late for begun in self._begun.values())
+        self._cut(number)
+
+    def _cut(self, number: int) -> None:
+        """End the oldest connections; their threads notice."""
+        with self._lock:
+            for connection in list(self._begun)[:number]:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         return
@@ -73,6 +120,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
     def is_ours(self) -> bool:
         """Whether who connects to the address gets here."""
         return True
+
 
 
 class _IPv6Server(_TCPServer):
@@ -157,8 +205,68 @@ class AdminListener:
             threading.Thread(target=end, args=(server,), name="stability-admin-end", daemon=True).start()
 
     def _open(self, bind: str) -> _TCPServer:
-        app = make_health_app(dataclasses.replace(self._settings, health_details="always"))
+        app: WSGIApp = make_health_app(dataclasses.replace(self._settings, health_details="always"))
         if bind.startswith("unix:"):
-            return _UnixServer(bind.removeprefix("unix:"), app)
+            return _UnixServer(bind.removeprefix("unix:"), _nameless(app))  # no browser reaches it
         host, _, port = bind.rpartition(":")
-        return (_IPv6Server if host.startswith("[") else _TCPServer)((host.strip("[]"), int(port)), app)
+        host = host.strip("[]")
+        kind = _IPv6Server if ":" in host else _TCPServer
+        return kind((host, int(port)), _nameless(_HostCheck(app, host, self._settings.admin_hosts)))
+
+
+def _nameless(app: WSGIApp) -> WSGIApp:
+    """An app whose answers do not say what Python they come from."""
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*headers, _SERVER], *rest)
+
+        return app(environ, start)
+
+    return call
+
+
+class _HostCheck:
+    """Refuses a Host that is none of the listener's: its address, localhost, what STABILITY_ADMIN_HOSTS names.
+
+    :param host: of STABILITY_ADMIN_BIND.
+    """
+
+    def __init__(self, app: WSGIApp, host: str, names: Iterable[str]) -> None:
+        self._app = app
+        self._names = {_bare(name) for name in (host, "localhost", "127.0.0.1", "::1", *names)} - {"0.0.0.0", "::"}
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        given = environ.get("HTTP_HOST")
+        # no browser leaves it out; of several wsgiref makes one with commas, which is no name
+        if given is None or self.is_ours(given, environ.get(LOCAL, "")):
+            return self._app(environ, start_response)
+        body = (b'{"status": "fail", "notes": ["this listener is not asked by that name: '
+                b'add it to STABILITY_ADMIN_HOSTS, or ask by its address"]}')
+        start_response("421 Misdirected Request", [("Content-Type", HEALTH_JSON), ("Content-Length", str(len(body))),
+                                                   ("Cache-Control", "no-store")])
+        return [body]
+
+    def is_ours(self, given: str, address: str) -> bool:
+        """Whether the Host header names the listener.
+
+        :param address: at which the connection arrived; not the wildcard that the listener is bound to.
+        """
+        name = _bare(_without_port(given))
+        return bool(name) and (name in self._names or name == _bare(address))
+
+
+def _without_port(given: str) -> str:
+    if given.startswith("["):
+        host, closed, rest = given[1:].partition("]")
+        return host if closed and (not rest or (rest[0] == ":" and rest[1:].isdecimal())) else ""
+    host, colon, port = given.partition(":")
+    return host if not colon or port.isdecimal() else ""
+
+
+def _bare(name: str) -> str:
+    """A name or address in the one way to write it."""
+    name = name.strip("[]").partition("%")[0]
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(name)
+        return str(getattr(address, "ipv4_mapped", None) or address)
+    return name.lower().removesuffix(".")

@@ -7,6 +7,7 @@ or error handlers cannot reach them.
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -16,12 +17,14 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from .. import logs, scoreboard
 from ..config import Settings
 from . import metrics, report
-from .access import Access
+from .access import WAIT, Access
 from .dashboard import Dashboard
 from .history import MOST, SAMPLES, History, Sample, trends
 from .state import FAIL, PASS
 
 HEALTH_JSON = "application/health+json"
+#: Of every rule: a path is ours or it is not; a redirect would name the host that the client named.
+MATCHED: dict[str, Any] = {"merge_slashes": False, "strict_slashes": True}
 SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics", "/dashboard")
 
 
@@ -50,7 +53,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint = Blueprint("stability_health", __name__, url_prefix=settings.health_path)
     for suffix, view in (("", views.health), ("/live", views.live), ("/ready", views.ready),
                          ("/startup", views.startup), ("/history", views.history), ("/metrics", views.metrics)):
-        blueprint.add_url_rule(suffix, suffix.strip("/") or "health", view, methods=["GET"])
+        blueprint.add_url_rule(suffix, suffix.strip("/") or "health", view, methods=["GET"], **MATCHED)
     Dashboard(settings, access, _forbidden).register(blueprint)
     return blueprint
 
@@ -148,6 +151,12 @@ def _answer(document: dict[str, Any], code: int | None = None) -> Response:
 
 
 def _forbidden() -> Response:
+    """401; 429 for a wrong token that is one too many."""
+    wait = request.environ.get(WAIT)
+    if wait:
+        response = _answer({"status": FAIL, "notes": ["too many wrong tokens: wait, then send the right one"]}, 429)
+        response.headers["Retry-After"] = str(math.ceil(wait))
+        return response
     response = _answer({"status": FAIL, "notes": ["details are not for everyone: STABILITY_HEALTH_DETAILS"]}, 401)
     response.headers["WWW-Authenticate"] = "Bearer"
     return response

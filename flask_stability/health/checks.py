@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import scoreboard as board
 from ..config import Settings
+from ..database.engine import engine_probe, watch_engine
+from ..database.probe import is_busy, round_trip
 from ..memory import cgroup
 from ..memory.policy import container_too_small, limit_too_low
 from ..memory.trackers import growing
@@ -18,31 +21,47 @@ from .error_rate import INTERVAL, NAME, ErrorRate
 from .slo import BurnRate
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
     from ..database import Pool
 
 __all__ = ["Check", "Worry", "broken_database_check", "builtin", "database_check"]
 
+FULL = 5.0  #: seconds for which all connections of a worker are in use before that is worth a warning
+
+
 def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
-    """A round trip through the pool. Critical. At once where a worker could not connect, or can again.
+    """Ask the database on a connection of the check's own: a pool whose connections are all in use is not a database
+    that is gone. Critical. Runs at once when a worker could not connect, or can again.
 
     :param shared: the leader asks for all; else each worker that has the check asks for itself.
     """
-    patience = 0.8 * settings.health_timeout  # so that the pool's own reason is told, and not "timeout"
+    patience = 0.8 * settings.health_timeout  # so that the driver's own reason is told, and not "timeout"
 
     def ask() -> Details:
-        started = time.monotonic()
-        with pool.connection(timeout=patience) as connection:
-            cursor = connection.cursor()
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
-            cursor.close()
-        return {"latency_ms": round((time.monotonic() - started) * 1000, 2), "kind": pool.driver.kind}
+        try:
+            seconds = round_trip(pool.driver, patience)
+        except Exception as error:
+            # other connections work: no request fails for it
+            if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in board.current().live()):
+                raise Worry("the database takes no more connections now", kind=pool.driver.kind) from error
+            raise
+        return {"latency_ms": round(seconds * 1000, 2), "kind": pool.driver.kind}
 
     def sign() -> object:
         rows = board.current().live() if shared else [board.my_row()]
         return [(int(row.words[board.W_DB_CONNECT_ERRORS]), int(row.words[board.W_DB_BREAKER])) for row in rows]
 
     return Check("database", ask, critical=True, shared=shared, sign=sign)
+
+
+def engine_check(engine: Engine, name: str) -> Check:
+    """Ask an SQLAlchemy engine's database. Critical. Runs at once when an error of the engine in any worker means that
+    the database cannot be had.
+    """
+    watch_engine(engine)
+    return Check(name, partial(engine_probe, engine), critical=True,
+                 sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in board.current().live()])
 
 
 def broken_database_check(error: Exception) -> Check:
@@ -58,7 +77,9 @@ def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
     found = [Check(NAME, ErrorRate(settings, shared), critical=settings.health_fail_error_rate is not None,
                    interval=min(INTERVAL, settings.health_interval)),
              Check("memory", lambda: _memory(settings, shared, row), shared=False),
-             Check("pool", lambda: _pool(row), shared=False), Check("disk", lambda: _disk(settings)),
+             Check("pool", lambda: _pool(row), shared=False,
+                   sign=lambda: (_full(row), int(row.words[board.W_DB_BREAKER]))),
+             Check("disk", lambda: _disk(settings)),
              Check("response_time", _ResponseTime(settings, shared)),
              Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
     if settings.slo is not None:
@@ -95,7 +116,14 @@ def _pool(row: Row) -> Details:
         raise Worry("the circuit to the database is open", **details)
     if details["waiting"]:
         raise Worry("threads wait for a connection", **details)
+    if _full(row):
+        raise Worry(f"all connections have been in use for more than {FULL:g} s", **details)
     return details
+
+
+def _full(row: Row) -> bool:
+    since = row.words[board.W_DB_FULL_NS]
+    return bool(since) and time.monotonic_ns() - since > FULL * 1e9
 
 
 def _disk(settings: Settings) -> Details:

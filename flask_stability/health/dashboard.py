@@ -21,7 +21,6 @@ import jinja2
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected
 
-from .. import logs
 from ..config import Settings
 from .access import COOKIE, LIFETIME, Access
 
@@ -52,10 +51,10 @@ class Dashboard:
 
     def register(self, blueprint: Blueprint) -> None:
         """Add the routes."""
-        blueprint.add_url_rule("/dashboard", "dashboard", self.page, methods=["GET"])
-        blueprint.add_url_rule("/dashboard", "login", self.login, methods=["POST"])
-        blueprint.add_url_rule("/dashboard/logout", "logout", self.logout, methods=["POST"])
-        blueprint.add_url_rule("/dashboard/<name>", "dashboard_file", self.file, methods=["GET"])
+        for rule, endpoint, view, method in (
+                ("/dashboard", "dashboard", self.page, "GET"), ("/dashboard", "login", self.login, "POST"),
+                ("/logout", "logout", self.logout, "POST"), ("/dashboard/<name>", "dashboard_file", self.file, "GET")):
+            blueprint.add_url_rule(rule, endpoint, view, methods=[method], merge_slashes=False)
 
     def page(self) -> Response:
         """The page; for a stranger the form, if there is a token to ask for."""
@@ -65,14 +64,9 @@ class Dashboard:
         return _html("login.html") if self._access.has_login else self._refuse()
 
     def login(self) -> Response:
-        """Take a token and give a cookie; each address has only so many tries."""
+        """Take a token and give a cookie; there are only so many tries, and the right token needs none."""
         if not self._access.has_login:
             return self._refuse()
-        wait = self._access.attempts.take(request.remote_addr or "", time.monotonic())
-        if wait:
-            answer = _html("login.html", 429, error="login_wait")
-            answer.headers["Retry-After"] = str(math.ceil(wait))
-            return answer
         try:
             token = _form_token()
         except (OSError, ClientDisconnected):
@@ -80,17 +74,21 @@ class Dashboard:
         if token is None:
             return _closing(_html("login.html", 400, error="login_wrong"))
         if not self._access.is_token(token):
-            logs.error("dashboard_login_refused", level="WARNING", address=request.remote_addr)
-            return _html("login.html", 403, error="login_wrong")
+            wait = self._access.refuse(request, event="dashboard_login_refused")
+            answer = _html("login.html", 429 if wait else 403, error="login_wait" if wait else "login_wrong")
+            if wait:
+                answer.headers["Retry-After"] = str(math.ceil(wait))
+            return answer
         answer = _redirect("dashboard")
         self._cookie(answer, self._access.new_login(), LIFETIME)
         return answer
 
     def logout(self) -> Response:
-        """Take the cookie back."""
+        """Take the cookie back, and take it no more."""
         if not self._access.has_login:
             return self._refuse()
-        answer = _redirect("../dashboard")
+        self._access.end_login(request.cookies.get(COOKIE, ""))
+        answer = _redirect("dashboard")
         self._cookie(answer, "", 0)
         return answer
 
@@ -107,9 +105,10 @@ class Dashboard:
         return answer
 
     def _cookie(self, answer: Response, value: str, seconds: int) -> None:
-        # the scheme is the server's word, not a header's
-        answer.set_cookie(COOKIE, value, max_age=seconds, path=request.root_path.rstrip("/") + self._path,
-                          httponly=True, samesite="Strict", secure=request.environ["wsgi.url_scheme"] == "https")
+        # Without a path it is the browser's (RFC 6265, 5.1.4): the folder of the address that it asked, which a proxy
+        # that takes a prefix off has never told us. The scheme is the server's word, not a header's.
+        answer.set_cookie(COOKIE, value, max_age=seconds, path=None, httponly=True, samesite="Strict",
+                          secure=request.environ["wsgi.url_scheme"] == "https")
 
 
 # -- what a login sends --------------------------------------------------------------------------------------------

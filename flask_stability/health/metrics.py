@@ -81,9 +81,14 @@ class _Collector:
                     requests.add_metric([method, endpoint, f"{kind}xx" if kind else "cut"], number)
         yield requests
         yield Counter(_PREFIX + "http_requests_refused", "Answers of 503 given on purpose.", value=totals.refused)
-        duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to answer.", labels=[])
+        duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to the first byte of the answer.",
+                             labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)
         yield duration
+        yield Counter(_PREFIX + "http_streams", "Answers whose body took 0.1 s or more after its first byte.",
+                      value=totals.counters[board.W_STREAMS])
+        yield Counter(_PREFIX + "http_stream_duration_seconds", "Time from the first byte of those to their end.",
+                      value=totals.counters[board.W_STREAM_MS] / 1000)
         yield Gauge(_PREFIX + "http_requests_in_progress", "Requests in flight.", value=_sum(rows, board.W_BUSY))
         yield Gauge(_PREFIX + "workers", "Workers now.", value=len(rows))
         yield labelled(Gauge, "worker_resident_memory_bytes", "Resident memory.", "slot",

@@ -18,7 +18,7 @@ from ..config import Settings
 from ..errors.report import write_latest
 from ..redact import cause_of, secrets_of
 from ..scoreboard import Blob, Row, Scoreboard
-from . import report
+from . import access, report
 from .admin import AdminListener
 from .alerts import Alerts
 from .checks import Check, Worry, builtin
@@ -95,14 +95,17 @@ class Monitor:
         self._alerts.stop()
         self._admin.close()
 
-    def add(self, check: Check) -> None:
-        """One more check; a second one of the same name gets a number."""
+    def add(self, check: Check, *, prefix: str = "") -> None:
+        """Run one more check, the same one only once; a second one of the same name gets a number.
+
+        :param prefix: of its name.
+        """
         with self._lock:
-            name, number = check.name, 2
+            if any(run.check == check for run in self._runs.values()):
+                return
+            name, number = prefix + check.name, 2
             while name in self._runs:
-                if self._runs[name].check == check:
-                    return
-                name, number = f"{check.name}-{number}", number + 1
+                name, number = f"{prefix}{check.name}-{number}", number + 1
             self._runs[name] = _Run(check, check.interval or self._settings.health_interval,
                                     check.timeout or self._settings.health_timeout)
         self._wake.set()
@@ -125,6 +128,7 @@ class Monitor:
         if self._beats:
             self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         write_latest(self._row)
+        access.refused.tell(now)
         leader = self._board.leader()
         leading = leader is not None and leader.slot == self._row.slot and leader.pid == self._row.pid
         led, self._led = self._led, leading

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 
 from .. import config, environment, extension, logs, middleware, request, scoreboard
 from ..config import Settings
-from ..database import calls, pool
 from ..errors import hooks as process_hooks
 from ..exceptions import ConfigError
 from ..middleware import outermost
@@ -66,7 +64,13 @@ process = Process()
 
 
 def chain(namespace: dict[str, Any]) -> None:
-    """Put our hooks around those of a configuration."""
+    """Put our hooks around those of a configuration.
+
+    ``forwarder_headers`` is set to none where the configuration says nothing: gunicorn takes the path that a request is
+    for from a client's header ``SCRIPT_NAME`` if that comes from a trusted address, as everything does behind a proxy
+    on the same machine.
+    """
+    namespace.setdefault("forwarder_headers", "")
     for name, arity in ARITY.items():
         user = namespace.get(name)
         if getattr(user, "_flask_stability", False) or user is _pre_request:
@@ -257,15 +261,9 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_meet_greenlets, _set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
                  _watch_forks, _start_process, _say_ready):
         _contained("post_worker_init", step, (worker,))
-
-
-def _meet_greenlets(worker: Any) -> None:
-    """gevent's worker patches `threading` after the master imported us: what was taken from it is taken again."""
-    for module, name in ((middleware, "_ident"), (pool, "get_ident"), (calls, "get_ident")):
-        setattr(module, name, threading.get_ident)
 
 
 def _set_up_logs(worker: Any) -> None:

@@ -21,6 +21,8 @@ from flask_stability.database import Pool
 from support import source_distribution
 from support_db import MariaDB
 
+pytestmark = pytest.mark.mysql_too
+
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:

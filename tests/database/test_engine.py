@@ -34,10 +34,11 @@ def test_its_pool_is_in_the_details(engine: Engine) -> None:
     assert engine_probe(engine)["pool"]["size"] == 1
 
 
-def test_what_is_no_engine_is_refused() -> None:
-    """With what to give."""
+def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
+    """At once, with what to give."""
+    stability = StabilityExt(Flask("app", instance_path=str(tmp_path)))
     with pytest.raises(StabilityError, match="SQLAlchemy engine"):
-        engine_probe("mysql://")  # type: ignore[arg-type]
+        stability.register_engine("mysql://")  # type: ignore[arg-type]
 
 
 def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(

@@ -19,6 +19,8 @@ from flask_stability.database.statements import stays_within
 from flask_stability.exceptions import CommitUnknown, StabilityError
 from support_db import FaultProxy, MariaDB, serving
 
+pytestmark = pytest.mark.mysql_too
+
 
 @pytest.fixture
 def pools(mariadb: MariaDB) -> Iterator[Callable[[str], Pool]]:
@@ -367,10 +369,10 @@ def test_a_failover_is_answered_by_new_connections(accounts: Pool, mariadb: Mari
     assert sessions[0] <= before < sessions[1]
 
 
-@pytest.fixture(scope="module")
-def strict_server() -> Iterator[MariaDB]:
+@pytest.fixture
+def strict_server(mariadb: MariaDB) -> Iterator[MariaDB]:
     """A server that ends the whole transaction when a lock is waited for too long."""
-    server = MariaDB("--innodb-rollback-on-timeout=ON")
+    server = type(mariadb)("--innodb-rollback-on-timeout=ON")
     yield server
     server.destroy()
 
@@ -447,7 +449,8 @@ def test_what_ended_its_transaction_itself_is_not_run_again(
     """A part of it may be stored already: a lost link leaves that open, and only the caller may say "again"."""
     pool = pools(proxy.url_for(mariadb))
     with accounts.connection() as connection:
-        connection.execute("CREATE OR REPLACE PROCEDURE nothing() COMMIT")
+        connection.execute("DROP PROCEDURE IF EXISTS nothing")
+        connection.execute("CREATE PROCEDURE nothing() COMMIT")
     runs: list[int] = []
 
     def unit(connection: PooledConnection) -> None:

@@ -179,3 +179,35 @@ def test_registered_by_hand_the_endpoints_are_the_apps(tmp_path: Path, capfd: py
     client.set_cookie("user", "1")
     assert client.get("/health").json == {"status": "pass"}
     assert "health_path_taken" not in capfd.readouterr().err
+
+
+_SLASHES = st.lists(st.sampled_from(["", "/", "//", "health", "Health", "history", "live", "dashboard", "logout", ".",
+                                     "..", "%2f", "app.js", ";x"]), max_size=6).map("/".join)
+
+
+@settings(max_examples=200)
+@given(_SLASHES, st.sampled_from(["GET", "POST", "HEAD"]))
+def test_a_health_path_is_matched_and_never_redirected(rest: str, method: str) -> None:
+    """However its slashes are written: an answer that leads elsewhere would name the host that the client named."""
+    for client in (_open, _strangers, _by_hand):
+        answer = client.open("/health/" + rest, method=method, base_url="http://evil.example/")
+        assert answer.status_code not in range(300, 400) or answer.headers["Location"] == "dashboard", rest
+        assert "evil.example" not in answer.text + str(answer.headers)
+
+
+def _app_by_hand() -> Any:
+    """An app that registered the blueprint itself: its url_map merges slashes."""
+    app = Flask("by_hand")
+    app.config.update(TESTING=True, STABILITY_HEALTH_DETAILS="always")
+    app.register_blueprint(StabilityExt(app).health_blueprint)
+    return app.test_client()
+
+
+_by_hand = _app_by_hand()
+
+
+@pytest.mark.parametrize("path", ["/health//history", "/health/history/", "/health//", "/health/dashboard//app.js"])
+def test_a_path_that_is_nearly_one_is_none(path: str) -> None:
+    """404, by hand as well."""
+    for client in (_open, _by_hand):
+        assert client.get(path).status_code == 404

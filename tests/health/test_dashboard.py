@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +18,8 @@ from werkzeug.test import Client, TestResponse
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.health import access, dashboard
-from flask_stability.health.access import ADDRESSES, COOKIE, LIFETIME, REFILL, TRIES, Access, Attempts
+from flask_stability.health import access, dashboard, sessions
+from flask_stability.health.access import COOKIE, LIFETIME, REFILL, TELL_EVERY, TRIES, Access, Guesses, Refused
 from flask_stability.health.blueprint import make_health_app
 from flask_stability.health.history import SAMPLES, History, Memory, Sample
 
@@ -43,6 +43,12 @@ def _strip(answer: TestResponse) -> str:
     return answer.headers["Set-Cookie"].partition("=")[2].partition(";")[0]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tests before."""
+    monkeypatch.setattr(access, "refused", Refused())
+
+
 # -- who gets what -------------------------------------------------------------------------------------------------
 
 
@@ -53,7 +59,7 @@ def test_without_a_token_a_stranger_gets_nothing() -> None:
         answer = client.get(path)
         assert answer.status_code == 401
         assert answer.json == {"status": "fail", "notes": ["details are not for everyone: STABILITY_HEALTH_DETAILS"]}
-    assert _login(client).status_code == client.post(f"{PAGE}/logout").status_code == 401
+    assert _login(client).status_code == client.post("/health/logout").status_code == 401
 
 
 def test_with_a_token_a_stranger_gets_the_form_alone() -> None:
@@ -85,7 +91,7 @@ def test_everybody_gets_it_where_details_are_for_all() -> None:
     answer = _client(_open).get(PAGE)
     assert "app.js" in answer.text
     assert "orders@here" in answer.text
-    assert 'action="dashboard/logout"' not in answer.text
+    assert 'action="logout"' not in answer.text
 
 
 def test_all_that_is_html_is_guarded() -> None:
@@ -121,7 +127,9 @@ def test_the_cookie_is_for_the_health_path_alone(scheme: str, path: str, prefix:
     client = _client(replace(_guarded, health_path=path))
     answer = client.post(f"{path}/dashboard", data={"token": TOKEN}, base_url=f"{scheme}://here{prefix}")
     flags = {part.strip() for part in answer.headers["Set-Cookie"].split(";")[1:]}
-    assert {"HttpOnly", "SameSite=Strict", f"Path={prefix}{path}", f"Max-Age={LIFETIME}"} <= flags
+    assert {"HttpOnly", "SameSite=Strict", f"Max-Age={LIFETIME}"} <= flags
+    # the browser's own choice: the folder of the address it asked, however much of that a proxy took off
+    assert "Path" not in str(flags)
     assert ("Secure" in flags) == (scheme == "https")
     assert "Domain" not in str(flags)
     assert TOKEN not in answer.headers["Set-Cookie"]
@@ -158,12 +166,13 @@ def test_the_cookie_is_of_one_token_and_one_path() -> None:
 
 @settings(max_examples=60)
 @given(st.one_of(st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_categories=("Cc",)), max_size=120),
-                 st.from_regex(r"[0-9]{1,12}\.[0-9a-f]{64}", fullmatch=True)))
+                 st.from_regex(r"[0-9]{1,12}\.[0-9a-f]{16}\.[0-9a-f]{64}", fullmatch=True)))
 def test_no_other_cookie_does(value: str) -> None:
     """Whatever it looks like: made up, the token itself, or a real one changed."""
-    until, _, signature = _REAL.partition(".")
-    for forged in (value, TOKEN, f"{int(until) + 1}.{signature}", f"{until}.{signature[:-1]}",
-                   f"{until}.{signature[::-1]}", f" {_REAL}x", f"0{until}.{signature}"):
+    until, name, signature = _REAL.split(".")
+    for forged in (value, TOKEN, f"{int(until) + 1}.{name}.{signature}", f"{until}.{name}.{signature[:-1]}",
+                   f"{until}.{name[::-1]}.{signature}", f"{until}.{signature}", f" {_REAL}x",
+                   f"0{until}.{name}.{signature}"):
         answer = _other.get("/health/history", headers={"Cookie": f"{COOKIE}={forged}"})
         assert answer.status_code == 401
 
@@ -176,11 +185,49 @@ def test_logout_takes_it_back() -> None:
     """And only a POST does it, so that no picture in a page can."""
     client = _client()
     _login(client)
-    assert client.get(f"{PAGE}/logout").status_code != 303
+    kept = _strip(_login(client))
+    assert client.get("/health/logout").status_code == 405
     assert client.get("/health/history").status_code == 200
-    answer = client.post(f"{PAGE}/logout")
-    assert (answer.status_code, answer.headers["Location"]) == (303, "../dashboard")
+    answer = client.post("/health/logout")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "dashboard")
     assert client.get("/health/history").status_code == 401
+    assert _with_cookie(kept) == 401, "whoever kept the cookie has nothing"
+    assert _with_cookie(_strip(_login(client))) == 200, "another login of the same moment is another session"
+
+
+def _with_cookie(value: str) -> int:
+    return _other.get("/health/history", headers={"Cookie": f"{COOKIE}={value}"}).status_code
+
+
+def test_a_session_that_was_ended_stays_so_in_every_worker_and_beyond_it() -> None:
+    """It is kept in the row of the worker that was asked; the next worker in that row goes on with it."""
+    board = sb.Scoreboard.anonymous(2)
+    rows = [board.allocate(1), board.allocate(2)]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    sessions.end(rows[1], 7, 2000, 1000)
+    assert sessions.is_ended(board, 7, 900)
+    assert not sessions.is_ended(board, 8, 900)
+    board.release(rows[1])
+    again = board.allocate(3)
+    assert again is rows[1]
+    assert sessions.is_ended(board, 7, 900)
+
+
+def test_where_too_many_sessions_were_ended_all_are() -> None:
+    """None of them comes back, however many logouts; those that ended by themselves make room."""
+    board = sb.Scoreboard.anonymous(1)
+    row = board.allocate(1)
+    assert row is not None
+    for number in range(1, sb.ENDED_LOGINS + 1):
+        sessions.end(row, number, 2000, 1000)
+    assert not sessions.is_ended(board, 999, 1000)
+    sessions.end(row, sb.ENDED_LOGINS + 1, 2000, 1100)
+    assert all(sessions.is_ended(board, number, 1100) for number in range(1, sb.ENDED_LOGINS + 2))
+    assert not sessions.is_ended(board, 999, 1101)
+    sessions.end(row, 500, 9000, 3000)
+    assert sessions.is_ended(board, 500, 2900)
+    assert not sessions.is_ended(board, 1, 2900)
 
 
 # -- logging in ----------------------------------------------------------------------------------------------------
@@ -197,32 +244,72 @@ def test_a_wrong_token_is_told_and_recorded_without_it(capfd: pytest.CaptureFixt
     assert "a-wrong-token" not in answer.text + logged
 
 
-def test_guessing_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a few tries an address has to wait, even for the right token; another one need not."""
+def _guess(client: Client, kind: str) -> TestResponse:
+    if kind == "form":
+        return _login(client, "a-guess-of-theirs")
+    return client.get("/health/metrics", headers={"Authorization": "Bearer a-guess-of-theirs"})
+
+
+@pytest.mark.parametrize("kind", ["form", "header"])
+@pytest.mark.parametrize("other", ["form", "header"])
+def test_guessing_is_limited_and_locks_nobody_out(kind: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few wrong tokens, in the form or in the header, all more are told to wait; the right one never is,
+    whatever address it comes from: behind a proxy all have one.
+    """
     client = _client()
-    monkeypatch.setattr(dashboard, "time", SimpleNamespace(monotonic=lambda: 1000.0))  # else tries come back meanwhile
-    assert [_login(client, f"guess{number}").status_code for number in range(TRIES)] == [403] * TRIES
-    answer = _login(client)
+    monkeypatch.setattr(access.time, "monotonic", lambda: 1000.0)  # else tries come back meanwhile
+    statuses = {_guess(client, kind).status_code for _ in range(TRIES)}
+    assert statuses == {403 if kind == "form" else 401}
+    answer = _guess(client, other)
     assert answer.status_code == 429
     assert 0 < int(answer.headers["Retry-After"]) <= REFILL + 1
-    assert _login(client, headers={"X-Forwarded-For": "192.0.2.77"}).status_code == 429
-    assert _login(client, environ_base={"REMOTE_ADDR": "192.0.2.77"}).status_code == 303
-    assert client.get("/health/history", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    right = {"Authorization": f"Bearer {TOKEN}"}
+    assert client.get("/health/history", headers=right).status_code == 200
+    assert _login(client).status_code == 303
+    assert client.get("/health/history").status_code == 200, "the login's cookie is good as well"
+    # a prober whose token is out of date still learns whether the service is well
+    stale = _client().get("/health", headers={"Authorization": "Bearer of-last-year-of-ours"})
+    assert (stale.status_code, stale.json) == (200, {"status": "pass"})
 
 
-def test_tries_come_back_with_time_and_are_counted_in_little_memory() -> None:
-    """One for each `REFILL` seconds; addresses beyond the bound share one bucket, until others are full again."""
-    attempts = Attempts()
-    assert [attempts.take("a", 0.0) for _ in range(TRIES)] == [0.0] * TRIES
-    assert attempts.take("a", 0.0) == pytest.approx(REFILL)
-    assert attempts.take("a", REFILL + 0.001) == 0.0
-    assert attempts.take("a", REFILL + 0.002) > 0
-    for number in range(10 * ADDRESSES):
-        attempts.take(f"address{number}", 100.0)
-    assert len(attempts._used) <= ADDRESSES + 1
-    assert attempts.take("one more", 100.0) > 0
-    assert attempts.take("one more", 100.0 + TRIES * REFILL) == 0.0
-    assert len(attempts._used) <= 2
+def test_tries_come_back_with_time() -> None:
+    """One for each `REFILL` seconds."""
+    guesses = Guesses()
+    assert [guesses.take(1.0) for _ in range(TRIES)] == [0.0] * TRIES
+    assert guesses.take(1.0) == pytest.approx(REFILL)
+    assert guesses.take(1.0 + REFILL + 0.001) == 0.0
+    assert guesses.take(1.0 + REFILL + 0.002) > 0
+
+
+def test_refused_tokens_are_told_of_once_a_minute_with_a_count(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first one at once, the last ones too; none of them is shown."""
+    refused = Refused()
+    for number in range(1300):
+        refused.count("health_token_refused", f"192.0.2.{number % 9}", 1000.0 + number / 260)
+    refused.tell(1000.0 + TELL_EVERY - 0.1)
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(one["event"], one["level"], one["count"]) for one in told] == [("health_token_refused", "WARNING", 1)]
+    refused.tell(1000.0 + TELL_EVERY)
+    refused.tell(1000.0 + 9 * TELL_EVERY)
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(one["count"], one["address"]) for one in told] == [(1299, "192.0.2.3")]
+
+
+@pytest.mark.parametrize("token", ["x", "change-me", "fifteen-letters"])
+def test_a_short_token_shows_nothing(token: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The service runs, an ERROR says why nobody is let in, and there is no form to guess it in."""
+    from flask_stability import StabilityExt
+
+    app = Flask("orders", instance_path=str(tmp_path))
+    app.config.update(TESTING=True, STABILITY_HEALTH_TOKEN=token)
+    StabilityExt(app)
+    told, = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert (told["event"], told["level"]) == ("health_token_short", "ERROR")
+    assert token not in str(told) or token == "x"
+    client = app.test_client()
+    assert client.get("/health", headers={"Authorization": f"Bearer {token}"}).json == {"status": "pass"}
+    assert client.get("/health/metrics", headers={"Authorization": f"Bearer {token}"}).status_code == 401
+    assert _login(client, token).status_code == client.get(PAGE).status_code == 401
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/elsewhere", "javascript:alert(1)"])

@@ -39,7 +39,8 @@ def _worker(board: Scoreboard, pid: int, **checks: dict[str, Any]) -> Row:
     assert row is not None
     row.words[sb.W_PID], row.words[sb.W_STATE] = pid, sb.STATE_READY
     row.words[sb.W_STARTED_NS] = row.words[sb.W_HEARTBEAT_NS] = time.monotonic_ns() - 90 * SECOND
-    row.words[sb.W_RSS], row.words[sb.W_MEMORY_LIMIT] = 50_000_000, 200_000_000
+    row.words[sb.W_RSS] = row.words[sb.W_OWN_MEMORY] = 50_000_000
+    row.words[sb.W_MEMORY_LIMIT] = 200_000_000
     row.checks.write_json(checks)
     return row
 

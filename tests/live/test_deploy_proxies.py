@@ -13,6 +13,7 @@ from support import Load, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 needs_proxies = pytest.mark.needs("haproxy", "nginx")
+TOKEN = "a-long-token-of-ours"
 PATHS = ["/", "/stock", "/orders?limit=3"]
 #: So that an instance takes its time to end.
 SLOW, SLOW_ENV = ["/faults/hang?seconds=3"], {"SAMPLE_FAULTS": "1"}
@@ -83,8 +84,24 @@ def test_an_instance_that_was_killed_is_not_missed_and_comes_back(tmp_path: Path
 
 @needs_proxies
 def test_strangers_see_the_status_alone(tmp_path: Path) -> None:
-    """Through both proxies: pass or fail at /health, nothing of what lies below it; the request's id is the proxy's."""
-    with site(tmp_path, "gthread", "haproxy", "nginx") as one:
+    """Through both proxies: pass or fail at /health, nothing of what lies below it; the request's id is the proxy's.
+
+    A client that says by a header of gunicorn's what the path is in truth is not believed, though the proxies' address
+    is.
+    """
+    env = {"STABILITY_HEALTH_DETAILS": "token", "STABILITY_HEALTH_TOKEN": TOKEN}
+    with site(tmp_path, "gthread", "haproxy", "nginx", extra=env) as one:
+        ways = [*(proxy.url for proxy in one.proxies.values()), f"http://127.0.0.1:{one.instances[0].port}"]
+        for url in ways:
+            for headers in ({"SCRIPT_NAME": "/foo"}, {"script_name": "/foo"}, {"PATH_INFO": "/health/metrics"},
+                            {"SCRIPT-NAME": "/foo"}, {"X-Forwarded-Prefix": "/foo"}):
+                answer = requests.get(url + "/foo/health/metrics", timeout=30,
+                                      headers={**headers, "Authorization": f"Bearer {TOKEN}"})
+                assert answer.status_code == 404, (url, headers)
+        # its scheme is: the instances' proxies say when a client came by HTTPS
+        login = requests.post(ways[-1] + "/health/dashboard", {"token": TOKEN}, timeout=30, allow_redirects=False,
+                              headers={"X-Forwarded-Proto": "https"})
+        assert "Secure" in login.headers["Set-Cookie"]
         for proxy in one.proxies.values():
             assert set(requests.get(proxy.url + "/health", timeout=30).json()) == {"status"}
             for path in ("/health/metrics", "/health/history", "/health/ready", "/HEALTH/metrics", "/health%2Fmetrics"):
