@@ -14,9 +14,9 @@ from ..exceptions import ConfigError
 from . import orphans
 from .gunicorn import compat, port_in_use
 from .gunicorn.adjust import adjust
-from .gunicorn.arbiter import is_first, make_upgradable, supervise
 from .gunicorn.compat import is_a
 from .gunicorn.glogging import be_patient
+from .gunicorn.supervising import is_first, make_upgradable, supervise
 from .process import contained, process
 from .starting import Once
 from .supervisor import Supervisor

@@ -24,9 +24,10 @@ from flask_stability.scoreboard import (
 )
 from flask_stability.server import spare_workers
 from flask_stability.server.gunicorn import arbiter as module
-from flask_stability.server.gunicorn.arbiter import EndOfService, SupervisedArbiter, supervise
+from flask_stability.server.gunicorn.arbiter import EndOfService, SupervisedArbiter
 from flask_stability.server.gunicorn.arbiter23 import SupervisedArbiter23
 from flask_stability.server.gunicorn.compat import names_of
+from flask_stability.server.gunicorn.supervising import supervise
 from flask_stability.server.supervisor import Supervisor
 from flask_stability.server.unresponsive import Unresponsive
 from flask_stability.server.workers import Child
@@ -211,3 +212,14 @@ def test_what_we_add_to_an_arbiter_has_no_name_of_gunicorns(kind: type) -> None:
     ours = {name for base in (kind, SupervisedArbiter) for name in (*vars(base), *base.__annotations__)
             if not name.startswith("__")} - {"_num_workers"}
     assert ours & names_of(Arbiter) <= overridden
+
+
+def test_an_arbiter_that_cannot_become_another_is_left_as_it_is() -> None:
+    """One that is made otherwise than gunicorn's own: the service starts without a supervisor."""
+    class Last(Forkless):
+        def __init_subclass__(cls) -> None:
+            raise TypeError("no")
+
+    arbiter = Last()
+    assert supervise(arbiter) is None
+    assert type(arbiter) is Last

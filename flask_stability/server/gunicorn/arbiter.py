@@ -10,9 +10,7 @@ Nothing here raises into gunicorn's loop but what ends the service on purpose.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
 import time
 from typing import Any, Protocol
 
@@ -21,9 +19,7 @@ from gunicorn.errors import HaltServer
 
 from ... import logs
 from ..workers import Child, alive
-from . import compat
 from .exit_statuses import told_of_exits
-from .glogging import Kills
 
 STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and silence says nothing
 PAUSED = 5.0  #: seconds of its own standstill that the master tells
@@ -113,7 +109,7 @@ class Supervision(Protocol):
 
 
 class SupervisedArbiter(Arbiter):  # type: ignore[misc]
-    """An arbiter that asks before it acts. Made by `supervise`.
+    """An arbiter that asks before it acts. Made by `supervising.supervise`.
 
     :ivar supervision: whom it asks.
     :ivar in_reload: within gunicorn's reload.
@@ -127,6 +123,14 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
     _looked = _abort_again = 0.0
     _collects: dict[str, Any] | None = None
     _hidden: dict[int, Any]
+
+    def begin(self, collects: dict[str, Any] | None) -> None:
+        """Become one.
+
+        :param collects: see `compat.told_exits`.
+        """
+        self._master, self._collects, self._hidden = os.getpid(), collects, {}
+        self._looked = time.monotonic()
 
     # -- what the supervision sees -------------------------------------------------------------------------------
 
@@ -319,40 +323,3 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         """The end of the service."""
         self.supervision.stop(graceful)
         super().stop(graceful)
-
-
-def supervise(server: Any) -> SupervisedArbiter | None:
-    """Have an arbiter supervised; its `supervision` is to be set before anything else happens to it.
-
-    :returns: the same object; None if this gunicorn has not what that needs.
-    """
-    if not compat.can_supervise(server) or not isinstance(server, Arbiter):
-        return None
-    from .arbiter23 import SupervisedArbiter23
-
-    collects = compat.told_exits(server)
-    kind = SupervisedArbiter if hasattr(server, "wait_for_signals") else SupervisedArbiter23
-    server.__class__ = type(kind.__name__, (kind, type(server)), {})
-    assert isinstance(server, SupervisedArbiter)
-    server._master, server._collects, server._hidden = os.getpid(), collects, {}
-    server._looked = time.monotonic()
-    error_log = getattr(server.log, "error_log", None)  # not every logger_class has one
-    if isinstance(error_log, logging.Logger):
-        error_log.addFilter(Kills(lambda pid: server.supervision.killed_for(pid)))
-    return server
-
-
-def is_first(server: Any) -> bool:
-    """Whether an arbiter replaces no other (SIGUSR2)."""
-    return not server.master_pid
-
-
-def make_upgradable(server: Any) -> None:
-    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
-
-    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
-    ``http`` hides Python's, and the second master dies at its first import.
-    """
-    script = os.path.abspath(server.START_CTX["args"][1])
-    if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":
-        server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
