@@ -19,15 +19,7 @@ except ConfigError as error:
     sys.exit(1)
 
 wsgi_app = "sample_app:create_app()"
-worker_class = "gthread"
-workers = min(4, 2 * (os.cpu_count() or 1))
-threads = 4
-worker_connections = 3 * threads  # a wedged worker accepts no more than it could serve
-timeout = 30
-graceful_timeout = 30
-keepalive = 5
 preload_app = False  # so that HUP loads new code
-control_socket_disable = True
 
 def when_ready(server):
     """Say where to look."""
@@ -37,4 +29,9 @@ def when_ready(server):
               "\n  workers    flask stability status\n", file=sys.stderr, flush=True)
 
 
-install(globals())
+try:
+    # gthread workers, threads, timeouts: what gunicorn's options and WEB_CONCURRENCY do not say otherwise
+    install(globals(), defaults=True)
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)

@@ -171,6 +171,12 @@ class Settings:
                                       shown="app name@host")
     release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
 
+    # last good answers
+    keep_dir: str | None = _setting(None, line, "directory of the answers that stability.keep stores (in one of its "
+                                    "own there, mode 0700)", shown="STABILITY_RUN_DIR, or its default")
+    keep_bytes: int = _setting(32 << 20, parse_size, "disk or memory that all these answers may take", unit="bytes",
+                               shown="32M")
+
     # requests, memory, processes
     guard_interval: float = _setting(1.0, number(0.05, 60), "between looks of a worker's guard thread",
                                      scope="worker", unit="s")
@@ -440,16 +446,17 @@ def _refuse_planted(found: os.stat_result, path: str) -> None:
 
 
 def server_bind(host: str = "0.0.0.0") -> str:
-    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT (3007).
+    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT, or PORT as gunicorn takes it (3007).
 
     :param host: without SERVER_HOST.
 
     :raises ConfigError: if that is no port.
     """
-    given = os.environ.get("SERVER_PORT") or "3007"
+    name = "SERVER_PORT" if os.environ.get("SERVER_PORT") else "PORT"
+    given = os.environ.get(name) or "3007"
     number = port(given)
     if number is None:
-        raise ConfigError(f"SERVER_PORT={_shown(given)}: give a port between 1 and 65535")
+        raise ConfigError(f"{name}={_shown(given)}: give a port between 1 and 65535")
     return f"{os.environ.get('SERVER_HOST') or host}:{number}"
 
 

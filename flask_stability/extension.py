@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,7 @@ from .health.checks import Check, broken_database_check, database_check, engine_
 from .health.monitor import Monitor
 from .middleware import StabilityMiddleware
 from .readers import SHORTEST_TOKEN
+from .wsgi import last_good
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -312,6 +313,25 @@ class StabilityExt:
     def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
         """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""
         return request.client_min_rate(bytes_per_second)
+
+    def keep(self, *, fresh: float, stale: float, vary: Sequence[str] | None = None, query: Sequence[str] = ()
+             ) -> Callable[[F], F]:
+        """Decorator: store the view's answer to GET for all workers, and give it while no new one can be made.
+
+        A view of user-specific answers is not for it. Requests with Cookie, Authorization or REMOTE_USER run the view,
+        unless `vary` is given. Never stored: status other than 200, Set-Cookie, ``Cache-Control: private``,
+        ``no-store`` or ``no-cache``, a stream, a Vary header that the key does not cover, a view that reads the session
+        unless `vary` has ``Cookie``. The view sees only the query parameters that `query` names.
+
+        :param fresh: seconds in which the answer is given without running the view.
+        :param stale: further seconds in which it is given at once while one worker makes a new one, and in which it
+            stays if the view fails with 5xx.
+        :param vary: names of request headers that the answer depends on, beside Host, Accept and Accept-Encoding;
+            ``()`` says that it is the same for all users.
+        :param query: names of the query parameters that the answer depends on.
+        :raises ValueError: for values that are none of these.
+        """
+        return last_good.keep(fresh=fresh, stale=stale, vary=vary, query=query)
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
         """Bring an SQLAlchemy engine's pool into /health and its outages to 503.

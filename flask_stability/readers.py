@@ -30,7 +30,7 @@ def parse_size(value: Any) -> int:
     if isinstance(value, bool):
         raise ValueError("give bytes or a size such as 256M")
     if isinstance(value, (int, float)):
-        number, unit = float(min(value, 2 * _LARGEST)), ""
+        number, unit = float(max(-1, min(value, 2 * _LARGEST))), ""
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(value), re.IGNORECASE)
         if match is None:

@@ -25,8 +25,9 @@ def index() -> ResponseReturnValue:
 
 
 @blueprint.get("/stock")
+@stability.keep(fresh=1, stale=300, vary=())
 def stock() -> ResponseReturnValue:
-    """What can be ordered."""
+    """What can be ordered; the same for all, and the last good answer while the database is away."""
     with stability.connection() as connection:
         schema.ensure(connection)
         cursor = connection.cursor()

@@ -84,6 +84,14 @@ def switches(facts: Facts) -> Iterator[Finding]:
     if gunicorn.get("reuse_port"):
         yield Finding("reuse_port", "warn", "queued connections are lost at every replacement, so it is switched off "
                       "unless net.ipv4.tcp_migrate_req is 1", "leave reuse_port out")
+    if facts.control_shared:
+        yield Finding("control socket", "warn", f"{gunicorn['control_socket']} is the path of all services of this "
+                      "user: a second one takes it from the first",
+                      "set control_socket to a path of its own, or control_socket_disable = True")
+    if facts.threaded and "h2" in (gunicorn.get("http_protocols") or ()):
+        yield Finding("HTTP/2", "warn", f"an HTTP/2 connection holds a thread of its worker for as long as it is open, "
+                      f"idle too: {gunicorn['threads']} such clients fill a worker",
+                      "speak HTTP/2 at the proxy, and leave h2 out of http_protocols")
     if not gunicorn.get("timeout"):
         yield Finding("timeout", "warn", "0: a worker whose main loop hangs is never replaced by gunicorn",
                       "set timeout = 30")

@@ -8,14 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 
-def install(namespace: dict[str, Any]) -> None:
+def install(namespace: dict[str, Any], *, defaults: bool = False) -> None:
     """Chain our server hooks into a gunicorn configuration, around its own.
 
+    gunicorn's control socket is off unless the configuration, or an option, names one.
+
     :param namespace: the configuration's ``globals()``.
+    :param defaults: fill in what neither the configuration nor gunicorn's options give: gthread workers, as many as
+        WEB_CONCURRENCY says or twice the processors (at most 4), 4 threads, three connections a thread, timeouts.
+    :raises ConfigError: if WEB_CONCURRENCY is no number.
     """
     from . import standard_streams
 
     standard_streams.reserve()  # before anything is opened that stays open
+    from .gunicorn.defaults import control_socket_off, fill, options
     from .hooks import chain
 
+    given = options()
+    control_socket_off(namespace, given)
+    if defaults:
+        fill(namespace, given)
     chain(namespace)

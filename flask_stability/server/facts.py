@@ -26,7 +26,7 @@ from ..exceptions import ConfigError, StabilityError
 #: gunicorn's settings that are looked at.
 NAMES = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections", "max_requests",
          "max_requests_jitter", "preload_app", "reuse_port", "reload", "daemon", "forwarded_allow_ips", "uid", "gid",
-         "chdir")
+         "chdir", "control_socket", "control_socket_disable", "http_protocols")
 
 
 class FactsError(StabilityError):
@@ -62,6 +62,7 @@ class Facts:
     """What gunicorn would run with.
 
     :ivar gunicorn: its settings of `NAMES`.
+    :ivar control_shared: gunicorn's control socket is on, at the path that all services of a user have.
     :ivar worker_class: the class that is used in the end, and the modules it is made from.
     :ivar binds: ``[host, port]``, a path, or a descriptor's number.
     :ivar hooked: our hooks are in the configuration.
@@ -79,6 +80,7 @@ class Facts:
     worker_modules: tuple[str, ...]
     binds: tuple[Any, ...]
     hooked: bool
+    control_shared: bool = False
     settings: Settings = field(default_factory=Settings)
     problems: tuple[str, ...] = ()
     unknown: dict[str, str | None] = field(default_factory=dict)
@@ -163,16 +165,20 @@ def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
     :param wanted: with_app, flask_app and engines of `read`.
     """
     from .gunicorn.application import read_application
+    from .gunicorn.defaults import refit
 
     application = read_application(arguments)
     cfg = application.cfg
     sys.path[:0] = [os.path.abspath(path) for path in (cfg.pythonpath or "").split(",") if path]
+    refit(application)
     worker_class = cfg.worker_class
     found: dict[str, Any] = {
         "gunicorn": {name: getattr(cfg, name) for name in NAMES if hasattr(cfg, name)},
         "worker_class": f"{worker_class.__module__}.{worker_class.__qualname__}",
         "worker_modules": [base.__module__ for base in worker_class.__mro__],
         "binds": [list(address) if isinstance(address, tuple) else address for address in cfg.address],
+        "control_shared": not getattr(cfg, "control_socket_disable", True) and (
+            cfg.control_socket == cfg.settings["control_socket"].default),
         "hooked": bool(getattr(cfg.on_starting, "_flask_stability", False)),
         "unknown": unknown_keys(os.environ), "problems": [], "apps": [],
         "named": application.given or wanted["flask_app"] is not None}

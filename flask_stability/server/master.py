@@ -13,7 +13,7 @@ from ..config import Settings
 from ..exceptions import ConfigError
 from . import orphans
 from .gunicorn import compat, port_in_use
-from .gunicorn.adjust import adjust
+from .gunicorn.adjust import adjust, refit
 from .gunicorn.compat import is_a
 from .gunicorn.glogging import be_patient
 from .gunicorn.supervising import is_first, make_upgradable, supervise
@@ -38,7 +38,7 @@ def on_starting(server: Any) -> None:
     problem = logs.setup(process.settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
     if problem:
         server.log.warning("flask_stability: %s", problem)
-    for step in (_be_patient, _tell_version, make_upgradable):
+    for step in (refit, _be_patient, _tell_version, make_upgradable):
         contained("on_starting", step, (server,))
     adjust(server, process.settings)
     cfg = server.cfg
@@ -103,7 +103,8 @@ def on_reload(server: Any) -> None:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
     if process.once is not None:
         process.once.renew()
-    contained("on_reload", _be_patient, (server,))
+    for step in (refit, _be_patient):
+        contained("on_reload", step, (server,))
     adjust(server, process.settings)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...config import Settings
 from ..timeouts import breaches
+from . import defaults
 from .compat import is_a
 
 
@@ -24,6 +25,12 @@ def adjust(server: Any, settings: Settings) -> None:
         server.timeout = cfg.timeout
     for line in breaches(settings, graceful=float(cfg.graceful_timeout)):
         server.log.warning("flask_stability: %s", line)
+
+
+def refit(server: Any) -> None:
+    """Our defaults may have followed from what another file has changed."""
+    if defaults.refit(server):
+        server.worker_class = server.cfg.worker_class
 
 
 def _tcp_migrate() -> str:
