@@ -14,7 +14,7 @@ from .exceptions import (
     TooManyRequests,
 )
 from .extension import StabilityExt
-from .middleware import StabilityMiddleware
+from .wsgi.middleware import StabilityMiddleware
 
 __all__ = [
     "CircuitOpen",

@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from . import environment
-from .dburl import DatabaseURL
-from .exceptions import ConfigError
-from .readers import (
+from .config_types import (
     Reader,
     bind,
     choice,
@@ -43,6 +41,8 @@ from .readers import (
     token,
     web_url,
 )
+from .dburl import DatabaseURL
+from .exceptions import ConfigError
 
 PREFIX = "STABILITY_"
 CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own

@@ -22,19 +22,19 @@ from flask import Blueprint, Flask, current_app, g, has_app_context
 
 from . import logs, request, scoreboard
 from .config import KEYS, Settings
+from .config_types import SHORTEST_TOKEN
 from .database import Pool, PooledConnection
 from .database.credentials import Source
 from .database.engine import engine_probe, engine_unavailable
-from .database.retry import Transactions
+from .database.transaction import Transactions
 from .errors import handlers, hooks
 from .exceptions import ConfigError, StabilityError
 from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
-from .middleware import StabilityMiddleware
-from .readers import SHORTEST_TOKEN
 from .wsgi import last_good
+from .wsgi.middleware import StabilityMiddleware
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -151,7 +151,7 @@ class _Process:
             monitor.stop()
 
     def watch_pool(self, state: AppState, pool: Pool) -> None:
-        """Start the pool's keeper and its check, if this process runs in earnest.
+        """Start the pool's housekeeper and its check, if this process runs in earnest.
 
         A database that was named is asked by the leader for all. The embedded one is used by whoever was asked for a
         connection, which may not be the leader: each such worker looks at the file itself.
@@ -188,7 +188,7 @@ os.register_at_fork(after_in_child=_process.forget)
 
 
 def start_process() -> None:
-    """Start what runs in the background of a process that serves: monitor and keepers. Idempotent."""
+    """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent."""
     _process.start()
 
 

@@ -325,7 +325,7 @@ _logger = logging.getLogger("flask_stability")
 
 
 def _record(name: str, level: str, fields: dict[str, Any]) -> logging.LogRecord:
-    row = scoreboard._row
+    row = scoreboard.row_or_none()
     worker = row.slot if row is not None and _role == "worker" else _role or None
     record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
     record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker, **fields}

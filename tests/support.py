@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import requests
 
-from flask_stability.loadgen import Load, Result
+from flask_stability.operate.loadgen import Load, Result
 
 __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "open_to_all", "runs",
            "source_distribution", "wait_until"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from flask_stability.cli import stability
+from flask_stability.operate.cli import stability
 from second_user import as_nobody, given, needs_root
 
 OLD = ("error.log.1", "health.log.12", "process-manager.log-20261101", "error.log-20261101.gz", "error.log.2.gz")

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, server_bind, unknown_keys
+from flask_stability.config_types import parse_size
 from flask_stability.exceptions import ConfigError
-from flask_stability.readers import parse_size
 from second_user import NOBODY, as_nobody, needs_root, reachable
 
 

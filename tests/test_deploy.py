@@ -15,8 +15,8 @@ import pytest
 
 from flask_stability import scoreboard
 from flask_stability.config import KEYS, Settings, unknown_keys
+from flask_stability.config_types import parse_size
 from flask_stability.memory.policy import default_limit
-from flask_stability.readers import parse_size
 from support import ROOT
 from support_deploy import (
     DEPLOY,

@@ -16,14 +16,14 @@ import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
 from flask_stability import config
-from flask_stability.cli import stability
+from flask_stability.operate.cli import stability
 from flask_stability.scoreboard import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.rst"))
 #: Loggers of events: a name in the first argument of these is an event.
-_TELLERS = {"logs.error", "logs.health", "logs.process", "pool.tell", "self.tell"}
+_TELLERS = {"logs.error", "logs.health", "logs.process", "self.events.log", "self._events.log", "house.events.log"}
 
 
 def blocks(page: Path, language: str) -> list[str]:

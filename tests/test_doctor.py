@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flask_stability.cli import stability
 from flask_stability.config import Settings
-from flask_stability.database.check_db import Finding
-from flask_stability.doctor import _database, configuration, machine
-from flask_stability.server.facts import AppFacts, Facts
+from flask_stability.operate.check_db import Finding
+from flask_stability.operate.cli import stability
+from flask_stability.operate.doctor import _database, configuration, machine
+from flask_stability.operate.inspect import AppFacts, Facts
 from support import Server
 
 MB = 1 << 20

@@ -100,7 +100,7 @@ def test_the_command_line_sees_what_the_service_sees(tmp_path: Path) -> None:
     Path(".env").write_text("DB_HOST=127.0.0.1\nDB_PORT=1\nDB_NAME=a\nDB_PASSWORD=p${HOME}w\n")
     inner = tmp_path / "inner"
     inner.mkdir()
-    code = ("import sys, flask_stability.database.check_db as c\n"
+    code = ("import sys, flask_stability.operate.check_db as c\n"
             "c.check_db = lambda settings, **_: sys.exit(print(settings.db_url))\n"
             "from flask.cli import main; main()")
 

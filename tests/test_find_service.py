@@ -16,7 +16,8 @@ from typing import Any
 import click
 import pytest
 
-from flask_stability import durations, find_service
+from flask_stability import durations
+from flask_stability.operate import find_service
 from flask_stability.scoreboard import Scoreboard
 from support import ROOT, Server
 
@@ -27,7 +28,7 @@ app = Flask(__name__)
 app.config["STABILITY_SERVICE_ID"] = "orders"
 StabilityExt(app)
 """
-COMMAND = [sys.executable, "-c", "from flask_stability.cli import stability; stability()"]
+COMMAND = [sys.executable, "-c", "from flask_stability.operate.cli import stability; stability()"]
 
 
 @pytest.fixture(scope="module")

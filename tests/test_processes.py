@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flask_stability import processes, scoreboard_file
+from flask_stability import processes
 from flask_stability import scoreboard as sb
-from flask_stability.cli import stability
+from flask_stability.operate.cli import stability
 from flask_stability.scoreboard import Scoreboard, running
+from flask_stability.scoreboard import file as scoreboard_file
 from flask_stability.server import orphans
 from second_user import NOBODY, as_nobody, become, given, needs_root, reachable
 from support import fork, wait_until

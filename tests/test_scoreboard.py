@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.scoreboard import Blob, Scoreboard, board_files, running
-from flask_stability.scoreboard_parts import BUCKET_STARTS
+from flask_stability.scoreboard.primitives import BUCKET_STARTS
 from support import fork, open_to_all, wait_until
 
 
@@ -550,4 +550,4 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
         _join(pid)
         assert board.totals().requests == 0
     finally:
-        sb._board = sb._row = None
+        sb.board._board = sb.board._row = None

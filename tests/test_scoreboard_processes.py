@@ -229,7 +229,7 @@ def test_threads_that_meet_new_endpoints_at_once_share_no_entry() -> None:
 def _at_every_line(function: Callable[[], object], look: Callable[[], None]) -> int:
     """Call a function, and another one before each line that it runs of the scoreboard; gives how often."""
     looks = 0
-    files = {sb.__file__, Blob.write.__code__.co_filename}
+    files = {sb.board.__file__, Blob.write.__code__.co_filename}
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal looks

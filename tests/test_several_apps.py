@@ -19,8 +19,8 @@ from support import wait_until
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """A process of its own, as it were; what error.log is told."""
     gc.collect()
-    monkeypatch.setattr(scoreboard, "_board", None)
-    monkeypatch.setattr(scoreboard, "_row", None)
+    monkeypatch.setattr(scoreboard.board, "_board", None)
+    monkeypatch.setattr(scoreboard.board, "_row", None)
     monkeypatch.setattr(extension, "_process", extension._Process())
     records: list[dict[str, Any]] = []
     monkeypatch.setattr(logs, "error", lambda event, **fields: records.append({"event": event, **fields}))

@@ -1,6 +1,6 @@
 """A circuit breaker around connecting: a database that is gone is not asked by every request.
 
-Requests never probe; the keeper does. Nygard, "Release It!", 2nd edition, chapter 5.
+Requests never probe; the housekeeper does. Nygard, "Release It!", 2nd edition, chapter 5.
 """
 
 from __future__ import annotations

@@ -9,20 +9,36 @@ from __future__ import annotations
 import functools
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from .calls import PATIENCE, call, within
-from .entry import Entry, Stream
-from .statements import CLEAN, SESSION, TRANSACTION, effect_of
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from .bulkhead import Bulkhead
+from .drivers import Driver
+from .guarded_calls import GuardedCalls
+from .inventory import IN_USE
+from .record import ConnectionRecord, Stream
+from .statements import CLEAN, SESSION, TRANSACTION, known
 
 _HARMLESS = frozenset(("affected_rows", "character_set_name", "escape", "escape_string", "fileno", "get_autocommit",
                        "get_host_info", "get_server_info", "info", "insert_id", "literal", "string_literal",
                        "thread_id", "total_changes", "warning_count"))
+
+
+class Owner(Protocol):
+    """Whom a connection is given back to: a pool.
+
+    :ivar lost: takes what was let go without being given back.
+    """
+
+    driver: Driver
+    calls: GuardedCalls
+    bulkhead: Bulkhead
+    lost: deque[ConnectionRecord]
+
+    def take_back(self, record: ConnectionRecord) -> None:
+        """Take a connection back; never raises."""
 
 
 class PooledConnection:
@@ -31,31 +47,31 @@ class PooledConnection:
     In autocommit, each statement is final; for more than one statement use ``stability.transaction``.
     """
 
-    __slots__ = ("__weakref__", "_cursors", "_held", "_pool")
+    __slots__ = ("__weakref__", "_cursors", "_held", "_owner")
 
-    def __init__(self, pool: Pool, entry: Entry) -> None:
-        self._pool = pool
-        self._held = [entry]  # taken out in one step: of two threads that close it, one gets it
+    def __init__(self, owner: Owner, record: ConnectionRecord) -> None:
+        self._owner = owner
+        self._held = [record]  # taken out in one step: of two threads that close it, one gets it
         self._cursors: list[weakref.ref[PooledCursor]] = []
 
     def __repr__(self) -> str:
-        return f"<PooledConnection to {self._pool.driver.describe()}{' (given back)' if self.closed else ''}>"
+        return f"<PooledConnection to {self._owner.driver.describe()}{' (given back)' if self.closed else ''}>"
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give the connection back; more than once, or by several threads, without harm."""
         try:
-            entry = self._held.pop()
+            record = self._held.pop()
         except IndexError:
             return
         for reference in self._cursors:
             cursor = reference()
             if cursor is not None and cursor._raw is not None:
                 cursor._abandon()
-        if entry.request is not None:
-            entry.request.drop(self)
-        self._pool.cache(entry)
+        if record.request is not None:
+            record.request.drop(self)
+        self._owner.take_back(record)
 
     release = close
 
@@ -67,16 +83,17 @@ class PooledConnection:
 
     def __del__(self) -> None:
         if self._held:
-            self._pool.lost.append(self._held.pop())  # no more here: a finalizer may run anywhere, in any lock
+            self._owner.lost.append(self._held.pop())  # no more here: a finalizer may run anywhere, in any lock
 
     # -- the DB-API ----------------------------------------------------------------------------------------------
 
     @property
-    def _live(self) -> Entry:
+    def record(self) -> ConnectionRecord:
+        """What the pool knows of it; an error once it was given back."""
         try:
             return self._held[0]
         except IndexError:
-            raise self._pool.driver.dbapi.InterfaceError("this connection was given back to the pool") from None
+            raise self._owner.driver.dbapi.InterfaceError("this connection was given back to the pool") from None
 
     @property
     def closed(self) -> bool:
@@ -84,23 +101,28 @@ class PooledConnection:
         return not self._held
 
     @property
+    def usable(self) -> bool:
+        """It was not given back, and is not a parent process's."""
+        return any(record.state is IN_USE for record in self._held)
+
+    @property
     def dbapi_connection(self) -> Any:
         """The driver's own connection, for what the DB-API does not cover."""
-        entry = self._live
-        entry.touched()
-        return entry.raw
+        record = self.record
+        record.touched()
+        return record.raw
 
     @property
     def in_transaction(self) -> bool:
         """A transaction of ``stability.transaction`` is open on it."""
-        return self._live.in_transaction
+        return self.record.in_transaction
 
     def cursor(self, *args: Any, **kwargs: Any) -> PooledCursor:
         """A new cursor; arguments are the driver's."""
-        entry = self._held[0] if self._held else self._live  # which raises
-        raw = entry.raw.cursor(*args, **kwargs)
-        kind = StreamingCursor if isinstance(raw, self._pool.driver.unbuffered) else PooledCursor
-        cursor = kind(self, entry, raw)
+        record = self._held[0] if self._held else self.record  # which raises
+        raw = record.raw.cursor(*args, **kwargs)
+        kind = StreamingCursor if isinstance(raw, self._owner.driver.unbuffered) else PooledCursor
+        cursor = kind(self, record, raw)
         cursors = self._cursors
         if len(cursors) & 63 == 63:
             cursors[:] = [reference for reference in cursors if reference() is not None]
@@ -113,66 +135,67 @@ class PooledConnection:
         cursor.execute(sql, parameters)
         return cursor
 
-    def _own(self) -> Entry:
-        """Its entry, if the transaction on it is the app's own."""
-        entry = self._live
-        if entry.unit is not None:
-            raise self._pool.driver.dbapi.ProgrammingError(
+    def _own(self) -> ConnectionRecord:
+        """Its record, if the transaction on it is the app's own."""
+        record = self.record
+        if record.unit is not None:
+            raise self._owner.driver.dbapi.ProgrammingError(
                 "stability.transaction commits at the end of its block and rolls back after an exception: "
                 "leave begin, commit, rollback and autocommit to it")
-        return entry
+        return record
 
     def begin(self) -> None:
         """Begin a transaction."""
-        entry = self._own()
-        entry.effect = max(entry.effect, TRANSACTION)
-        call(self._pool, entry, self._pool.driver.begin, entry.raw)
+        record = self._own()
+        record.effect = max(record.effect, TRANSACTION)
+        self._owner.calls.run(record, self._owner.driver.begin, record.raw)
 
     def commit(self) -> None:
         """Commit what the driver has open."""
-        entry = self._own()
-        call(self._pool, entry, entry.raw.commit)
-        if entry.effect == TRANSACTION:
-            entry.effect = CLEAN
+        record = self._own()
+        self._owner.calls.run(record, record.raw.commit)
+        if record.effect == TRANSACTION:
+            record.effect = CLEAN
 
     def rollback(self) -> None:
         """Roll back what the driver has open."""
-        entry = self._own()
-        call(self._pool, entry, entry.raw.rollback)
-        if entry.effect == TRANSACTION:
-            entry.effect = CLEAN
+        record = self._own()
+        self._owner.calls.run(record, record.raw.rollback)
+        if record.effect == TRANSACTION:
+            record.effect = CLEAN
 
     def autocommit(self, on: bool) -> None:
         """Switch the autocommit mode until the connection is given back."""
-        entry = self._own()
-        entry.effect = SESSION
-        call(self._pool, entry, self._pool.driver.set_autocommit, entry.raw, on)
+        record = self._own()
+        record.effect = SESSION
+        self._owner.calls.run(record, self._owner.driver.set_autocommit, record.raw, on)
 
     def ping(self) -> None:
         """One round trip; raises if the link is lost."""
-        entry = self._live
-        call(self._pool, entry, self._pool.driver.ping, entry.raw)
+        record = self.record
+        self._owner.calls.run(record, self._owner.driver.ping, record.raw)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        entry = self._live
-        value = getattr(entry.raw, name)
+        record = self.record
+        value = getattr(record.raw, name)
         if not callable(value) or isinstance(value, type):
             return value
         if name not in _HARMLESS:
-            entry.touched()
-        return functools.partial(call, self._pool, entry, value)
+            record.touched()
+        return functools.partial(self._owner.calls.run, record, value)
 
 
 class PooledCursor:
     """A cursor that ends with its connection's turn; its rows were fetched when it was executed."""
 
-    __slots__ = ("__weakref__", "_connection", "_entry", "_pool", "_raw")
+    __slots__ = ("__weakref__", "_calls", "_connection", "_owner", "_raw", "_record")
 
-    def __init__(self, connection: PooledConnection, entry: Entry, raw: Any) -> None:
-        self._connection, self._entry, self._raw = connection, entry, raw
-        self._pool = connection._pool
+    def __init__(self, connection: PooledConnection, record: ConnectionRecord, raw: Any) -> None:
+        self._connection, self._record, self._raw = connection, record, raw
+        self._owner = connection._owner
+        self._calls = self._owner.calls
 
     @property
     def connection(self) -> PooledConnection:
@@ -183,12 +206,12 @@ class PooledCursor:
         """The connection goes back: nothing more may be done through this cursor."""
         raw, self._raw = self._raw, None
         try:
-            if self._entry.effect == SESSION:
-                within(self._pool, self._entry, time.monotonic() + PATIENCE, raw.close)
+            if self._record.effect == SESSION:
+                self._calls.run_bounded(self._record, raw.close)
             else:
                 raw.close()
         except Exception:
-            self._entry.broken = True
+            self._record.broken = True
 
     def _check(self) -> Any:
         raw = self._raw
@@ -197,48 +220,52 @@ class PooledCursor:
         return raw
 
     def _over(self) -> Exception:
-        error: Exception = self._pool.driver.dbapi.ProgrammingError(
+        error: Exception = self._owner.driver.dbapi.ProgrammingError(
             "this cursor is closed" if self._connection._held
             else "the connection of this cursor was given back to the pool")
         return error
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
         """Execute a statement once; it is never run again."""
-        raw, entry, pool = self._raw, self._entry, self._pool
+        raw, record = self._raw, self._record
         if raw is None or not self._connection._held:
             raise self._over()
-        if pool.inside and entry.request is not None:
-            pool.bulkhead.admit(time.monotonic())
-        if entry.unit is not None or effect_of(sql) > entry.effect:
-            entry.touched(sql)
-        result = call(pool, entry, raw.execute, sql, parameters)
+        if record.request is not None and self._calls.inside:
+            self._owner.bulkhead.admit(time.monotonic())
+        try:
+            effect = known[sql]
+        except TypeError:  # no text
+            effect = SESSION
+        if effect > record.effect or record.unit is not None:
+            record.touched(sql)
+        result = self._calls.run(record, raw.execute, sql, parameters)
         return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Any:
         """Execute a statement for each set of parameters; never again."""
         raw = self._begin(sql)
-        result = call(self._pool, self._entry, raw.executemany, sql, parameters)
+        result = self._calls.run(self._record, raw.executemany, sql, parameters)
         return self if result is raw else result
 
     def callproc(self, name: str, parameters: Iterable[Any] = ()) -> Any:
         """Call a stored procedure."""
-        return call(self._pool, self._entry, self._begin(None).callproc, name, parameters)
+        return self._calls.run(self._record, self._begin(None).callproc, name, parameters)
 
     def _begin(self, sql: str | None) -> Any:
-        raw, entry = self._check(), self._entry
-        if self._pool.inside and entry.request is not None:
-            self._pool.bulkhead.admit(time.monotonic())
-        entry.touched(sql)
+        raw, record = self._check(), self._record
+        if record.request is not None and self._calls.inside:
+            self._owner.bulkhead.admit(time.monotonic())
+        record.touched(sql)
         return raw
 
     def close(self) -> None:
         """Close the cursor; more than once without harm."""
         raw, self._raw = self._raw, None
-        entry = self._entry
-        if raw is None or not self._connection._held or entry.cut or entry.broken:
+        record = self._record
+        if raw is None or not self._connection._held or record.cut or record.broken:
             return
-        if entry.effect == SESSION and not entry.doomed:  # a procedure may have more results to give
-            call(self._pool, entry, raw.close)
+        if record.effect == SESSION and not record.doomed:  # a procedure may have more results to give
+            self._calls.run(record, raw.close)
         else:
             raw.close()
 
@@ -263,7 +290,7 @@ class PooledCursor:
 
     def nextset(self) -> Any:
         """On to the next result; None if there is none."""
-        return call(self._pool, self._entry, self._check().nextset)
+        return self._calls.run(self._record, self._check().nextset)
 
     def __iter__(self) -> Iterator[Any]:
         while (row := self.fetchone()) is not None:
@@ -295,12 +322,12 @@ class StreamingCursor(PooledCursor):
 
     __slots__ = ("_stream",)
 
-    def __init__(self, connection: PooledConnection, entry: Entry, raw: Any) -> None:
-        super().__init__(connection, entry, raw)
+    def __init__(self, connection: PooledConnection, record: ConnectionRecord, raw: Any) -> None:
+        super().__init__(connection, record, raw)
         self._stream = Stream(raw, self)
-        if self._pool.driver.reads_on:
-            entry.streams = [*(stream for stream in entry.streams or () if stream.unread or stream.owner() is not None),
-                             self._stream]
+        if self._owner.driver.reads_on:
+            record.streams = [*(stream for stream in record.streams or ()
+                                if stream.unread or stream.owner() is not None), self._stream]
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
         """Execute a statement once; it is never run again."""
@@ -316,19 +343,19 @@ class StreamingCursor(PooledCursor):
 
     def fetchone(self) -> Any:
         """The next row, or None."""
-        row = call(self._pool, self._entry, self._check().fetchone)
+        row = self._calls.run(self._record, self._check().fetchone)
         self._stream.unread = row is not None
         return row
 
     def fetchmany(self, size: int | None = None) -> Any:
         """The next rows."""
-        rows = call(self._pool, self._entry, self._check().fetchmany, *(() if size is None else (size,)))
+        rows = self._calls.run(self._record, self._check().fetchmany, *(() if size is None else (size,)))
         self._stream.unread = bool(rows)
         return rows
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        rows = call(self._pool, self._entry, self._check().fetchall)
+        rows = self._calls.run(self._record, self._check().fetchall)
         self._stream.unread = False
         return rows
 
@@ -341,14 +368,14 @@ class StreamingCursor(PooledCursor):
     def close(self) -> None:
         """Close the cursor; more than once without harm."""
         raw, self._raw = self._raw, None
-        entry = self._entry
-        if raw is None or not self._connection._held or entry.cut or entry.broken or entry.doomed:
+        record = self._record
+        if raw is None or not self._connection._held or record.cut or record.broken or record.doomed:
             return  # it is let go with its connection
-        call(self._pool, entry, raw.close)
+        self._calls.run(record, raw.close)
         self._stream.unread = False
 
     def _abandon(self) -> None:
         raw, self._raw = self._raw, None
-        if not self._pool.driver.reads_on:
+        if not self._owner.driver.reads_on:
             with suppress(Exception):
                 raw.close()

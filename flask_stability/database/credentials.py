@@ -8,9 +8,9 @@ from typing import Any
 
 from .. import logs
 from ..config import Settings
+from ..config_types import secret_file
 from ..dburl import DatabaseURL
 from ..exceptions import DatabaseUnavailable
-from ..readers import secret_file
 
 #: Gives the password, or user and password (a pair, or a mapping with these keys).
 Source = Callable[[], "str | tuple[str, str] | Mapping[str, str]"]

@@ -8,13 +8,9 @@ from __future__ import annotations
 import collections
 import threading
 import time
-import weakref
-from typing import TYPE_CHECKING
 
+from .drivers import Driver
 from .identity import Identity
-
-if TYPE_CHECKING:
-    from .pool import Pool
 
 #: What could not be ended for so long, as the server did not answer, is left to the server, seconds.
 TOO_LATE = 5.0
@@ -26,8 +22,8 @@ class Killer:
     :ivar ended: how many it has ended.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = weakref.ref(pool)
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self._lock = threading.Lock()
         self._waiting: collections.deque[tuple[float, Identity]] = collections.deque()
         self._running = False
@@ -56,11 +52,9 @@ class Killer:
                     self._running = False
                     return
                 since, identity = self._waiting.popleft()
-            pool = self._pool()
-            if pool is None or time.monotonic() - since > TOO_LATE:
+            if time.monotonic() - since > TOO_LATE:
                 continue
             try:
-                self.ended += pool.driver.kill(identity)
+                self.ended += self._driver.kill(identity)
             except Exception as error:
                 error.__traceback__ = None  # best effort: the server's own limits are left
-            del pool

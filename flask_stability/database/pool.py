@@ -1,9 +1,8 @@
-"""The pool: DBUtils' `PooledDB` with every wait bounded, no I/O under its lock, and no statement run twice.
+"""The pool: every wait is bounded, there is no I/O under its lock, and no statement is run twice.
 
-What DBUtils does on its own account (pinging, reconnecting and executing again, usage limits, sharing) is switched
-off. Under the lock there is bookkeeping only: who waits gets a connection or an error handed over, in the order of
-arrival. Connections are opened by short-lived threads of the pool, so a request waits for a connection exactly as
-long as it may, and can be sent away at any time.
+This is the facade that wires the parts. Connections are DBUtils' `SteadyDBConnection`; what that does on its own
+account (pinging, reconnecting and executing again, usage limits) is switched off. DBUtils' `PooledDB` is not inherited:
+it does its I/O under its lock, so its bookkeeping, waiting, giving back and closing would all have to be replaced.
 """
 
 from __future__ import annotations
@@ -13,85 +12,72 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
-from dbutils import steady_db
-from dbutils.pooled_db import PooledDB
-
-from .. import logs, request, scoreboard
+from .. import request, scoreboard
 from ..config import Settings
-from ..exceptions import CircuitOpen, PoolClosed, PoolTimeout, TooManyRequests
-from .breaker import Breaker
+from ..exceptions import PoolTimeout, TooManyRequests
+from .availability import Availability
 from .bulkhead import Bulkhead
-from .calls import PATIENCE, within
 from .connection import PooledConnection
+from .connector import Connector
 from .credentials import Source
 from .drivers import make_driver
-from .entry import IDLE, IN_USE, REMOVED, RESERVED, Entry
-from .keeper import PROBE_INTERVAL, Keeper
-from .killing import Killer
-from .opening import fill, open_instead, reserve_slots
+from .events import Events
+from .guarded_calls import GuardedCalls
+from .housekeeper import Housekeeper
+from .inventory import IN_USE, REMOVED, Inventory
+from .leaks import Leaks
+from .record import ConnectionRecord
 from .statements import SESSION
-from .stats import Counters, publish_gauges
-from .waiting import Queue, Waiter
+from .stats import Counters, Stats, publish_gauges
+from .upkeep import Upkeep
+from .waiters import Waiter
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_inherited: list[Entry] = []
+_inherited: list[ConnectionRecord] = []
 
 
-class Pool(PooledDB):  # type: ignore[misc]
+class Pool:
     """A bounded pool of connections of one app in one process. Opens nothing before it is asked for a connection.
 
-    A process that serves gives it a keeper (`start`). Without one, as in a script, connections are not looked after
-    while nobody asks: no leak is told of, none is closed for being idle, SQLite's statements have no time limit.
+    A process that serves gives it a housekeeper (`start`). Without one, as in a script, connections are not looked
+    after while nobody asks: no leak is told of, none is closed for being idle, SQLite's statements have no time limit.
 
     :param name, instance_path: of the app, for the embedded default.
     :param credentials: gives the password, or user and password, for each connect.
-    :ivar entries: all open connections.
-    :ivar inside: requests' threads inside the database (waiting or in a call) and since when.
-    :ivar connecting: slots of connections that are being opened.
-    :ivar full_since: since when the keeper finds all connections that there may be in use; 0.0 = not now.
-    :ivar generation: rises with each failure; what was checked in an older one is pinged before it is used.
-    :ivar lost: what finalizers found; `adopt` takes it back.
+    :ivar lost: what finalizers found; `reclaim_lost` takes it back.
     """
-
-    _idle_cache: list[Entry]
-    _lock: threading.Lock
 
     def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
                  credentials: Source | None = None) -> None:
         self.settings = settings
         self.driver = make_driver(settings, instance_path, name, credentials)
-        self.killer = Killer(self)
-        self.breaker = Breaker()
-        self.counters = Counters()
-        self.entries: set[Entry] = set()
-        self.waiters = Queue()
-        self.bulkhead = Bulkhead(settings)
-        self.inside = self.bulkhead.inside
-        self.lost: collections.deque[Entry] = collections.deque()
-        self.generation = 0
-        self.full_since = 0.0
-        self._renewed = self._asked = 0.0
-        #: Counted here, under the lock that is held anyway; seconds.
-        self._requests, self._usage = 0, 0.0
-        self.closed = False
-        self.last_error: BaseException | None = None
-        self.connecting = 0
-        self._keeper: Keeper | None = None
         self._window = settings.db_alive_bypass_window
         #: A connection that ran plain statements only need not be cleared.
         self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
-        super().__init__(self.driver, mincached=0, maxcached=0, maxshared=0, maxconnections=settings.db_max_size,
-                         blocking=True, maxusage=None, setsession=None, reset=False,
-                         failures=(self.driver.dbapi.Error,), ping=0, isfatal=lambda error: False)
-        self._lock = threading.Lock()  # nobody waits on it: each waiter has a gate of its own
+        self._wire()
         _pools.add(self)
 
+    def _wire(self) -> None:
+        """Make all parts anew: empty books, new locks, no experience. None of them holds the pool."""
+        settings, driver = self.settings, self.driver
+        self.lost: collections.deque[ConnectionRecord] = collections.deque()
+        self.counters = Counters()
+        self.bulkhead = Bulkhead(settings)
+        self.inventory: Inventory[ConnectionRecord] = Inventory(settings.db_max_size, settings.db_max_idle)
+        self.events = Events(driver, self.inventory)
+        self.calls = GuardedCalls(driver, self.inventory, self.counters, self.bulkhead.inside)
+        self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, self.counters, self.events,
+                                         self._window)
+        self.connector = Connector(settings, driver, self.inventory, self.availability, self.counters)
+        self.upkeep = Upkeep(settings, driver, self.inventory, self.availability, self.connector, self.events)
+        self.leaks = Leaks(settings, self.inventory, self.counters, self.events)
+        self.housekeeper: Housekeeper | None = None
+        self._starting = threading.Lock()
+
     def __repr__(self) -> str:
-        return f"<Pool of {self.driver.describe()}: {self._why()}>"
+        return f"<Pool of {self.driver.describe()}: {self.inventory!r}>"
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -106,27 +92,27 @@ class Pool(PooledDB):  # type: ignore[misc]
         :raises PoolClosed: after `close`.
         """
         now, ident = monotonic(), threading.get_ident()
-        record = request.inflight.get(ident)
+        serving = request.inflight.get(ident)
         if self.lost:
-            self.adopt()
-        entry: Entry | None = None
+            self.reclaim_lost()
+        record: ConnectionRecord | None = None
         try:
-            if record is not None and self.inside:
+            if serving is not None and self.bulkhead.inside:
                 self._admit(now)
-            entry = self._warm(now)
-            if entry is None:
-                entry = self._patiently(now, self.settings.db_timeout if timeout is None else timeout, record)
+            record = self._warm(now)
+            if record is None:
+                record = self._patiently(now, self.settings.db_timeout if timeout is None else timeout, serving)
             if query_timeout is not None:
-                entry = self._limited(entry, query_timeout, now + (timeout or self.settings.db_timeout))
-            entry.taken(ident, record, sys._getframe(1))
-            connection = PooledConnection(self, entry)
-            if record is not None:
-                record.hold(connection)
+                record = self._limited(record, query_timeout, now + (timeout or self.settings.db_timeout))
+            record.taken(ident, serving, sys._getframe(1))
+            connection = PooledConnection(self, record)
+            if serving is not None:
+                serving.hold(connection)
             return connection
         except BaseException:
             self.counters.add("requests_errors")
-            if entry is not None:
-                self.discard(entry)
+            if record is not None:
+                self.connector.discard(record)
             raise
 
     def dedicated_connection(self) -> PooledConnection:
@@ -135,408 +121,202 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _admit(self, now: float) -> None:
         try:
-            self.bulkhead.admit(now, room=self.has_room())
+            self.bulkhead.admit(now, room=self.inventory.has_room())
         except TooManyRequests:
-            with self._lock:
-                self._requests += 1
+            self.inventory.count_request()
             raise
 
-    def steady_connection(self, query_timeout: float | None = None) -> Any:
-        """A new connection of the driver's under DBUtils' wrapper."""
-        if query_timeout is None:
-            return super().steady_connection()
-        return steady_db.connect(self.driver, failures=self._failures, ping=0, isfatal=self._isfatal,
-                                 query_timeout=query_timeout)
-
-    def _limited(self, entry: Entry, seconds: float, deadline: float) -> Entry:
+    def _limited(self, record: ConnectionRecord, seconds: float, deadline: float) -> ConnectionRecord:
         """Give the borrower's statements another limit; a new connection where the client itself would end them."""
-        self.start()  # which ends what the server does not
+        self.start()  # whose housekeeper ends what the server does not
         left = request.remaining()
         if left is not None:
             deadline = min(deadline, monotonic() + left - 1.0)
-        if entry.backstop and (not seconds or self.driver.backstop(seconds) > entry.backstop):
-            entry = open_instead(self, entry, seconds, deadline)
-            entry.since, entry.state = monotonic(), IN_USE
+        if record.backstop and (not seconds or self.driver.backstop(seconds) > record.backstop):
+            record = self.connector.open_instead(record, seconds, deadline)
+            record.since, record.state = monotonic(), IN_USE
         else:
-            within(self, entry, min(deadline, monotonic() + PATIENCE), self.driver.limit, entry.raw, seconds)
-        entry.query_timeout, entry.effect = seconds, SESSION
-        return entry
+            self.calls.run_bounded(record, self.driver.limit, record.raw, seconds, deadline=deadline)
+        record.query_timeout, record.effect = seconds, SESSION
+        return record
 
-    def _warm(self, now: float) -> Entry | None:
+    def _warm(self, now: float) -> ConnectionRecord | None:
         """The warmest idle connection, if it may be used without a question: one lock, one look at its socket."""
-        with self._lock:
-            self._requests += 1
-            if not self._idle_cache or self.closed or self.breaker.open:
-                return None
-            entry = self._idle_cache[-1]
-            if (entry.generation != self.generation or now >= entry.expires
-                    or now - entry.checked > self._window):
-                return None
-            self._idle_cache.pop()
-            self._connections += 1
-            entry.since = now
-            entry.state = IN_USE
-        if entry.readable is None or not entry.readable(0):
-            return entry
-        self._lost_one()
-        self.discard(entry)
+        if self.availability.breaker.open:
+            self.inventory.count_request()
+            return None
+        record = self.inventory.take_warm(now, self._window)
+        if record is None or record.readable is None or not record.readable(0):
+            return record
+        self.availability.lost_one()
+        self.connector.discard(record)
         return None
 
-    def _patiently(self, now: float, timeout: float, record: request.RequestRecord | None) -> Entry:
+    def _patiently(self, now: float, timeout: float, serving: request.RequestRecord | None) -> ConnectionRecord:
         """Whatever it takes, within the time that there is."""
         deadline = now + timeout
-        if record is None:
+        if serving is None:
             return self._take(now, deadline)
         left = request.remaining()
         if left is not None:
             deadline = min(deadline, now + left - 1.0)
-        ident = threading.get_ident()
-        self.inside[ident] = now
+        ident, inside = threading.get_ident(), self.bulkhead.inside
+        inside[ident] = now
         try:
             return self._take(now, deadline)
         finally:
-            self.inside.pop(ident, None)
+            inside.pop(ident, None)
 
-    def _take(self, now: float, deadline: float) -> Entry:
+    def _take(self, now: float, deadline: float) -> ConnectionRecord:
         """An idle connection that is alive, else whatever comes first: one given back or a new one."""
-        waiter: Waiter | None = None
+        waiter: Waiter[ConnectionRecord] | None = None
         while True:
-            entry, waiter = self._reserve(now, waiter)
-            if entry is None:
-                assert waiter is not None
-                entry = self._wait(waiter, deadline)
+            record, waiter, wanted = self.inventory.take_or_join(waiter, now, deadline,
+                                                                 self.availability.refuse_if_gone)
+            if record is None:
+                record = self._wait(waiter, wanted, deadline)
             try:
-                usable = self._usable(entry, deadline)
+                usable = self.availability.check(record, deadline)
             except BaseException:
-                self.discard(entry)
+                self.connector.discard(record)
                 raise
             if usable:
-                return entry
-            self.discard(entry)
+                return record
+            self.connector.discard(record)
 
-    def _reserve(self, now: float, waiter: Waiter | None) -> tuple[Entry | None, Waiter | None]:
-        """An idle connection, or a place in the queue; who has waited already stays the first."""
-        with self._lock:
-            self._refuse_if_hopeless()
-            if self._idle_cache:
-                self._connections += 1
-                entry = self._idle_cache.pop()  # last in, first out: the warmest
-                entry.state = RESERVED
-                return entry, waiter
-            waiter = self.waiters.join(waiter.since if waiter else now, first=waiter is not None)
-            wanted = reserve_slots(self)
-        fill(self, wanted)
-        return None, waiter
-
-    def _refuse_if_hopeless(self) -> None:
-        if self.closed:
-            raise PoolClosed("the pool is closed: the process is ending")
-        if self.breaker.open and not self._may_ask():
-            raise CircuitOpen(f"the database does not answer ({self.breaker.reason}); asked again every "
-                              f"{PROBE_INTERVAL} s")
-
-    def _may_ask(self) -> bool:
-        """Where no keeper does, one checkout asks whether the database is back."""
-        now = monotonic()
-        if self.kept or now - max(self._asked, self.breaker.opened) < PROBE_INTERVAL:
-            return False
-        self._asked = now
-        return True
-
-    def _wait(self, waiter: Waiter, deadline: float) -> Entry:
+    def _wait(self, waiter: Waiter[ConnectionRecord], wanted: int, deadline: float) -> ConnectionRecord:
+        inventory = self.inventory
         try:
-            while not waiter.gate.acquire(timeout=max(0.0, deadline - monotonic())):
-                with self._lock:
-                    if waiter.entry is None and waiter.error is None and monotonic() >= deadline:
-                        raise PoolTimeout(f"no connection within {monotonic() - waiter.since:.1f} s: "
-                                          + self._why()) from self.last_error
+            self.connector.fill(wanted)
+            if not inventory.wait(waiter, deadline):
+                raise PoolTimeout(f"no connection within {monotonic() - waiter.since:.1f} s: {inventory!r}"
+                                  ) from self.availability.last_error
             if waiter.error is not None:
                 raise waiter.error
-            assert waiter.entry is not None
-            return waiter.entry
+            assert waiter.record is not None
+            return waiter.record
         except BaseException:
-            self._withdraw(waiter)
+            record = inventory.leave(waiter)
+            if record is not None:  # handed over meanwhile
+                self.connector.publish(record)
             raise
         finally:
             self.counters.add("requests_queued")
             self.counters.add("requests_wait_ms", (monotonic() - waiter.since) * 1000)
 
-    def _withdraw(self, waiter: Waiter) -> None:
-        """Out of the queue; what was handed over meanwhile goes to the next."""
-        with self._lock:
-            entry = self.waiters.leave(waiter)
-        if entry is not None:
-            self.publish(entry)
-
-    def send_all_away(self, make_error: Callable[[], BaseException]) -> None:
-        """Let all waiters fail, each with an error of its own."""
-        with self._lock:
-            for waiter in list(self.waiters):
-                self.waiters.send_away(waiter, make_error())
-
-    def _why(self) -> str:
-        idle = len(self._idle_cache)
-        return f"size {self._connections + idle}, in use {self._in_use()}, idle {idle}, waiting {len(self.waiters)}"
-
-    def has_room(self) -> bool:
-        """A connection is idle, or another one may be opened."""
-        return bool(self._connections < self._maxconnections)
-
-    def _in_use(self) -> int:
-        return max(0, self._connections - self.connecting)
-
-    def _usable(self, entry: Entry, deadline: float) -> bool:
-        """Whether a connection may be used: not expired, nobody hung up, and if in doubt, it answers."""
-        now = monotonic()
-        if now >= entry.expires:
-            return False
-        if entry.hung_up():
-            self._lost_one()
-            return False
-        fresh = entry.generation == self.generation and now - entry.checked <= self._window
-        if not fresh and not self.ping(entry, min(deadline, now + PATIENCE)):
-            return False
-        with self._lock:  # whoever cuts does so under the lock: it either did already, or finds nobody inside
-            entry.since = monotonic()
-            entry.state = IN_USE
-            return not entry.cut
-
-    def ping(self, entry: Entry, deadline: float) -> bool:
-        """Whether a reserved connection answers by then."""
-        generation = self.generation
-        try:
-            within(self, entry, deadline, self.driver.ping, entry.raw)
-        except self.driver.dbapi.Error:
-            self._lost_one()
-            return False
-        entry.generation, entry.checked = generation, monotonic()
-        return not entry.cut
-
-    def _lost_one(self) -> None:
-        self.counters.add("connections_lost")
-        self.generation += 1
-
-    # -- the database is gone, and back ---------------------------------------------------------------------------
-
-    def answered(self) -> None:
-        """The database answered: whatever was suspended goes on."""
-        if self.breaker.success():
-            self.bulkhead.forgiven = monotonic()
-            self.tell("database_back", level="INFO")
-
-    def gone(self, reason: str) -> None:
-        """The breaker opened: nobody has to wait."""
-        self.generation += 1
-        self.send_all_away(lambda: CircuitOpen(f"the database does not answer ({reason})"))
-        self.tell("database_gone", reason=reason)
-        self._wake()
-
-    def renew(self) -> bool:
-        """After a failover connections may lead to what was the primary: none of them is used again.
-
-        At most once a second: a server that stays read-only must not cost a connect for each error.
-        """
-        now = monotonic()
-        with self._lock:
-            if now - self._renewed < 1.0:
-                return False
-            self._renewed = now
-            for entry in self.entries:
-                entry.expires = now
-            return True
-
     # -- giving back ---------------------------------------------------------------------------------------------
 
-    def cache(self, entry: Entry) -> None:
+    def take_back(self, record: ConnectionRecord) -> None:
         """Take a connection back: cleared, stamped, and only then for the next one to use. Never raises."""
-        if entry.state is not IN_USE:
+        if record.state is not IN_USE:
             return  # a forked child has no part in it
         now = monotonic()
-        used = now - entry.since
-        if entry.reported:
-            self.tell("connection_returned_after_all", level="INFO", seconds=round(used, 1),
-                      thread=entry.thread_name())
-        if entry.streams and any(stream.unread for stream in entry.streams):
-            entry.broken = True
-            self.driver.interrupt(entry.raw, entry.link)  # else all that is left would be read now
-        bad = entry.broken or entry.cut or entry.inside
-        if not bad and (entry.effect or entry.in_transaction or not self._trusting):
-            bad = not self._cleared(entry)
+        used = now - record.since
+        if record.reported:
+            self.events.log("connection_returned_after_all", level="INFO", seconds=round(used, 1),
+                            thread=record.thread_name())
+        if record.streams and any(stream.unread for stream in record.streams):
+            record.broken = True
+            self.driver.interrupt(record.raw, record.link)  # else all that is left would be read now
+        bad = record.broken or record.cut or record.inside
+        if not bad and (record.effect or record.in_transaction or not self._trusting):
+            bad = not self._cleared(record)
             now = monotonic()
-        entry.given_back(now, self._window)
-        with self._lock:
-            self._usage += used
-            if not bad and self._handed_on(entry, now):
-                return
+        record.given_back(now, self._window)
         if bad:
+            self.inventory.count_usage(used)
             self.counters.add("returns_bad")
-        self.discard(entry)
+        elif self.inventory.give(record, now, used=used):
+            return
+        self.connector.discard(record)
 
-    def _cleared(self, entry: Entry) -> bool:
+    def _cleared(self, record: ConnectionRecord) -> bool:
         """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
-        session = entry.effect == SESSION or self.settings.db_reset_on_return == "session"
-        ident, serving = threading.get_ident(), entry.request is not None
+        session = record.effect == SESSION or self.settings.db_reset_on_return == "session"
+        ident, serving, inside = threading.get_ident(), record.request is not None, self.bulkhead.inside
         if serving:
-            self.inside[ident] = monotonic()
+            inside[ident] = monotonic()
         try:
-            within(self, entry, monotonic() + PATIENCE,
-                   self.driver.reset if session else self.driver.rollback, entry.raw)
+            self.calls.run_bounded(record, self.driver.reset if session else self.driver.rollback, record.raw)
             if session:
-                entry.query_timeout = self.settings.db_query_timeout
-            return not entry.cut
+                record.query_timeout = self.settings.db_query_timeout
+            return not record.cut
         except Exception:
             return False
         finally:
             if serving:
-                self.inside.pop(ident, None)
+                inside.pop(ident, None)
 
-    def publish(self, entry: Entry, *, cold: bool = False) -> None:
-        """Give a new connection, or one that was checked, to whoever is to have it. Never raises."""
-        with self._lock:
-            if self._handed_on(entry, monotonic(), cold=cold):
-                return
-        self.discard(entry)
+    @property
+    def has_lost(self) -> bool:
+        """Connections were let go without being given back."""
+        return bool(self.lost)
 
-    def _handed_on(self, entry: Entry, now: float, *, cold: bool = False) -> bool:
-        """To the first waiter, else to the idle ones; False if it is not to be used again. The lock is held."""
-        if entry.cut or self.closed or now >= entry.expires:
-            return False
-        if self.waiters:
-            self.waiters.serve(entry)
-            return True
-        if len(self._idle_cache) >= self.settings.db_max_idle:
-            return False
-        entry.state = IDLE
-        self._connections -= 1
-        if cold:
-            self._idle_cache.insert(0, entry)
-        else:
-            self._idle_cache.append(entry)
-        return True
-
-    def discard(self, entry: Entry) -> None:
-        """Close a connection and free its slot. Never raises."""
-        if self.remove(entry):
-            self.free_slot()
-
-    def remove(self, entry: Entry) -> bool:
-        """Close a connection and keep its slot; False if that was done before. Never raises."""
-        with self._lock:
-            if entry.state is REMOVED:
-                return False
-            entry.state = REMOVED
-            self.entries.discard(entry)
-        self._shut(entry)
-        return True
-
-    def free_slot(self) -> None:
-        """A slot is free again: open a connection in it if somebody waits for one."""
-        with self._lock:
-            self._connections -= 1
-            wanted = reserve_slots(self)
-        fill(self, wanted)
-
-    def _shut(self, entry: Entry) -> None:
-        """Close without waiting for an answer."""
-        try:
-            if entry.broken or entry.cut or entry.inside:
-                self.driver.interrupt(entry.raw, entry.link)
-            entry.steady.close()
-        except Exception:
-            pass
-        if entry.link is not None:
-            entry.link.close()
-
-    def adopt(self) -> None:
+    def reclaim_lost(self) -> None:
         """Take back what finalizers found."""
         while self.lost:
             try:
-                entry = self.lost.popleft()
+                record = self.lost.popleft()
             except IndexError:
                 return
-            self.cache(entry)
+            self.take_back(record)
 
     # -- the life of the pool ------------------------------------------------------------------------------------
 
-    @property
-    def kept(self) -> bool:
-        """It has a keeper."""
-        return self._keeper is not None
-
     def start(self) -> None:
-        """Start the keeper. Idempotent."""
-        with self._lock:
-            if self._keeper is None and not self.closed:
-                self._keeper = Keeper(self)
-                self._keeper.start()
+        """Start the housekeeper. Idempotent."""
+        if self.calls.watched:
+            return
+        with self._starting:
+            if self.housekeeper is None and not self.inventory.closed:
+                self.housekeeper = Housekeeper(self)
+                self.housekeeper.start()
+                self.calls.watched = True
 
     def close(self) -> None:
         """Close what is idle, refuse what is asked for, close the rest when it comes back. Idempotent."""
-        with self._lock:
-            self.closed = True
-            idle, self._idle_cache = self._idle_cache, []
-            self._connections += len(idle)
-            keeper, self._keeper = self._keeper, None
-        self.send_all_away(lambda: PoolClosed("the pool is closed: the process is ending"))
-        if keeper is not None:
-            keeper.stop()
+        idle = self.inventory.close()
+        with self._starting:
+            housekeeper, self.housekeeper = self.housekeeper, None
+            self.calls.watched = False
+        self.inventory.send_all_away()
+        if housekeeper is not None:
+            housekeeper.stop()
             self.publish_figures()
-        for entry in idle:
-            self.discard(entry)
-        self.adopt()
-
-    def __del__(self) -> None:
-        """What is idle closes itself when it is finalized; the keeper notices that the pool is gone."""
-
-    def _wake(self) -> None:
-        if self._keeper is not None:
-            self._keeper.wake()
-
-    def tell(self, event: str, *, level: str = "WARNING", **fields: Any) -> None:
-        """The one shape of the pool's log lines."""
-        stats = self.stats()
-        logs.error(event, level=level, database=self.driver.describe(), total=stats["pool_size"],
-                   active=stats["pool_in_use"], idle=stats["pool_available"], waiting=stats["requests_waiting"],
-                   **fields)
+        for record in idle:
+            self.connector.discard(record)
+        self.reclaim_lost()
 
     def publish_figures(self) -> None:
         """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
         row = scoreboard.my_row()
         self.counters.publish(row, self.stats())
-        publish_gauges(row, [(pool.stats(), pool.full_since) for pool in list(_pools) if pool.kept])
+        publish_gauges(row, [(pool.stats(), pool.leaks.full_since) for pool in list(_pools) if pool.calls.watched])
 
-    def stats(self) -> dict[str, int | float | str]:
+    def stats(self) -> Stats:
         """Figures under psycopg_pool's names; times in milliseconds."""
-        requests = self._requests
+        inventory = self.inventory
+        requests, idle = inventory.requests, len(inventory.idle)
         counters = {name: int(number) for name, number in self.counters.items()}
-        counters.update(requests_num=requests, usage_ms=int(self._usage * 1000))
-        idle = len(self._idle_cache)
-        return {"pool_max": self._maxconnections, "pool_size": self._connections + idle, "pool_available": idle,
-                "pool_in_use": self._in_use(), "requests_waiting": len(self.waiters), **counters,
-                "breaker_state": self.breaker.state,
+        counters.update(requests_num=requests, usage_ms=int(inventory.usage * 1000))
+        return {"pool_max": inventory.size, "pool_size": inventory.taken + idle, "pool_available": idle,
+                "pool_in_use": inventory.in_use, "requests_waiting": len(inventory.waiters), **counters,
+                "breaker_state": self.availability.breaker.state,
                 "success_rate": 1.0 - counters["requests_errors"] / requests if requests else 1.0}
 
-    def _after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked child: begin empty, with new locks, and never speak on the parent's sockets."""
-        self._lock = threading.Lock()
-        for entry in list(self.entries):
-            entry.state, entry.cut, entry.broken = REMOVED, "it belongs to the parent process", True
-            entry.silence()
-            _inherited.append(entry)
-        self.entries, self.waiters, self.lost = set(), Queue(), collections.deque()
-        self.inside.clear()
-        self.full_since = 0.0
-        self.bulkhead.silent = False
-        self._idle_cache = []
-        self._connections = self.connecting = 0
-        self.breaker, self.counters, self._keeper = Breaker(), Counters(), None
-        self.killer = Killer(self)
-        self._requests, self._usage = 0, 0.0
+        for record in list(self.inventory.records):
+            record.state, record.cut, record.broken = REMOVED, "it belongs to the parent process", True
+            record.silence()
+            _inherited.append(record)
+        self._wire()
 
 
-def _after_fork() -> None:
+def reset_after_fork() -> None:
+    """In a forked child: no pool has anything of its parent's."""
     for pool in list(_pools):
-        pool._after_fork()
+        pool.reset_after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=reset_after_fork)

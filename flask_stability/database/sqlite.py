@@ -127,7 +127,7 @@ class SQLiteDriver:
         return 0.0
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """The keeper ends its statements."""
+        """The housekeeper ends its statements."""
 
     def kill(self, identity: Identity) -> bool:
         return False

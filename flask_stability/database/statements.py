@@ -31,23 +31,32 @@ _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?
                              r"|pragma|load\s+data|(?:create|drop)\s+temporary)\b"
                              r"|set\s+(?!(?:statement|password|default)\b)(?!.*\bautocommit\b))",
                      re.IGNORECASE | re.DOTALL)
-_known: dict[object, int] = {}
+
+
+class _Known(dict[object, int]):
+    """Effects by statement, found out at the first use; a dict's look-up costs a fraction of a function's call."""
+
+    def __missing__(self, sql: object) -> int:
+        if not isinstance(sql, str):
+            return SESSION
+        if len(self) >= 2000:
+            self.clear()
+        effect = _effect(sql)
+        if len(sql) < 2000:
+            self[sql] = effect
+        return effect
+
+
+#: CLEAN, TRANSACTION or SESSION by statement, for what can be hashed; see `effect_of`.
+known = _Known()
 
 
 def effect_of(sql: object) -> int:
     """CLEAN, TRANSACTION or SESSION; what is not understood counts as SESSION."""
     try:
-        return _known[sql]
-    except (KeyError, TypeError):
-        pass
-    if not isinstance(sql, str):
+        return known[sql]
+    except TypeError:
         return SESSION
-    if len(_known) >= 2000:
-        _known.clear()
-    effect = _effect(sql)
-    if len(sql) < 2000:
-        _known[sql] = effect
-    return effect
 
 
 def _effect(sql: str) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .. import logs, scoreboard
 from ..config import Settings
-from ..readers import SHORTEST_TOKEN
+from ..config_types import SHORTEST_TOKEN
 from . import sessions
 
 if TYPE_CHECKING:

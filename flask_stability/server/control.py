@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .. import scoreboard_file
 from ..exceptions import StabilityError
+from ..scoreboard import file as scoreboard_file
 
 MOST = 8192  #: bytes of an order, and of an answer
 PATIENCE = 5.0  #: seconds for a client to say what it wants

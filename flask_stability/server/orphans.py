@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 
-from .. import logs, processes, scoreboard, scoreboard_file
+from .. import logs, processes, scoreboard
 from ..processes import Process
 from ..scoreboard import Scoreboard, board_files
+from ..scoreboard import file as scoreboard_file
 
 SILENT = 3.0  #: seconds without a sign of life after which an orphan will not let go by itself
 PATIENCE = 5.0  #: seconds that a start waits for orphans at the most

@@ -16,7 +16,7 @@ from .. import logs
 from ..config import Settings
 from ..errors.report import request_fields
 from ..request import RequestRecord, inflight, min_rate
-from ..upload import Meter, Upload
+from ..wsgi.upload import Meter, Upload
 from .gunicorn.connections import Connections, Served
 
 PATIENCE = 5.0  #: seconds that a client may keep a thread when there is none for others, and no more are to be had

@@ -8,10 +8,11 @@ import sys
 import time
 from typing import Any
 
-from .. import extension, logs, middleware, request, scoreboard
+from .. import extension, logs, request, scoreboard
 from ..errors import hooks as process_hooks
-from ..middleware import outermost
 from ..request import in_flight
+from ..wsgi import middleware
+from ..wsgi.middleware import outermost
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn.compat import is_a

@@ -95,9 +95,9 @@ class AnswerStore:
         if old != -1:
             os.close(old)
 
-    def close(self) -> None:
-        """No method is to be called any more."""
-        os.close(self._folder)
+    def __del__(self) -> None:
+        if self._folder != -1:
+            os.close(self._folder)
 
     def _create(self, name: str, flags: int) -> int:
         try:
@@ -191,7 +191,7 @@ class AnswerStore:
 
     def _check_disk(self, size: int) -> None:
         """The service's logs and its database need the disk more."""
-        found = os.statvfs(self._folder_to_list())
+        found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
         if free - size < min(_LEFT_FREE, found.f_blocks * found.f_frsize // 10):
             raise OSError(errno.ENOSPC, "less than a tenth of the file system is free", self.path)

@@ -38,11 +38,11 @@ from .. import logs
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..middleware import MARK, StabilityMiddleware
 from ..request import current, remaining
 from ..scoreboard import default_run_dir
 from ..takeover import SOCKET
 from .answer_store import Answer, AnswerStore, KeyLock
+from .middleware import MARK, StabilityMiddleware
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from flask_stability.database import connection, keeper, pool
+from flask_stability.database import availability, guarded_calls
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ping or a rollback that a busy machine holds up is not cut off; whoever tests the cut says how soon."""
-    for module in (pool, connection):
-        monkeypatch.setattr(module, "PATIENCE", 30.0)
+    monkeypatch.setattr(guarded_calls, "PATIENCE", 30.0)
 
 
 @pytest.fixture
 def patient_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that a busy machine holds up is not taken for one that does not answer."""
-    monkeypatch.setattr(keeper, "PROBE_TIMEOUT", 30.0)
-    monkeypatch.setattr(keeper, "GRACE", 30.0)
+    monkeypatch.setattr(availability, "PROBE_TIMEOUT", 30.0)
+    monkeypatch.setattr(availability, "GRACE", 30.0)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flask_stability.cli import stability
 from flask_stability.config import Settings
-from flask_stability.database.check_db import check_db, status_of
+from flask_stability.operate.check_db import check_db, status_of
+from flask_stability.operate.cli import stability
 from support import ROOT, free_port
 from support_db import MariaDB
 

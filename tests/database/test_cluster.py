@@ -11,7 +11,7 @@ import pytest
 
 from flask_stability.config import Settings
 from flask_stability.database.pool import Pool
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.dberrors import ErrorClass, means_unavailable
 from flask_stability.exceptions import DatabaseUnavailable
 from support import free_port, wait_until
@@ -44,7 +44,7 @@ def test_a_node_that_does_not_serve_is_left_and_taken_again(node: MariaDB) -> No
         held = [pool.connection() for _ in range(3)]
         for connection in held:
             connection.close()
-        old = set(pool.entries)
+        old = set(pool.inventory.records)
         node.admin("SET GLOBAL wsrep_reject_queries=ALL")
         with pool.connection() as connection:
             connection.execute("SELECT 1")
@@ -54,9 +54,9 @@ def test_a_node_that_does_not_serve_is_left_and_taken_again(node: MariaDB) -> No
         assert means_unavailable(caught.value)
         with pytest.raises(DatabaseUnavailable, match="1047"):
             pool.connection()
-        assert not old & pool.entries
+        assert not old & pool.inventory.records
         node.admin("SET GLOBAL wsrep_reject_queries=NONE")
-        wait_until(lambda: pool.breaker.state == "closed", message="the node is found to serve again")
+        wait_until(lambda: pool.availability.breaker.state == "closed", message="the node is found to serve again")
         with pool.connection() as connection:
             connection.execute("INSERT INTO t VALUES (1)")
     assert node.admin("SELECT a FROM app.t") == [(1,)]

@@ -88,7 +88,7 @@ def test_a_function_gives_passwords_that_expire(mariadb: MariaDB, rotate: Callab
         use(pool)
         use(pool)
         words.clear()
-        for entry in list(pool.entries):
+        for entry in list(pool.inventory.records):
             entry.expires = 0.0
         use(pool)
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_stability.config import Settings
+from flask_stability.config_types import database_url
 from flask_stability.dburl import DatabaseURL
 from flask_stability.exceptions import ConfigError
-from flask_stability.readers import database_url
 
 _LETTERS = "aZ0-._~!$&'()*+,;= /:@?#%：／＠\\\"<>é密"
 

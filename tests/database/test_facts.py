@@ -13,7 +13,7 @@ import MySQLdb
 import pytest
 from dbutils.pooled_db import PooledDB
 
-from flask_stability.database import keeper
+from flask_stability.database import housekeeper
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import DatabaseUnavailable, PoolTimeout
 from support import wait_until
@@ -314,7 +314,7 @@ def test_a_dead_connection_is_never_handed_out(plain: Any, make_pool: MakePool, 
     pool.connection().close()
     ours.connection().close()
     proxy.refuse()
-    wait_until(lambda: all(entry.hung_up() for entry in ours.entries), message="the end of the links has arrived")
+    wait_until(lambda: all(record.hung_up() for record in ours.inventory.records), message="the links' ends arrived")
 
     dead = pool.connection()
     assert outcome(execute, dead, "SELECT 1") in ("2006", "2013")
@@ -330,7 +330,7 @@ def test_a_forked_child_does_not_answer_its_parent(plain: Any, make_pool: MakePo
     """A child that uses the inherited pool: DBUtils' parent receives the child's answer; the pool's its own."""
     def parent_receives(pool: Any, raw_of: Callable[[Any], Any]) -> str:
         pool.connection().close()
-        raw = raw_of(pool._idle_cache[0])
+        raw = raw_of(pool)
         child = os.fork()
         if child == 0:
             try:
@@ -340,21 +340,21 @@ def test_a_forked_child_does_not_answer_its_parent(plain: Any, make_pool: MakePo
         os.waitpid(child, 0)
         return str(execute(pool.connection(), "SELECT 'parent'")[0][0])
 
-    assert parent_receives(plain(reset=False), lambda steady: steady.dbapi_connection) == "child"
-    assert parent_receives(make_pool(), lambda entry: entry.raw) == "parent"
+    assert parent_receives(plain(reset=False), lambda pool: pool._idle_cache[0].dbapi_connection) == "child"
+    assert parent_receives(make_pool(), lambda pool: pool.inventory.idle[0].raw) == "parent"
 
 
 def test_two_threads_may_close_one_connection(plain: Any, make_pool: MakePool) -> None:
     """Two threads close one proxy: DBUtils has the connection twice and counts −1; the pool has it once."""
-    def close_twice(pool: Any) -> tuple[int, int]:
-        entered, go, original = [], threading.Event(), pool.cache
+    def close_twice(pool: Any, taking_back: str) -> None:
+        entered, go, original = [], threading.Event(), getattr(pool, taking_back)
 
         def slow_cache(connection: Any) -> None:
             entered.append(connection)
             go.wait(20)
             original(connection)
 
-        pool.cache = slow_cache
+        setattr(pool, taking_back, slow_cache)
         connection = pool.connection()
         first = threading.Thread(target=connection.close)
         first.start()
@@ -365,10 +365,12 @@ def test_two_threads_may_close_one_connection(plain: Any, make_pool: MakePool) -
         go.set()
         first.join(20)
         second.join(20)
-        return len(pool._idle_cache), pool._connections
 
-    assert close_twice(plain()) == (2, -1)
-    assert close_twice(make_pool()) == (1, 0)
+    theirs, ours = plain(), make_pool()
+    close_twice(theirs, "cache")
+    assert (len(theirs._idle_cache), theirs._connections) == (2, -1)
+    close_twice(ours, "take_back")
+    assert (ours.stats()["pool_available"], ours.stats()["pool_in_use"]) == (1, 0)
 
 
 def test_an_old_cursor_cannot_commit_the_next_borrowers_work(plain: Any, make_pool: MakePool, table: Any) -> None:
@@ -445,7 +447,7 @@ def test_a_burst_does_not_keep_connections_for_ever(plain: Any, make_pool: MakeP
     assert len(mariadb.sessions()) == 20
     pool.close()
 
-    monkeypatch.setattr(keeper, "MAINTENANCE_INTERVAL", 0.1)
+    monkeypatch.setattr(housekeeper, "MAINTENANCE_INTERVAL", 0.1)
     ours = make_pool(db_max_idle=20, db_idle_timeout=0.5)
     assert len(burst(ours)) == 1
     ours.start()

@@ -16,7 +16,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
 from flask_stability.database import Pool
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import StabilityError
 from support import wait_until
 from support_db import MariaDB
@@ -142,7 +142,7 @@ def test_a_second_thread_on_a_connection_that_is_in_a_call_is_refused(rows: Pool
     with rows.connection() as connection:
         first = threading.Thread(target=sleeps, daemon=True)
         first.start()
-        wait_until(lambda: connection._live.inside, message="the call")
+        wait_until(lambda: connection.record.inside, message="the call")
         with pytest.raises(rows.driver.dbapi.ProgrammingError, match="one for each"):
             connection.execute("SELECT 1")
         mariadb.kill_sessions()
@@ -151,14 +151,14 @@ def test_a_second_thread_on_a_connection_that_is_in_a_call_is_refused(rows: Pool
 
 
 _PATCHED_LATE = """
-import flask_stability.database.waiting, flask_stability.middleware
+import flask_stability.database.waiters, flask_stability.wsgi.middleware
 from flask_stability import StabilityExt
 from gevent import monkey
 monkey.patch_all()
 import gevent, threading
 from flask import Flask
 from flask_stability import request
-from flask_stability.database.waiting import Waiter
+from flask_stability.database.waiters import Waiter
 
 app = Flask("late")
 stability = StabilityExt(app)
@@ -169,7 +169,7 @@ def view(number):
     gevent.sleep(0.01)
     assert request.current() is first, "the record of another greenlet"
     assert first.path == f"/{number}", first.path
-    assert Waiter(0.0).thread_id == threading.get_ident() == first.thread_id
+    assert Waiter(0.0, 1.0).thread_id == threading.get_ident() == first.thread_id
     return str(number)
 
 def get(number):

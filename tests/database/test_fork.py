@@ -64,7 +64,7 @@ def test_a_child_cannot_use_the_parents_connection(make_pool: MakePool) -> None:
     connection = pool.connection()
 
     assert in_child(lambda: connection.execute("SELECT 1")) == "InterfaceError"
-    assert in_child(lambda: (connection.close(), pool.stats()["pool_available"], pool._connections)[1:]) == "(0, 0)"
+    assert in_child(lambda: (connection.close(), pool.stats()["pool_available"], pool.inventory.taken)[1:]) == "(0, 0)"
     assert connection.execute("SELECT 1").fetchall() == ((1,),)
     connection.close()
 
@@ -78,8 +78,8 @@ def test_a_connection_in_the_middle_of_a_call_is_silenced_too(make_pool: MakePoo
     thread = threading.Thread(
         target=lambda: answers.append(pool.connection().execute("SELECT GET_LOCK('gate', 60)").fetchall()))
     thread.start()
-    wait_until(lambda: any(entry.inside for entry in pool.entries))
-    raw = next(iter(pool.entries)).raw
+    wait_until(lambda: any(entry.inside for entry in pool.inventory.records))
+    raw = next(iter(pool.inventory.records)).raw
 
     def speak() -> str:
         try:
@@ -100,7 +100,7 @@ def test_a_lock_held_at_the_fork_does_not_hang_the_child(make_pool: MakePool, lo
     """Another thread holds the pool's or the counters' lock at the moment of the fork."""
     pool = make_pool()
     pool.connection().close()
-    held = pool._lock if lock == "pool" else pool.counters._lock
+    held = pool.inventory.lock if lock == "pool" else pool.counters._lock
     with held:
         assert in_child(lambda: connection_id(pool.connection()) > 0) == "True"
 
@@ -108,8 +108,8 @@ def test_a_lock_held_at_the_fork_does_not_hang_the_child(make_pool: MakePool, lo
 def test_a_child_of_an_outage_asks_for_itself(make_pool: MakePool, mariadb: MariaDB) -> None:
     """An open breaker is the parent's experience."""
     pool = make_pool()
-    pool.breaker.trip("somebody said so", 1e12)
-    pool._asked = 1e12
+    pool.availability.breaker.trip("somebody said so", 1e12)
+    pool.availability.breaker.opened = 1e12  # nobody asks again before that
     with pytest.raises(DatabaseUnavailable):
         pool.connection()
     assert in_child(lambda: connection_id(pool.connection()) > 0) == "True"
@@ -121,8 +121,8 @@ def test_the_keeper_belongs_to_one_process(make_pool: MakePool) -> None:
     pool.start()
 
     def start() -> list[bool]:
-        before = pool._keeper is None
+        before = pool.housekeeper is None
         pool.start()
-        return [before, any(thread.name == "stability-keeper" for thread in threading.enumerate())]
+        return [before, any(thread.name == "stability-housekeeper" for thread in threading.enumerate())]
 
     assert in_child(start) == "[True, True]"

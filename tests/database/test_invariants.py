@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flask_stability.config import Settings
 from flask_stability.database import Pool, PooledConnection
-from flask_stability.database.entry import Entry
+from flask_stability.database.record import ConnectionRecord
 from flask_stability.exceptions import DatabaseUnavailable, StabilityError
 from support import wait_until
 from support_db import FaultProxy, MariaDB, serving
@@ -66,7 +66,7 @@ class Crowd:
         self.pool.start()
         self.asked = self.refused = 0
         self.wrong: list[str] = []
-        self._users: dict[Entry, int] = {}
+        self._users: dict[ConnectionRecord, int] = {}
         self._lock, self._outage = threading.Lock(), threading.Lock()
 
     def work(self, schedule: list[Step]) -> None:
@@ -99,7 +99,7 @@ class Crowd:
 
     def _step(self, step: Step) -> None:
         connection = self._take(step.patience)
-        entry = connection._live
+        entry = connection.record
         with self._lock:
             if entry in self._users:
                 self.wrong.append("one connection in two hands")
@@ -146,9 +146,9 @@ class Crowd:
 
     def _look(self) -> None:
         pool = self.pool
-        with pool._lock:
-            idle, counted, known = len(pool._idle_cache), pool._connections, len(pool.entries)
-            connecting = pool.connecting
+        with pool.inventory.lock:
+            idle, counted, known = len(pool.inventory.idle), pool.inventory.taken, len(pool.inventory.records)
+            connecting = pool.inventory.opening
         if not 0 <= connecting <= counted or counted + idle > SIZE or known > SIZE or idle > IDLE:
             self.wrong.append(f"{counted} in use, {connecting} connecting, {idle} idle, {known} known")
 
@@ -156,16 +156,17 @@ class Crowd:
         """Once all is quiet and healed: nothing is missing, the pool works, the books are right, and it can end."""
         self.proxy.heal()
         pool = self.pool
-        wait_until(lambda: not pool.lost and pool._connections == 0 and not pool.connecting, message="all came back")
+        books = pool.inventory
+        wait_until(lambda: not pool.lost and not books.taken and not books.opening, message="all came back")
         wait_until(self._works, message="a healed database is used again")
         wait_until(self._settled, message="the books are right")
-        open_now, stats = len(pool._idle_cache), pool.stats()
+        open_now, stats = len(pool.inventory.idle), pool.stats()
         assert not self.wrong, self.wrong
         assert (stats["requests_num"], stats["requests_errors"]) == (self.asked, self.refused)
-        assert stats["requests_waiting"] == len(pool.waiters) == len(pool.inside) == 0
+        assert stats["requests_waiting"] == len(pool.inventory.waiters) == len(pool.bulkhead.inside) == 0
         assert stats["connections_num"] >= stats["connections_errors"] + open_now
         pool.close()
-        wait_until(lambda: (pool.stats()["pool_size"], len(pool.entries), pool._connections) == (0, 0, 0),
+        wait_until(lambda: (pool.stats()["pool_size"], len(pool.inventory.records), pool.inventory.taken) == (0, 0, 0),
                    message="what the keeper was at came back to a closed pool")
         wait_until(lambda: not self.database.sessions(), message="the server has no connection left")
         with pytest.raises(StabilityError):
@@ -173,9 +174,9 @@ class Crowd:
 
     def _settled(self) -> bool:
         """Nothing is in use and nothing is counted twice; the keeper goes on replacing what has expired."""
-        pool = self.pool
-        with pool._lock:
-            return not pool._connections and not pool.connecting and len(pool._idle_cache) == len(pool.entries) <= IDLE
+        books = self.pool.inventory
+        with books.lock:
+            return not books.taken and not books.opening and len(books.idle) == len(books.records) <= IDLE
 
     def _works(self) -> bool:
         try:

@@ -10,10 +10,10 @@ import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database import identity, keeper
+from flask_stability.database import guarded_calls, identity
 from flask_stability.database.mysql import MySQLDriver
 from flask_stability.database.pool import Pool
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import DatabaseUnavailable, DeadlineExceeded
 from support import wait_until
 from support_db import FaultProxy, MariaDB, serving
@@ -43,8 +43,8 @@ def test_what_is_cut_off_ends_on_the_server(make_pool: MakePool, settled: MariaD
     with serving(timeout=2.0), pool.connection() as connection, pytest.raises(DeadlineExceeded):
         connection.execute(ENDLESS)
     wait_until(lambda: not working(settled, "BENCHMARK"), message="the server has ended it")
-    wait_until(lambda: pool.killer.ended == 1)
-    assert len(pool.entries) == 0
+    wait_until(lambda: pool.calls.killer.ended == 1)
+    assert len(pool.inventory.records) == 0
 
 
 def test_what_the_server_does_not_limit_is_ended(make_pool: MakePool, settled: MariaDB) -> None:
@@ -68,7 +68,7 @@ def test_what_the_server_does_not_limit_is_ended(make_pool: MakePool, settled: M
 def test_many_statements_of_one_call_have_their_time_each(make_pool: MakePool, mariadb: MariaDB,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """executemany sends them one after the other."""
-    monkeypatch.setattr(keeper, "LATE", 0.0)
+    monkeypatch.setattr(guarded_calls, "LATE", 0.0)
     pool = make_pool(db_query_timeout=2)
     pool.start()
     with pool.connection() as connection:
@@ -230,7 +230,7 @@ def test_where_no_connection_with_more_time_can_be_had_the_slot_is_free_again(ma
 def test_a_slow_commit_is_not_cut_off_as_a_statement(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be taken back, and what it stored would be unknown."""
-    monkeypatch.setattr(keeper, "LATE", 0.0)
+    monkeypatch.setattr(guarded_calls, "LATE", 0.0)
     mariadb.admin("CREATE TABLE app.t (a INT)")
     pool = make_pool(db_url=proxy.url_for(mariadb), db_query_timeout=1)
     pool.start()

@@ -15,12 +15,12 @@ from typing import Any
 import MySQLdb
 import MySQLdb.cursors
 import pytest
-from dbutils.pooled_db import PooledDB
+from dbutils import steady_db
 from dbutils.steady_db import SteadyDBConnection
 
 from flask_stability import scoreboard
+from flask_stability.database import guarded_calls, inventory, waiters
 from flask_stability.database.bulkhead import threads_from
-from flask_stability.database.calls import call
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
 from support import wait_until
@@ -59,26 +59,18 @@ def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 
 def test_what_is_used_of_dbutils_is_there() -> None:
-    """The attributes of DBUtils that the pool relies on, public or not, exist and mean what they meant."""
-    plain = PooledDB(MySQLdb, maxconnections=3, blocking=True)
-    assert plain._idle_cache == []
-    assert plain._connections == 0
-    assert plain._maxconnections == 3
-    assert isinstance(plain._lock, threading.Condition)
+    """What the pool relies on in DBUtils exists and means what it meant."""
     assert isinstance(SteadyDBConnection.dbapi_connection, property)
-    for name in ("connection", "dedicated_connection", "cache", "close", "__del__"):
-        assert name in vars(Pool)
-        assert name in vars(PooledDB)
-    assert list(inspect.signature(PooledDB.steady_connection).parameters) == ["self"]
+    assert {"creator", "failures", "ping", "kwargs"} <= set(inspect.signature(steady_db.connect).parameters)
 
 
 def test_nothing_is_opened_before_it_is_asked_for(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
     """A pool, started or not, does not touch the database."""
     pool = make_pool(db_url=proxy.url_for(mariadb))
     pool.start()
-    watch = pool._keeper
+    watch = pool.housekeeper
     assert watch is not None
-    wait_until(lambda: watch._published, message="the keeper has looked once")
+    wait_until(lambda: watch.looked, message="the keeper has looked once")
     assert proxy.connections == 0
 
 
@@ -156,7 +148,7 @@ def test_who_waits_longest_is_served_first(make_pool: MakePool) -> None:
     for name in range(5):
         threads.append(threading.Thread(target=wait, args=(name,)))
         threads[-1].start()
-        wait_until(lambda: len(pool.waiters) == len(threads), interval=0.001)
+        wait_until(lambda: len(pool.inventory.waiters) == len(threads), interval=0.001)
     held.close()
     for thread in threads:
         thread.join(20)
@@ -181,7 +173,7 @@ def test_an_error_of_the_pool_leaves_no_trace(make_pool: MakePool) -> None:
         with pytest.raises(PoolTimeout):
             pool.connection(timeout=0.0)
     held.close()
-    assert not pool.waiters
+    assert not pool.inventory.waiters
     with pool.connection(timeout=30):
         assert pool.stats()["pool_in_use"] == 1
     assert pool.stats()["requests_errors"] == 20
@@ -191,13 +183,14 @@ def test_what_is_handed_over_too_late_goes_to_the_next(make_pool: MakePool) -> N
     """A connection that reaches a waiter in the moment in which he gives up is not lost."""
     pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
     held = pool.connection()
-    with pool._lock:
-        waiter = pool.waiters.join(time.monotonic(), first=False)
+    _, waiter, _ = pool.inventory.take_or_join(None, 0.0, time.monotonic() + 60, lambda: None)
     held.close()
-    assert waiter.entry is not None
+    assert waiter.record is not None
     thread, results = in_thread(lambda: connection_id(pool.connection()))
-    wait_until(lambda: pool.waiters)
-    pool._withdraw(waiter)
+    wait_until(lambda: pool.inventory.waiters)
+    late = pool.inventory.leave(waiter)
+    assert late is not None
+    pool.connector.publish(late)
     thread.join(20)
     assert isinstance(results[0], int)
 
@@ -209,7 +202,7 @@ def test_a_killed_connection_is_noticed_without_a_round_trip(make_pool: MakePool
     for connection in held:
         connection.close()
     assert mariadb.kill_sessions() == 20
-    wait_until(lambda: all(entry.hung_up() for entry in pool.entries), message="the end of the links has arrived")
+    wait_until(lambda: all(record.hung_up() for record in pool.inventory.records), message="the links' ends arrived")
     for _ in range(20):
         with pool.connection() as connection:
             connection.execute("SELECT 1")
@@ -242,7 +235,7 @@ def test_lifetime(make_pool: MakePool) -> None:
     pool = make_pool(db_max_lifetime=0.2)
     with pool.connection() as connection:
         first = connection_id(connection)
-    wait_until(lambda: all(entry.expires < time.monotonic() for entry in pool.entries))
+    wait_until(lambda: all(entry.expires < time.monotonic() for entry in pool.inventory.records))
     with pool.connection() as connection:
         assert connection_id(connection) != first
     assert pool.stats()["connections_lost"] == 0
@@ -314,7 +307,7 @@ def test_rows_that_nobody_reads_stop_nobody(make_pool: MakePool, mariadb: MariaD
         connection.close()
     else:
         del cursor, connection
-        pool.adopt()
+        pool.reclaim_lost()
     wait_until(lambda: pool.stats()["pool_size"] == 0)  # the keeper may have been the one that adopted it
     assert pool.stats()["returns_bad"] == 1
     wait_until(lambda: number not in mariadb.sessions(), message="the server has noticed")
@@ -342,9 +335,7 @@ def test_a_stream_that_was_read_costs_no_connection(make_pool: MakePool) -> None
 def test_results_that_a_procedure_still_owes_are_waited_for_no_longer_than_they_may(
         make_pool: MakePool, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cursor left open on a procedure whose second result takes for ever: the check-in is cut off."""
-    from flask_stability.database import connection as module
-
-    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    monkeypatch.setattr(guarded_calls, "PATIENCE", 0.3)
     mariadb.admin("CREATE PROCEDURE app.owes() BEGIN SELECT 1; SELECT SLEEP(1000); END")
     try:
         for kept in (True, False):
@@ -408,7 +399,7 @@ def test_a_whole_session_can_be_cleared_each_time(make_pool: MakePool) -> None:
     pool = make_pool(db_reset_on_return="session", db_query_timeout=7.0)
     with pool.connection() as connection:
         first = connection_id(connection)
-        connection._live.raw.query("SET @behind_its_back = 1")  # the pool has seen plain statements only
+        connection.record.raw.query("SET @behind_its_back = 1")  # the pool has seen plain statements only
     with pool.connection() as connection:
         assert connection_id(connection) == first
         assert connection.execute("SELECT @behind_its_back, @@max_statement_time, @@character_set_client, @@autocommit"
@@ -420,7 +411,7 @@ def test_lifetimes_are_spread(make_pool: MakePool) -> None:
     pool = make_pool(db_max_lifetime=1000)
     held = [pool.connection() for _ in range(12)]
     opened = time.monotonic()
-    ends = [entry.expires - opened for entry in pool.entries]
+    ends = [entry.expires - opened for entry in pool.inventory.records]
     assert len({round(end, 3) for end in ends}) > 6
     assert all(975 - 30 < end <= 1000 for end in ends)
     assert max(ends) - min(ends) > 2
@@ -435,7 +426,7 @@ def test_a_refused_connect_is_tried_again_in_time(make_pool: MakePool, mariadb: 
     with pool.connection() as connection:
         connection.execute("SELECT 1")
     assert pool.stats()["connections_errors"] == 1
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
 
 
 def test_without_a_keeper_a_checkout_asks_after_an_outage(make_pool: MakePool, mariadb: MariaDB,
@@ -460,15 +451,13 @@ def test_without_a_keeper_a_checkout_asks_after_an_outage(make_pool: MakePool, m
         return True
 
     wait_until(back)
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
 
 
 def test_without_a_keeper_the_pool_s_own_calls_are_bounded(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """A ping into a black hole is given up at the checkout's deadline, a rollback at the check-in's."""
-    from flask_stability.database import pool as module
-
-    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    monkeypatch.setattr(guarded_calls, "PATIENCE", 0.3)
     pool = make_pool(db_url=proxy.url_for(mariadb), db_alive_bypass_window=0.0, db_query_timeout=1000.0)
     held = pool.connection()
     held.begin()
@@ -500,7 +489,7 @@ def test_a_finalizer_only_queues(make_pool: MakePool) -> None:
     """A proxy that is collected gives nothing back by itself, holding any lock or none: the next checkout does."""
     pool = make_pool(db_max_size=1, db_max_idle=1)
     connection = pool.connection()
-    with pool._lock, pool.counters._lock:  # a collection may happen anywhere
+    with pool.inventory.lock, pool.counters._lock:  # a collection may happen anywhere
         del connection
         gc.collect()
     assert len(pool.lost) == 1
@@ -518,8 +507,8 @@ def test_a_wrong_password_is_an_error_without_it(make_pool: MakePool, mariadb: M
     for _ in range(7):
         with pytest.raises(DatabaseUnavailable, match="1045") as caught:
             pool.connection()
-    assert pool.breaker.state == "closed"
-    pool.tell("something")
+    assert pool.availability.breaker.state == "closed"
+    pool.events.log("something")
     texts = (repr(pool), repr(pool.driver), repr(pool.settings), repr(caught.value), repr(caught.value.__cause__),
              pool.driver.describe(), str(pool.stats()), caplog.text, *capfd.readouterr())
     assert not [text for text in texts if "hunter2" in text]
@@ -545,7 +534,7 @@ def test_a_server_that_is_full_is_waited_for(make_pool: MakePool, mariadb: Maria
     with full(mariadb) as hogs:
         pool = make_pool()
         thread, results = in_thread(lambda: connection_id(pool.connection(timeout=100)))
-        wait_until(lambda: pool.last_error is not None and pool.waiters)
+        wait_until(lambda: pool.availability.last_error is not None and pool.inventory.waiters)
         with pytest.raises(PoolTimeout) as caught:
             pool.connection(timeout=0.5)
         assert caught.value.__cause__ is not None
@@ -555,7 +544,7 @@ def test_a_server_that_is_full_is_waited_for(make_pool: MakePool, mariadb: Maria
             hogs.pop().close()
         thread.join(30)
         assert isinstance(results[0], int)
-        assert pool.breaker.state == "closed"
+        assert pool.availability.breaker.state == "closed"
 
 
 def test_a_server_that_is_down_is_not_waited_for(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy) -> None:
@@ -570,7 +559,7 @@ def test_a_server_that_is_down_is_not_waited_for(make_pool: MakePool, mariadb: M
         pool.connection()
     assert pool.stats()["connections_num"] == connects
     assert pool.stats()["breaker_state"] == "open"
-    assert not pool.waiters
+    assert not pool.inventory.waiters
 
 
 def test_connects_happen_at_once_and_only_as_many_as_wanted(make_pool: MakePool, mariadb: MariaDB) -> None:
@@ -583,8 +572,8 @@ def test_connects_happen_at_once_and_only_as_many_as_wanted(make_pool: MakePool,
         for _ in range(20):
             with pool.connection() as connection:
                 connection.execute("SELECT SLEEP(0.002)")
-                with pool._lock:  # else one that is handed over in between counts twice
-                    peak.append(pool._connections + len(pool._idle_cache))
+                with pool.inventory.lock:  # else one that is handed over in between counts twice
+                    peak.append(pool.inventory.taken + len(pool.inventory.idle))
 
     threads = [in_thread(use) for _ in range(10)]
     for thread, results in threads:
@@ -606,7 +595,7 @@ def test_a_crowd_keeps_the_books(make_pool: MakePool, mariadb: MariaDB) -> None:
         while not stop.is_set():
             try:
                 connection = pool.connection(timeout=chance.choice([0.0, 0.05, 0.5]))
-                entry = connection._live
+                entry = connection.record
                 if entry in holders:
                     doubles.append(entry)
                 holders.add(entry)
@@ -635,12 +624,13 @@ def test_a_crowd_keeps_the_books(make_pool: MakePool, mariadb: MariaDB) -> None:
         thread.join(30)
 
     def settled() -> bool:
-        with pool._lock:  # the keeper goes on replacing what has expired
-            return not pool.lost and not pool._connections and len(pool.entries) == len(pool._idle_cache) <= 3
+        books = pool.inventory
+        with books.lock:  # the housekeeper goes on replacing what has expired
+            return not pool.lost and not books.taken and len(books.records) == len(books.idle) <= 3
 
     wait_until(settled, message="all connections came back")
     assert not doubles
-    assert not pool.waiters
+    assert not pool.inventory.waiters
 
 
 def test_short_waits_close_the_bulkhead_too(make_pool: MakePool, four_threads: None) -> None:
@@ -649,10 +639,10 @@ def test_short_waits_close_the_bulkhead_too(make_pool: MakePool, four_threads: N
     now = time.monotonic()
     fresh = now + 1000  # on the slowest machine
     with serving():
-        pool.inside.update({1: now - 0.3, 2: fresh, 3: fresh})
+        pool.bulkhead.inside.update({1: now - 0.3, 2: fresh, 3: fresh})
         with pytest.raises(TooManyRequests):
             pool.connection()
-        pool.inside.update({1: fresh})
+        pool.bulkhead.inside.update({1: fresh})
         pool.connection(timeout=30)
 
 
@@ -663,17 +653,17 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
     fresh = now + 1000  # on the slowest machine
     with serving():
         connection = pool.connection()
-        pool.inside.update({1: now - 2, 2: fresh, 3: fresh})
+        pool.bulkhead.inside.update({1: now - 2, 2: fresh, 3: fresh})
         with pytest.raises(TooManyRequests):
             pool.connection()
         with pytest.raises(TooManyRequests):
             connection.execute("SELECT 1")
         connection.commit()  # what was begun may end
-        pool.inside.update({1: fresh})
+        pool.bulkhead.inside.update({1: fresh})
         connection.execute("SELECT 1")
         pool.connection()
-    del pool.inside[1]
-    pool.inside.update({1: now - 2})
+    del pool.bulkhead.inside[1]
+    pool.bulkhead.inside.update({1: now - 2})
     pool.connection().close()  # no request's thread
 
 
@@ -691,7 +681,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
     try:
         with serving():
             slow = {1: now - 2, 2: now, 3: now}
-            pool.inside.update(slow)
+            pool.bulkhead.inside.update(slow)
             connection = pool.connection()
             connection.execute("SELECT 1")
             assert most == [2, 2]  # once for the connection, once for the statement
@@ -702,9 +692,9 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
             with pytest.raises(TooManyRequests):
                 connection.execute("SELECT 1")
             pool.bulkhead.silent = False
-            pool.inside.clear()
+            pool.bulkhead.inside.clear()
             pool.connection()
-            pool.inside.update(slow)
+            pool.bulkhead.inside.update(slow)
             with pytest.raises(TooManyRequests):
                 pool.connection()  # both are in use
             assert not most
@@ -717,7 +707,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
 def test_the_bulkhead_can_be_switched_off(make_pool: MakePool, four_threads: None) -> None:
     """STABILITY_DB_BULKHEAD=off."""
     pool = make_pool(db_bulkhead=False)
-    pool.inside.update({number: time.monotonic() - 5 for number in (1, 2, 3)})
+    pool.bulkhead.inside.update({number: time.monotonic() - 5 for number in (1, 2, 3)})
     with serving():
         pool.connection()
 
@@ -727,7 +717,7 @@ def test_a_closed_pool_says_so(make_pool: MakePool, mariadb: MariaDB) -> None:
     pool = make_pool(db_max_size=1, db_max_idle=1)
     held = pool.connection()
     thread, results = in_thread(pool.connection)
-    wait_until(lambda: pool.waiters)
+    wait_until(lambda: pool.inventory.waiters)
     pool.close()
     thread.join(20)
     assert isinstance(results[0], PoolClosed)
@@ -759,11 +749,11 @@ def test_an_interruption_in_mid_call_costs_the_connection(make_pool: MakePool) -
     connection = pool.connection()
 
     def interrupted() -> None:
-        connection._live.raw.query("SELECT 'unread'")
+        connection.record.raw.query("SELECT 'unread'")
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        call(pool, connection._live, interrupted)
+        pool.calls.run(connection.record, interrupted)
     connection.close()
     assert pool.stats()["pool_size"] == 0
     with pool.connection() as connection:
@@ -777,21 +767,23 @@ def test_an_interrupted_wait_loses_nothing(make_pool: MakePool, monkeypatch: pyt
     pool = make_pool(db_max_size=1, db_max_idle=1, db_timeout=60)
     held = pool.connection()
     caught: list[str] = []
-    reached, thrown, join = threading.Event(), threading.Event(), pool.waiters.join
+    reached, thrown = threading.Event(), threading.Event()
 
     class Gate:
         """A waiter's gate that tells when somebody is at it."""
 
-        def acquire(self, timeout: float) -> bool:
-            reached.set()
-            return not thrown.wait(30)
+        def acquire(self, blocking: bool = True, timeout: float = 0.0) -> bool:
+            if timeout:
+                reached.set()
+                thrown.wait(30)
+            return True
 
-    def queue(since: float, *, first: bool) -> Any:
-        waiter = join(since, first=first)
-        waiter.gate = Gate()  # type: ignore[assignment]
-        return waiter
+    class Slow(waiters.Waiter[Any]):
+        def __init__(self, since: float, deadline: float) -> None:
+            super().__init__(since, deadline)
+            self.gate = Gate()  # type: ignore[assignment]
 
-    monkeypatch.setattr(pool.waiters, "join", queue)
+    monkeypatch.setattr(inventory, "Waiter", Slow)
 
     def wait() -> None:
         try:
@@ -802,12 +794,12 @@ def test_an_interrupted_wait_loses_nothing(make_pool: MakePool, monkeypatch: pyt
     thread = threading.Thread(target=wait)
     thread.start()
     assert reached.wait(30)
-    assert len(pool.waiters) == 1
+    assert len(pool.inventory.waiters) == 1
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
     thrown.set()
     thread.join(20)
     assert caught == ["KeyboardInterrupt"]
-    assert not pool.waiters
+    assert not pool.inventory.waiters
     held.close()
     assert pool.stats()["pool_available"] == 1
     pool.connection().close()

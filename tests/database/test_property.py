@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flask_stability.config import Settings
 from flask_stability.database import Pool, PooledConnection
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import CommitUnknown, DatabaseUnavailable
 from support_db import FaultProxy, MariaDB
 

@@ -15,7 +15,7 @@ import pytest
 
 from flask_stability.config import Settings
 from flask_stability.database import Pool, PooledConnection
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import StabilityError
 from support import wait_until
 
@@ -23,7 +23,7 @@ _CHILD = '''
 import random, sys
 from flask_stability.config import Settings
 from flask_stability.database import Pool
-from flask_stability.database.retry import Transactions
+from flask_stability.database.transaction import Transactions
 
 path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 pool = Pool(Settings(db_url=f"sqlite:///{path}"))

@@ -12,11 +12,11 @@ import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database.check_db import check_db
 from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
 from flask_stability.dberrors import ErrorClass
 from flask_stability.exceptions import DatabaseUnavailable
+from flask_stability.operate.check_db import check_db
 from support_db import MariaDB
 
 pytestmark = pytest.mark.long
@@ -100,7 +100,7 @@ def test_a_server_that_cannot_prove_who_it_is_gets_no_password(server: MariaDB, 
         with pytest.raises(DatabaseUnavailable, match="certificate or TLS settings") as caught:
             pool.connection()
         assert pool.driver.classify(caught.value.__cause__ or caught.value) is ErrorClass.REFUSED
-    assert pool.breaker.state == "closed"
+    assert pool.availability.breaker.state == "closed"
     pool.close()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flask_stability import logs
 from flask_stability.config import Settings
-from flask_stability.middleware import StabilityMiddleware
+from flask_stability.wsgi.middleware import StabilityMiddleware
 from wsgi_client import call
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(),

@@ -23,7 +23,7 @@ from flask_stability.exceptions import (
     PoolTimeout,
     TooManyRequests,
 )
-from flask_stability.middleware import StabilityMiddleware
+from flask_stability.wsgi.middleware import StabilityMiddleware
 
 JSON = {"HTTP_ACCEPT": "application/json"}
 Serve = Callable[..., Any]

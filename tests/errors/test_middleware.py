@@ -16,12 +16,12 @@ from wsgiref.validate import validator
 import pytest
 from flask import Flask, Response, stream_with_context
 
-from flask_stability import middleware as module
 from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
-from flask_stability.middleware import MARK, StabilityMiddleware
 from flask_stability.request import RequestRecord, current, in_flight, inflight, remaining
+from flask_stability.wsgi import middleware as module
+from flask_stability.wsgi.middleware import MARK, StabilityMiddleware
 
 SETTINGS = Settings()
 PLAIN = [("Content-Type", "text/plain")]

@@ -11,7 +11,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from flask_stability import StabilityExt, scoreboard
 from flask_stability.request import current, in_flight
-from flask_stability.wsgi_rules import InvalidResponse, check_head, known_heads
+from flask_stability.wsgi.validation import InvalidResponse, check_head, known_heads
 
 Serve = Callable[..., Any]
 Records = Callable[[], list[dict[str, Any]]]

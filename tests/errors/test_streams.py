@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from flask import Flask, Response, send_file, stream_with_context
 
-from flask_stability import exchange, middleware, scoreboard
+from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.health import metrics
-from flask_stability.middleware import StabilityMiddleware
 from flask_stability.scoreboard import W_STREAM_MS, W_STREAMS, Row
+from flask_stability.wsgi import exchange, middleware
+from flask_stability.wsgi.middleware import StabilityMiddleware
 from wsgi_client import call, environ
 
 
@@ -35,8 +36,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(exchange, "_now", clock)
     monkeypatch.setattr(middleware, "_now", clock)
-    monkeypatch.setattr(scoreboard, "_board", None)
-    monkeypatch.setattr(scoreboard, "_row", None)
+    monkeypatch.setattr(scoreboard.board, "_board", None)
+    monkeypatch.setattr(scoreboard.board, "_row", None)
     return clock
 
 

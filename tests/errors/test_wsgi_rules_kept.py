@@ -13,11 +13,12 @@ from wsgiref.validate import validator
 import pytest
 from flask import Flask, Response, redirect, send_file
 
-from flask_stability import exchange, scoreboard
+from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
-from flask_stability.middleware import StabilityMiddleware
 from flask_stability.request import RequestRecord, current, remaining
+from flask_stability.wsgi import exchange
+from flask_stability.wsgi.middleware import StabilityMiddleware
 
 SETTINGS = replace(Settings(), request_id_trust=True)
 PLAIN = [("Content-Type", "text/plain")]

@@ -29,8 +29,8 @@ from support_db import FaultProxy, MariaDB, full
 @pytest.fixture(autouse=True)
 def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A scoreboard of the test's own."""
-    monkeypatch.setattr(scoreboard, "_board", None)
-    monkeypatch.setattr(scoreboard, "_row", None)
+    monkeypatch.setattr(scoreboard.board, "_board", None)
+    monkeypatch.setattr(scoreboard.board, "_row", None)
     yield
     stop_process()
 

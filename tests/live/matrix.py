@@ -109,10 +109,10 @@ CASES = [
     # 14 to 16: outside of Flask
     Case("14", "/outside/value", records=one("ValueError")),
     *(Case("15", f"/garbage/{name}", records=one(kind))
-      for name, kind in (("none", "TypeError"), *((name, "flask_stability.wsgi_rules.InvalidResponse")
+      for name, kind in (("none", "TypeError"), *((name, "flask_stability.wsgi.validation.InvalidResponse")
                                                   for name in ("status", "header", "twice")))),
-    Case("16", "/garbage/str", records=one("flask_stability.wsgi_rules.InvalidResponse")),
-    Case("16", "/garbage/no-start", records=one("flask_stability.wsgi_rules.InvalidResponse")),
+    Case("16", "/garbage/str", records=one("flask_stability.wsgi.validation.InvalidResponse")),
+    Case("16", "/garbage/no-start", records=one("flask_stability.wsgi.validation.InvalidResponse")),
     Case("16", "/garbage/short", 200, ({"event": "content_length_mismatch", "level": "WARNING", "sent": 5},),
          whole=False),
     # 17 to 19: what would end the worker

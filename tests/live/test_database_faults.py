@@ -15,7 +15,7 @@ import MySQLdb
 import pytest
 from supervised import Supervised, starting
 
-from flask_stability.loadgen import Load, Result
+from flask_stability.operate.loadgen import Load, Result
 from flask_stability.scoreboard import W_DB_BREAKER, W_DB_IN_USE, W_DB_SIZE, W_THREADS
 from support import Standstills, wait_until
 from support_db import MariaDB
@@ -203,7 +203,7 @@ def _left_over(server: Supervised) -> list[str]:
     Those for a slow database stay, as many as there may be connections.
     """
     return [name for names in _threads(server).values() for name in names
-            if name.startswith(("stability-connect", "stability-keeper-helper"))
+            if name.startswith(("stability-connect", "stability-housekeeper-helper"))
             or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= THREADS + CONNECTIONS)]
 
 

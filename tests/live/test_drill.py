@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from flask_stability.drill.faults import FAULTS
-from flask_stability.drill.report import STEADY, Report, Step, verdicts
-from flask_stability.drill.show import show
-from flask_stability.loadgen import Outcome, Result
+from flask_stability.operate.drill.faults import FAULTS
+from flask_stability.operate.drill.report import STEADY, Report, Step, verdicts
+from flask_stability.operate.drill.show import show
+from flask_stability.operate.loadgen import Outcome, Result
 from support import ROOT, Server, runs, wait_until
 from support_db import MariaDB
 
@@ -50,7 +50,7 @@ install(globals())
 
 
 def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "flask_stability.drill", *arguments]
+    return [sys.executable, "-m", "flask_stability.operate.drill", *arguments]
 
 
 def _environ(folder: Path) -> dict[str, str]:

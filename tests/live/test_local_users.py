@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from supervised import SOURCE, Supervised, starting
 
-from flask_stability.cli import stability
+from flask_stability.operate.cli import stability
 from flask_stability.scoreboard import W_PID
 from second_user import NOBODY, as_nobody, needs_root, reachable
 from support import wait_until

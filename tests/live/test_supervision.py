@@ -41,6 +41,7 @@ from flask_stability.server.guard import HANGS
 from flask_stability.server.hooks import ARITY
 from support import Load, runs, wait_until
 
+FLASK_STABILITY = (sys.executable, "-c", "from flask_stability.operate.cli import stability; stability()")
 CLIENTS = str(Path(__file__).with_name("keepalive_clients.py"))
 Start = Callable[..., Supervised]
 
@@ -594,8 +595,8 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
     server.full(2)
 
     def flask(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()",
-                               *arguments], env=server.environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*FLASK_STABILITY, *arguments], env=server.environ, capture_output=True,
+                              text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -620,8 +621,8 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
     assert "alerts of disk are muted for 1 h 59 min" in flask("status") or "2 h" in flask("status")
     flask("unmute", "disk")
     assert server.health()["detailed"]["mutes"] == []
-    refused = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()", "mute",
-                              "disc", "--for", "1h"], env={**server.environ, "STABILITY_DB_TIMEOUT": "nonsense"},
+    refused = subprocess.run([*FLASK_STABILITY, "mute", "disc", "--for", "1h"],
+                             env={**server.environ, "STABILITY_DB_TIMEOUT": "nonsense"},
                              capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
     assert "there is no check 'disc': there are disk" in refused.stderr
@@ -641,7 +642,7 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
 
 def test_command_line_without_a_service_says_what_to_do(tmp_path: Path) -> None:
     """No board: an error that names the directory and the remedy."""
-    done = subprocess.run([sys.executable, "-c", "from flask_stability.cli import stability; stability()", "status"],
+    done = subprocess.run([*FLASK_STABILITY, "status"],
                           env={**os.environ, "STABILITY_RUN_DIR": str(tmp_path)}, capture_output=True, text=True,
                           timeout=60)
     assert done.returncode == 1

@@ -7,11 +7,11 @@ import io
 import pytest
 from werkzeug.exceptions import RequestTimeout
 
-from flask_stability import upload
 from flask_stability.scoreboard import CRASHES
 from flask_stability.server import threads
 from flask_stability.server.exit_reasons import Known, reason_of
-from flask_stability.upload import Meter, Upload
+from flask_stability.wsgi import upload
+from flask_stability.wsgi.upload import Meter, Upload
 
 
 def test_a_client_is_judged_by_what_passes_while_it_is_waited_for() -> None:

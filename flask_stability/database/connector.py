@@ -1,0 +1,168 @@
+"""Opens connections for reserved slots, and closes them.
+
+Short-lived threads of the pool do the opening, so that a request waits no longer than it may. A slot is reserved in the
+inventory, the connect happens outside of its lock, the slot is given back whatever happens.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+from dbutils import steady_db
+
+from ..config import Settings
+from ..exceptions import DatabaseUnavailable, PoolTimeout
+from .availability import Availability, caused
+from .drivers import Driver
+from .inventory import Inventory
+from .record import ConnectionRecord
+from .stats import Counters
+
+#: Between attempts to connect at the most, seconds.
+LONGEST_PAUSE = 0.25
+
+
+class Connector:
+    """Opens and closes one pool's connections."""
+
+    def __init__(self, settings: Settings, driver: Driver, inventory: Inventory[ConnectionRecord],
+                 availability: Availability, counters: Counters) -> None:
+        self._settings, self._driver, self._inventory = settings, driver, inventory
+        self._availability, self._counters = availability, counters
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def fill(self, count: int) -> None:
+        """Open connections for reserved slots, in the background."""
+        for number in range(count):
+            try:
+                threading.Thread(target=self._connect, name="stability-connect", daemon=True).start()
+            except RuntimeError:  # whoever waits must not wait for this one
+                self._inventory.release_slots(count - number)
+                self._inventory.send_all_away(
+                    lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
+                return
+
+    def open_ahead(self) -> None:
+        """Open what is missing of STABILITY_DB_MIN_IDLE."""
+        if not self._availability.breaker.open:
+            self.fill(self._inventory.reserve_ahead(self._settings.db_min_idle))
+
+    def _connect(self) -> None:
+        """Open a connection for a reserved slot; again while somebody waits and it may help. Never raises."""
+        attempt = 0
+        while True:
+            started = time.monotonic()
+            try:
+                record = self._new_record(started)
+                break
+            except BaseException as error:
+                attempt += 1
+                error.__traceback__ = None
+                if not self._availability.connect_failed(error, started):
+                    self._inventory.release_slots(1)
+                    return
+            if self._inventory.release_slot_unless_needed():
+                return
+            time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
+        self._inventory.opened()
+        self.publish(record)
+
+    def open_instead(self, record: ConnectionRecord, query_timeout: float, deadline: float) -> ConnectionRecord:
+        """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds; 0 = no limit.
+
+        :raises PoolTimeout: if there is none by the deadline.
+        :raises DatabaseUnavailable: if it cannot be opened.
+        """
+        self._remove(record)  # its slot is ours now
+        done, lock = threading.Event(), threading.Lock()
+        found: list[ConnectionRecord | BaseException] = []
+        late: list[bool] = []
+
+        def work() -> None:
+            try:
+                made: ConnectionRecord | BaseException = self._new_record(time.monotonic(), query_timeout)
+            except BaseException as error:
+                made = error
+            with lock:
+                wanted = not late
+                found.append(made)
+            if not wanted:
+                self.discard(made) if isinstance(made, ConnectionRecord) else self._free_slot()
+            done.set()
+
+        try:
+            threading.Thread(target=work, name="stability-connect", daemon=True).start()
+        except RuntimeError:
+            self._free_slot()
+            raise DatabaseUnavailable("cannot connect to the database: no more threads") from None
+        result: ConnectionRecord | BaseException | None = None
+        try:
+            done.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            with lock:
+                result = found[0] if found else None
+                if result is None:
+                    late.append(True)
+        if isinstance(result, ConnectionRecord):
+            return result
+        if result is None:
+            raise PoolTimeout("no connection with another limit for its statements was opened in time")
+        self._free_slot()
+        raise caused(DatabaseUnavailable(f"cannot connect to the database: {type(result).__name__}"), result)
+
+    def _new_record(self, started: float, query_timeout: float | None = None) -> ConnectionRecord:
+        generation = self._inventory.generation
+        seconds = self._settings.db_query_timeout if query_timeout is None else query_timeout
+        try:
+            steady = self._steady_connection(query_timeout)
+        except BaseException:
+            self._counters.add("connections_errors")
+            raise
+        finally:
+            self._counters.add("connections_num")
+            self._counters.add("connections_ms", (time.monotonic() - started) * 1000)
+        self._availability.connected()
+        record = ConnectionRecord(steady, self._driver.link(steady.dbapi_connection), self._settings.db_max_lifetime,
+                                  generation, seconds, self._driver.backstop(seconds) if seconds else 0.0)
+        self._inventory.add(record)
+        return record
+
+    def _steady_connection(self, query_timeout: float | None) -> Any:
+        """A new connection under DBUtils' wrapper, which neither pings, nor reconnects, nor executes again here."""
+        options = {} if query_timeout is None else {"query_timeout": query_timeout}
+        return steady_db.connect(self._driver, failures=(self._driver.dbapi.Error,), ping=0,
+                                 isfatal=lambda error: False, **options)
+
+    # -- giving on, and closing ----------------------------------------------------------------------------------
+
+    def publish(self, record: ConnectionRecord, *, cold: bool = False) -> None:
+        """Give a new connection, or one that was checked, to whoever is to have it. Never raises."""
+        if not self._inventory.give(record, time.monotonic(), cold=cold):
+            self.discard(record)
+
+    def discard(self, record: ConnectionRecord) -> None:
+        """Close a connection and free its slot. Never raises."""
+        if self._remove(record):
+            self._free_slot()
+
+    def _remove(self, record: ConnectionRecord) -> bool:
+        """Close a connection without waiting for an answer, and keep its slot; False if that was done before."""
+        if not self._inventory.remove(record):
+            return False
+        try:
+            if record.broken or record.cut or record.inside:
+                self._driver.interrupt(record.raw, record.link)
+            record.steady.close()
+        except Exception:
+            pass
+        if record.link is not None:
+            record.link.close()
+        return True
+
+    def _free_slot(self) -> None:
+        """A slot is free again: open a connection in it if somebody waits for one."""
+        self.fill(self._inventory.free_slot())

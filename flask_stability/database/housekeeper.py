@@ -1,0 +1,128 @@
+"""The pool's housekeeper: a thread that knows when which look is due. It looks and never waits; what may wait is done
+by short-lived helpers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from .availability import Availability
+from .events import Events
+from .guarded_calls import GuardedCalls
+from .inventory import IDLE, Inventory
+from .leaks import Leaks
+from .record import ConnectionRecord
+from .upkeep import Upkeep
+
+#: Between looks while a thread is in the database, while a connection is in use, and else, seconds.
+BUSY_INTERVAL, USED_INTERVAL, IDLE_INTERVAL = 0.1, 0.25, 1.0
+MAINTENANCE_INTERVAL = 5.0
+
+
+class House(Protocol):
+    """What the housekeeper looks after: a pool."""
+
+    inventory: Inventory[ConnectionRecord]
+    calls: GuardedCalls
+    availability: Availability
+    leaks: Leaks
+    upkeep: Upkeep
+    events: Events
+
+    @property
+    def has_lost(self) -> bool:
+        """Connections were let go without being given back."""
+
+    def reclaim_lost(self) -> None:
+        """Take them back."""
+
+    def publish_figures(self) -> None:
+        """Put the figures on the scoreboard."""
+
+
+class Housekeeper:
+    """Looks after one pool, and ends when that is gone.
+
+    :ivar thread: the one that looks.
+    :ivar looked: when it published the figures last, after it had looked at everything; `time.monotonic`.
+    """
+
+    def __init__(self, house: House) -> None:
+        self.thread = threading.Thread(target=self._run, name="stability-housekeeper", daemon=True)
+        self._house = weakref.ref(house)
+        self._wake = house.availability.wake
+        self._stopped = self._maintaining = False
+        self.looked = self._maintained = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End; does not wait for helpers."""
+        self._stopped = True
+        self._wake.set()
+        if self.thread is not threading.current_thread():
+            self.thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            house = self._house()
+            if house is None:
+                return
+            pause = BUSY_INTERVAL
+            try:
+                pause = self._look(house, time.monotonic())
+            except Exception as error:
+                house.events.log("keeper_failed", level="ERROR", error=type(error).__name__)
+            del house
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _look(self, house: House, now: float) -> float:
+        """One look; seconds until the next."""
+        records = house.inventory.snapshot()
+        for record in records:
+            house.calls.cancel_if_due(record, now)
+        house.leaks.look(records, now)
+        house.upkeep.leave_moved(records, now)
+        house.availability.keep_one_free(now)
+        house.availability.probe_if_due(records, now, self._help)
+        self._maintain_if_due(house, records, now)
+        if now - self.looked >= 1.0:
+            self.looked = now
+            house.publish_figures()
+        if (house.calls.inside or house.inventory.waiters or house.availability.breaker.open
+                or any(record.inside for record in records)):
+            return BUSY_INTERVAL
+        return USED_INTERVAL if any(record.state is not IDLE for record in records) else IDLE_INTERVAL
+
+    def _help(self, job: Callable[[], None]) -> bool:
+        """Do what may wait in a thread of its own."""
+        try:
+            threading.Thread(target=job, name="stability-housekeeper-helper", daemon=True).start()
+            return True
+        except RuntimeError:  # no more threads: at the next look
+            return False
+
+    def _maintain_if_due(self, house: House, records: list[ConnectionRecord], now: float) -> None:
+        if self._maintaining or (now - self._maintained < MAINTENANCE_INTERVAL and not house.has_lost):
+            return
+        self._maintained = now
+        if house.has_lost or house.upkeep.is_due(records, now):
+            self._maintaining = True
+            if not self._help(lambda: self._maintain(house)):
+                self._maintaining = False
+
+    def _maintain(self, house: House) -> None:
+        try:
+            house.reclaim_lost()
+            house.upkeep.maintain()
+        except Exception as error:
+            house.events.log("keeper_failed", level="ERROR", error=type(error).__name__)
+        finally:
+            self._maintaining = False

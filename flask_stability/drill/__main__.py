@@ -1,7 +1,0 @@
-"""``python -m flask_stability.drill``."""
-
-from __future__ import annotations
-
-from .command import drill_command
-
-drill_command(prog_name="python -m flask_stability.drill")

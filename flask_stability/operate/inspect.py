@@ -1,0 +1,240 @@
+"""What gunicorn would run with, found out without starting it: its configuration as gunicorn itself reads it, our
+settings, and the app, in a process of its own. A configuration is a program: it may print, hang or exit.
+
+Run as a module this is that process: ``python -m flask_stability.operate.inspect DESCRIPTOR WANTED ARGUMENTS…``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from ..config import Settings, unknown_keys
+from ..exceptions import ConfigError, StabilityError
+
+#: gunicorn's settings that are looked at.
+NAMES = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections", "max_requests",
+         "max_requests_jitter", "preload_app", "reuse_port", "reload", "daemon", "forwarded_allow_ips", "uid", "gid",
+         "chdir", "control_socket", "control_socket_disable", "http_protocols")
+
+
+class FactsError(StabilityError):
+    """The configuration could not be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class AppFacts:
+    """What is known of an app that uses the extension.
+
+    :ivar settings: its own, app.config over the environment.
+    :ivar wants_database: it names a database, or settings of one.
+    :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
+        latency_ms, pool. Empty unless `read` was asked for them.
+    :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
+    :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
+    :ivar credentials: the app gives the database's user and password itself.
+    """
+
+    name: str
+    instance_path: str
+    debug: bool
+    settings: Settings
+    longest: float = 0.0
+    wants_database: bool = False
+    engines: tuple[dict[str, Any], ...] = ()
+    looked_at: tuple[dict[str, Any], ...] = ()
+    credentials: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What gunicorn would run with.
+
+    :ivar gunicorn: its settings of `NAMES`.
+    :ivar control_shared: gunicorn's control socket is on, at the path that all services of a user have.
+    :ivar worker_class: the class that is used in the end, and the modules it is made from.
+    :ivar binds: ``[host, port]``, a path, or a descriptor's number.
+    :ivar hooked: our hooks are in the configuration.
+    :ivar settings: of the environment, the configuration's changes to it included.
+    :ivar problems: bad values in the environment, one line each.
+    :ivar unknown: unknown ``STABILITY_*`` variables, with the nearest known name.
+    :ivar named: the command line or the configuration names an app.
+    :ivar apps: the apps that use the extension; empty if none does, or if it was not loaded.
+    :ivar app_error: why the app could not be loaded, "" if it could.
+    :ivar resident: bytes of memory of a process that has loaded the app; 0 if it was not loaded.
+    """
+
+    gunicorn: dict[str, Any]
+    worker_class: str
+    worker_modules: tuple[str, ...]
+    binds: tuple[Any, ...]
+    hooked: bool
+    control_shared: bool = False
+    settings: Settings = field(default_factory=Settings)
+    problems: tuple[str, ...] = ()
+    unknown: dict[str, str | None] = field(default_factory=dict)
+    named: bool = True
+    loaded: bool = False
+    apps: tuple[AppFacts, ...] = ()
+    app_error: str = ""
+    resident: int = 0
+
+    @property
+    def app_settings(self) -> Settings:
+        """The app's settings; without an app those of the environment."""
+        return self.apps[0].settings if self.apps else self.settings
+
+    @property
+    def threaded(self) -> bool:
+        """Workers are gthread's."""
+        return "gunicorn.workers.gthread" in self.worker_modules
+
+
+def flask_app() -> str | None:
+    """Return the app that ``flask --app``, or FLASK_APP, names for the command that runs; None without one."""
+    obj = click.get_current_context().find_root().obj
+    found = getattr(obj, "app_import_path", None)
+    return str(found) if found else None
+
+
+def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0, flask_app: str | None = None,
+         engines: bool = False) -> Facts:
+    """Ask a process of its own.
+
+    :param arguments: as given to ``gunicorn``.
+    :param flask_app: as given to ``flask --app``: loaded unless the arguments name an app.
+    :param engines: connect to the SQLAlchemy engines of the app, too.
+    :param seconds: after which it is ended.
+    :raises FactsError: if the configuration cannot be read.
+    """
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(file.fileno()), json.dumps(
+                {"with_app": with_app, "flask_app": flask_app, "engines": engines}), *arguments],
+            stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=(file.fileno(),), start_new_session=True)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise FactsError(f"reading the configuration and loading the app takes longer than {seconds:g} s: it hangs "
+                             "at import, or --timeout is too short") from None
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        file.seek(0)
+        found = file.read()
+        if not found:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
+            lines = [line for line in said.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            raise FactsError(lines[-1].strip()[:500] if lines else f"exit status {process.returncode}")
+    return _decoded(json.loads(found))
+
+
+def _decoded(found: dict[str, Any]) -> Facts:
+    apps = tuple(AppFacts(**{**app, "settings": _settings(app["settings"]), "engines": tuple(app["engines"]),
+                              "looked_at": tuple(app["looked_at"])})
+                 for app in found.pop("apps"))
+    settings = _settings(found.pop("settings"))
+    found.update({name: tuple(found[name]) for name in ("worker_modules", "binds", "problems")})
+    return Facts(**found, apps=apps, settings=settings)
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                             for name, value in values.items()}
+    return Settings(**given)
+
+
+# -- in the process of its own ---------------------------------------------------------------------------------------
+
+
+def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
+    """Find out, and write it to the descriptor as JSON.
+
+    :param wanted: with_app, flask_app and engines of `read`.
+    """
+    from ..server.gunicorn.application import read_application
+    from ..server.gunicorn.defaults import refit
+
+    application = read_application(arguments)
+    cfg = application.cfg
+    sys.path[:0] = [os.path.abspath(path) for path in (cfg.pythonpath or "").split(",") if path]
+    refit(application)
+    worker_class = cfg.worker_class
+    found: dict[str, Any] = {
+        "gunicorn": {name: getattr(cfg, name) for name in NAMES if hasattr(cfg, name)},
+        "worker_class": f"{worker_class.__module__}.{worker_class.__qualname__}",
+        "worker_modules": [base.__module__ for base in worker_class.__mro__],
+        "binds": [list(address) if isinstance(address, tuple) else address for address in cfg.address],
+        "control_shared": not getattr(cfg, "control_socket_disable", True) and (
+            cfg.control_socket == cfg.settings["control_socket"].default),
+        "hooked": bool(getattr(cfg.on_starting, "_flask_stability", False)),
+        "unknown": unknown_keys(os.environ), "problems": [], "apps": [],
+        "named": application.given or wanted["flask_app"] is not None}
+    settings = Settings()
+    try:
+        settings = Settings.from_environ()
+    except ConfigError as error:
+        found["problems"] = error.problems
+    found["settings"] = dataclasses.asdict(settings)
+    if wanted["with_app"] and found["named"]:
+        by_flask = wanted["flask_app"] if not application.positional else None
+        found.update(_app(application, by_flask, wanted["engines"]))
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(found, file, default=str)
+
+
+def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, Any]:
+    from flask.cli import ScriptInfo
+
+    from .. import extension, request
+    from ..database.engine import look_at
+    from ..memory.process import resident
+
+    app: Any = None  # held: the extension holds its apps weakly
+    try:
+        app = application.wsgi() if flask_app is None else ScriptInfo(app_import_path=flask_app).load_app()
+    except ConfigError as error:
+        return {"loaded": True, "app_error": "; ".join(error.problems)}
+    except BaseException as error:
+        return {"loaded": True, "app_error": "".join(traceback.format_exception_only(error)).strip()[-500:]}
+    apps = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
+             "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout,
+             "wants_database": state.wants_database,
+             "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else [],
+             "looked_at": _by_the_app(state, int(application.cfg.workers)) if engines and state.credentials else [],
+             "credentials": state.credentials is not None}
+            for state in extension.apps() if state.app is not None]
+    del app
+    return {"loaded": True, "apps": apps, "resident": resident()}
+
+
+def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
+    """What check-db finds with the credentials that the app's own function gives."""
+    from ..redact import cause_of
+    from .check_db import Finding, check_db
+
+    try:
+        found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,
+                         credentials=state.credentials)
+    except Exception as error:
+        found = [Finding("credentials", "fail", f"{type(error).__name__}: {cause_of(error)}",
+                         "repair the app's function that gives them")]
+    return [dataclasses.asdict(finding) for finding in found]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])
+    sys.stderr.flush()
+    os._exit(0)  # whatever threads the app has begun

@@ -1,0 +1,245 @@
+"""The outermost WSGI layer: the way of one request.
+
+It gives the request an id and a deadline, enters it in the in-flight table, and sees to it that whatever escapes,
+`BaseException` included, in the call, the iteration or the close, is recorded once and answered well:
+
+- before the first chunk a whole answer is given, since ``start_response`` is held back until then;
+- after it the connection is cut, so that the client can tell; there is never a second answer inside the first.
+
+An inner layer steps aside when an outer one is there, so both an app and the server's worker can be wrapped.
+Under a test client and the development server exceptions go their usual way: an app's own tests notice nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import MethodType
+from typing import Any, cast
+
+from flask import Flask
+from werkzeug.wsgi import ClosingIterator
+
+from ..config import Settings
+from ..errors import report
+from ..request import NO_RULE, RequestRecord, current, inflight
+from ..takeover import SOCKET, WEBSOCKET, AppSocket
+from .exchange import END, Exchange, closable, plain, wrong_chunk
+from .upload import Upload
+from .validation import InvalidResponse
+
+WSGIApp = Callable[..., Iterable[bytes]]
+MARK = "flask_stability.wrapped"
+
+_now = time.monotonic_ns
+
+
+def _may_be_stopping() -> bool:
+    return True
+
+
+#: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
+#: gunicorn's own signal handlers pass.
+stopping: Callable[[], bool] = _may_be_stopping
+#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
+watches_uploads = False
+
+
+class StabilityMiddleware:
+    """Wraps a WSGI app.
+
+    :param wsgi_app: the app. With a `health_app`, ``app.wsgi_app``: it is held weakly, so no cycle keeps the app
+        alive.
+    :param settings: the app's settings.
+    :param health_app: the WSGI app that serves STABILITY_HEALTH_PATH; set to None to let the app's own route win.
+    :param propagate: whether an exception is to reach the caller, as Flask's PROPAGATE_EXCEPTIONS and TESTING ask
+        for. Asked only where the server did not wrap its worker.
+    :param on_first_request: called once, before the first request.
+    """
+
+    def __init__(self, wsgi_app: WSGIApp, *, settings: Settings | None = None, health_app: WSGIApp | None = None,
+                 propagate: Callable[[], bool] | None = None,
+                 on_first_request: Callable[[], None] | None = None) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self.health_app = health_app
+        self.id_header = self.settings.request_id_header
+        self._app: Callable[..., Any] = wsgi_app
+        self._owner: weakref.ref[Any] | None = None
+        if health_app is not None and isinstance(wsgi_app, MethodType):
+            self._owner, self._app = weakref.ref(wsgi_app.__self__), wsgi_app.__func__
+        self._health_path = self.settings.health_path
+        self._health_below = self._health_path + "/"
+        self._propagate = propagate
+        #: Which paths `health_app` serves, where the app serves some of them itself.
+        self.is_ours: Callable[[str], bool] | None = None
+        #: Another layer was put around this one: then that, and not the server, is called next.
+        self.wrapped = False
+        self.on_first_request = on_first_request
+        self.timeout = self.settings.request_timeout
+        self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
+                         if self.settings.request_id_trust else None)
+        #: What the paths begin with that are looked at more closely: at the first request all of them.
+        self._special = ""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if MARK in environ:
+            return self._inside(environ, start_response)
+        thread = threading.get_ident()  # looked up anew: gevent replaces it when the worker starts
+        exchange: Exchange = Exchange()
+        exchange.started_ns = _now()
+        exchange.thread_id = thread
+        exchange.environ = environ
+        exchange.start = start_response
+        exchange.middleware = self
+        exchange.timeout = self.timeout
+        exchange.rule = NO_RULE
+        exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
+        exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
+        exchange.head = exchange.writer = exchange.source = exchange.iterator = None
+        exchange.code = exchange.sent = exchange.begun_ns = 0
+        exchange.length = -1
+        exchange.taken_ns = 0
+        exchange.client_socket = exchange.handled = exchange.unavailable = None
+        environ[MARK] = True
+        client = environ.get(SOCKET)
+        if client is not None:
+            environ[SOCKET] = AppSocket(client, exchange)
+        elif environ.get(WEBSOCKET) is not None:
+            exchange.take()
+        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+            environ["wsgi.input"] = Upload(environ["wsgi.input"])
+        try:
+            if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
+                source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
+            else:
+                outer = inflight.get(thread)
+                if outer is not None:
+                    exchange.outer = _outer(outer)
+                inflight[thread] = exchange
+                exchange.early = self.wrapped
+                source = (self._app(environ, exchange.start_response) if self._owner is None
+                          else self._app(self._owner(), environ, exchange.start_response))
+            exchange.source = source
+            if exchange.taken_ns:
+                raise StopIteration  # whatever the app returned: the conversation is over
+            if type(source) is ClosingIterator:  # as Flask's are, which is its own iterator
+                chunks = plain(source, exchange.length)
+                if chunks is not None and not exchange.response_started:
+                    if exchange.writer is None:
+                        start_response(*exchange.head)  # type: ignore[misc]
+                    exchange.finish()
+                    return chunks
+            else:
+                iterator = self._iterator(source, exchange)
+                if iterator is None:
+                    return cast("Iterable[bytes]", source)
+                source = iterator
+            chunk = next(source, END)  # drawn here: what fails until then still gets a whole answer
+            if type(chunk) is bytes:
+                exchange.chunk = chunk
+                exchange.iterator = source
+            elif chunk is not END:
+                raise wrong_chunk(chunk)
+            if not exchange.response_started:
+                head = exchange.head
+                if head is None and "HTTP_UPGRADE" in environ and chunk is END and client is None:
+                    exchange.take()  # by another way than gunicorn's: simple-websocket under gevent's own server
+                    raise StopIteration
+                if head is None:
+                    raise InvalidResponse("the app did not call start_response")
+                if exchange.writer is None:
+                    exchange.writer = start_response(*head)
+                exchange.response_started = True
+                exchange.begun_ns = _now()
+            return exchange
+        except BaseException as error:
+            return exchange.fail(error)
+
+    @staticmethod
+    def _iterator(source: Any, exchange: Exchange) -> Iterator[Any] | None:
+        """Of what is no response of Flask's; None if it goes to the server as it is."""
+        if not hasattr(source, "close"):
+            exchange.source = closable(source)
+        wrapper = exchange.environ.get("wsgi.file_wrapper")  # a server may give any callable
+        if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
+            return None
+        return cast("Iterator[Any]", iter(source))
+
+    def _inside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """An outer layer does the work; only the health endpoints are still ours."""
+        if self.on_first_request is not None:
+            self._begin_process()
+        if self.health_app is not None and environ.get("PATH_INFO", "").startswith(self._health_path):
+            record = current()
+            if record is not None and self._is_health(environ, record) and self.health_app is not None:
+                return self.health_app(environ, start_response)
+        inner: Iterable[bytes] = (self._app(environ, start_response) if self._owner is None
+                                  else self._app(self._owner(), environ, start_response))
+        return inner
+
+    def _is_health(self, environ: dict[str, Any], record: RequestRecord) -> bool:
+        """Whether it goes to `health_app`; also takes over the id of a client that is trusted."""
+        if self.on_first_request is not None:
+            self._begin_process()
+        if self._trusted is not None:
+            record.trust(environ.get(self._trusted))
+        else:
+            self._special = self._health_path
+        path: str = environ.get("PATH_INFO", "")
+        if self.health_app is None or not (path == self._health_path or path.startswith(self._health_below)) or (
+                self.is_ours is not None and not self.is_ours(path)):
+            return False
+        record.health, record.timeout = True, 0.0
+        return True
+
+    def let_nothing_out(self) -> None:
+        """A server serves it, and nothing stands in between: Flask's PROPAGATE_EXCEPTIONS does not count here."""
+        self._propagate = None
+
+    def judge(self, error: BaseException, record: RequestRecord) -> None:
+        """Record what escaped.
+
+        :raises BaseException: `error` itself, where it is to reach the server: the server's own SystemExit, what
+            Flask's PROPAGATE_EXCEPTIONS lets out, all of it without a server.
+        """
+        if not record.supervised or (self._propagate is not None and self._propagate()):
+            raise error
+        if isinstance(error, SystemExit) and stopping():
+            handler = report.server_handler(error)
+            if handler is not None:
+                event = "request_timeout" if handler == "handle_abort" else "request_shutdown"
+                report.record(error, event=event, level="CRITICAL", request=record)
+                raise error
+        level = "ERROR" if isinstance(error, Exception) else "CRITICAL"
+        report.record(error, event="exception", level=level, request=record)
+
+    def _begin_process(self) -> None:
+        begin, self.on_first_request = self.on_first_request, None
+        if begin is not None:
+            try:
+                begin()
+            except Exception as error:
+                report.record(error, event="internal_error")
+
+
+def outermost(app: Any, settings: Settings) -> WSGIApp:
+    """What a server is to call instead of `app`: a layer around all of it, or, where it is the same, the app's own.
+
+    It is the same where nothing lies around the app's own layer: then that lets no exception out either.
+    """
+    own = app.wsgi_app if isinstance(app, Flask) and type(app).__call__ is Flask.__call__ else None
+    if type(own) is not StabilityMiddleware:
+        return StabilityMiddleware(app, settings=settings)
+    own.let_nothing_out()
+    return cast("WSGIApp", app)
+
+
+def _outer(record: RequestRecord) -> RequestRecord | None:
+    """The request inside which a new one begins; one whose answer a test client never read to its end is over."""
+    if not isinstance(record, Exchange) or not record.response_started or record.supervised:
+        return record
+    outer: RequestRecord | None = record.outer
+    record.finish()
+    return outer
