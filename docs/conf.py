@@ -25,6 +25,7 @@ html_logo = html_favicon = None
 html_theme_options = {"index_sidebar_logo": False}
 html_sidebars = {"**": ["localtoc.html", "relations.html", "searchbox.html"], "index": ["searchbox.html"]}
 html_show_copyright = False
+html_static_path, html_css_files = ["_static"], ["phone.css"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "literal"  # docstrings name things in `single` quotes

@@ -49,6 +49,9 @@ CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of a
 _MOST_SHOWN = 200  # characters of a bad value
 NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
                   "pip install 'flask_stability[mysql]'")
+PYMYSQL_INSTEAD = ", or write mysql+pymysql:// in STABILITY_DB_URL to use PyMySQL, which is installed"
+NO_PYMYSQL = ("STABILITY_DB_URL is a mysql+pymysql address, but PyMySQL is not installed: "
+              "pip install 'flask_stability[pymysql]'")
 
 
 class _Spec(NamedTuple):
@@ -274,8 +277,12 @@ def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings
     if values.get("db_from_env") and "db_url" not in values:
         _url_from_parts(environ, values, problems)
     _with_password(values, problems)
-    if (values.get("db_url") or "").startswith(("mysql", "mariadb")) and not _has_mysqlclient():
-        problems.append(NO_MYSQLCLIENT)
+    scheme = (values.get("db_url") or "").partition(":")[0].lower()
+    if scheme.endswith("+pymysql"):
+        if not _is_there("pymysql"):
+            problems.append(NO_PYMYSQL)
+    elif scheme.startswith(("mysql", "mariadb")) and not _is_there("MySQLdb"):
+        problems.append(NO_MYSQLCLIENT + (PYMYSQL_INSTEAD if _is_there("pymysql") else ""))
     _check_together(values, problems)
     if problems:
         raise ConfigError(problems)
@@ -291,9 +298,9 @@ def _shown(raw: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
-def _has_mysqlclient() -> bool:
-    """Without importing it; a stand-in that was put in its place counts."""
-    return "MySQLdb" in sys.modules or importlib.util.find_spec("MySQLdb") is not None
+def _is_there(module: str) -> bool:
+    """Whether a driver is installed, without importing it; a stand-in that was put in its place counts."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mapping[str, str],

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from .dburl import SCHEMES, DatabaseURL
+from .dburl import OTHER_DRIVER, SCHEMES, DatabaseURL
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGEST = 1 << 60  # bytes; what is larger does not fit into the scoreboard's words
@@ -179,7 +179,7 @@ def database_url(value: Any) -> str:
         return text
     if text.partition(":")[0].lower() not in SCHEMES:
         other = text.lower().startswith(("mysql+", "mariadb+"))
-        driver = "; the driver is mysqlclient: write mysql://" if other else ""
+        driver = f"; {OTHER_DRIVER}" if other else ""
         raise ValueError("give mysql://user:password@host:port/database or sqlite:///path/to/file.db "
                          f"(special characters in a password percent-encoded){driver}{_slip(text)}")
     DatabaseURL.parse(text).check_files()

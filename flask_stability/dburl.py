@@ -12,11 +12,13 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-SCHEMES = ("mysql", "mariadb", "mysql+mysqldb", "mariadb+mysqldb")
+SCHEMES = ("mysql", "mariadb", "mysql+mysqldb", "mariadb+mysqldb", "mysql+pymysql", "mariadb+pymysql")
+#: What is wrong with the driver of another scheme.
+OTHER_DRIVER = "the drivers are mysqlclient, as in mysql://, and PyMySQL, as in mysql+pymysql://"
 #: What `localhost` with a port means: the client library takes that name for its default socket, port or not. Where
 #: the certificate has to name it, capitals keep the library from that.
 LOOPBACK = "127.0.0.1"
@@ -29,6 +31,7 @@ _SSL_FILES = ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key")
 _TEXTS = ("unix_socket", "charset", "collation", "init_command", "sql_mode", "auth_plugin", "server_public_key_path",
           "read_default_file", "read_default_group")
 _SWITCHES = ("local_infile", "compress")
+_NOT_IN_PYMYSQL = ("auth_plugin", "compress")
 _ELSEWHERE = {
     "connect_timeout": "set STABILITY_DB_CONNECT_TIMEOUT", "autocommit": "set STABILITY_DB_AUTOCOMMIT",
     "read_timeout": "set STABILITY_DB_QUERY_TIMEOUT", "write_timeout": "set STABILITY_DB_QUERY_TIMEOUT",
@@ -52,6 +55,7 @@ class DatabaseURL:
     :ivar ssl: files and ciphers, under mysqlclient's names (``ca``, ``cert``, ``key``, ``capath``, ``cipher``).
     :ivar options: further arguments of mysqlclient's ``connect``.
     :ivar init_command: a statement for each new session, "" for none.
+    :ivar driver: "mysqlclient" or "pymysql".
     """
 
     host: str
@@ -63,6 +67,7 @@ class DatabaseURL:
     ssl: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     init_command: str = ""
+    driver: str = "mysqlclient"
 
     @classmethod
     def parse(cls, url: str) -> DatabaseURL:
@@ -74,7 +79,7 @@ class DatabaseURL:
         scheme, found, body = url.partition("://")
         if not found or scheme.lower() not in SCHEMES:
             other = scheme.lower().startswith(("mysql+", "mariadb+"))
-            raise ValueError(_EXPECTED + (" (the driver is mysqlclient: write mysql://)" if other else ""))
+            raise ValueError(_EXPECTED + (f" ({OTHER_DRIVER})" if other else ""))
         wide = _FULL_WIDTH.search(url)
         if wide:
             raise ValueError(f"{_EXPECTED}; it contains a full-width character (U+{ord(wide[0]):04X}): write it as "
@@ -95,7 +100,13 @@ class DatabaseURL:
         user, _, password = login.partition(":")
         if not at and ":" not in place and place.count("/") > 1:
             raise ValueError(_EXPECTED)
-        return cls._assembled(user, password, place, dict(_pairs(query)))
+        address = cls._assembled(user, password, place, dict(_pairs(query)))
+        if not scheme.lower().endswith("+pymysql"):
+            return address
+        for name in _NOT_IN_PYMYSQL:
+            if address.options.get(name):
+                raise ValueError(f"option {name} is not known to PyMySQL: leave it out, or use mysqlclient (mysql://)")
+        return replace(address, driver="pymysql")
 
     @classmethod
     def _assembled(cls, user: str, password: str, place: str, given: dict[str, str]) -> DatabaseURL:

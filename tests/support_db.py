@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import MySQLdb
+import pymysql
 import pytest
 
 from flask_stability import request
@@ -30,13 +31,24 @@ _OPTIONS = ("--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF",
             "--innodb-lock-wait-timeout=50", "--bind-address=127.0.0.1", "--max-connections=300")
 
 
+class dbapi:  # a name like a module's, as `MySQLdb` is
+    """The errors of both drivers, for ``except`` and `pytest.raises`."""
+
+    Error = (MySQLdb.Error, pymysql.Error)
+    OperationalError = (MySQLdb.OperationalError, pymysql.OperationalError)
+    ProgrammingError = (MySQLdb.ProgrammingError, pymysql.ProgrammingError)
+    InterfaceError = (MySQLdb.InterfaceError, pymysql.InterfaceError)
+
+
 class MariaDB:
     """A server with a data directory of its own: root without a password on the socket, app/secret over TCP.
 
     :cvar product: "MariaDB" or "MySQL".
+    :ivar scheme: of the address that services get; it names their driver.
     """
 
     product = "MariaDB"
+    scheme = "mysql"
 
     def __init__(self, *options: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="stability-db-")
@@ -188,7 +200,7 @@ class MariaDB:
 
     def url_for(self, port: int) -> str:
         """STABILITY_DB_URL by way of another port, such as a proxy's."""
-        return f"mysql://{self.user}:{self.password}@127.0.0.1:{port}/{self.name}"
+        return f"{self.scheme}://{self.user}:{self.password}@127.0.0.1:{port}/{self.name}"
 
     @property
     def url(self) -> str:
@@ -414,11 +426,14 @@ def mariadb_server() -> Iterator[MariaDB]:
 
 @pytest.fixture
 def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
-    """The shared server, running and empty; whatever a test did to it is undone. Where marked, MySQL too."""
-    server: MariaDB = request.getfixturevalue(f"{getattr(request, 'param', 'mariadb')}_server")
+    """The shared server, running and empty; whatever a test did to it is undone. Marks add MySQL and PyMySQL."""
+    which = getattr(request, "param", "mariadb")
+    server: MariaDB = request.getfixturevalue("mysql_server" if which == "mysql" else "mariadb_server")
+    server.scheme = "mysql+pymysql" if which == "pymysql" else "mysql"
     try:
         yield server
     finally:
+        server.scheme = "mysql"
         server.thaw()
         server.start()
         server.kill_sessions()

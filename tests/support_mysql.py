@@ -1,4 +1,4 @@
-"""MySQL itself beside MariaDB: the same tests run against both where a module is marked `mysql_too`."""
+"""MySQL itself beside MariaDB, and PyMySQL beside mysqlclient: the same tests for all of them, where so marked."""
 
 from __future__ import annotations
 
@@ -69,17 +69,21 @@ def mysql_server() -> Iterator[MySQL]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses `mariadb` against MySQL as well, where a test or its module asks for it."""
-    if "mariadb" in metafunc.fixturenames and metafunc.definition.get_closest_marker("mysql_too") is not None \
-            and metafunc.definition.get_closest_marker("mariadb_only") is None:
-        metafunc.parametrize("mariadb", ["mariadb", pytest.param("mysql", marks=pytest.mark.long)], indirect=True)
+    """Run what uses `mariadb` against MySQL and by PyMySQL as well, where a test or its module asks for it."""
+    marked = metafunc.definition.get_closest_marker
+    others = [name for name, asked, refused in (("mysql", "mysql_too", "mariadb_only"),
+                                                ("pymysql", "pymysql_too", "mysqlclient_only"))
+              if marked(asked) is not None and marked(refused) is None]
+    if "mariadb" in metafunc.fixturenames and others:
+        metafunc.parametrize("mariadb", ["mariadb", *(pytest.param(name, marks=pytest.mark.long) for name in others)],
+                             indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the live tests against MySQL with gthread alone, since the server's part in them is the same under both."""
+    """Run the live tests of MySQL and PyMySQL with gthread alone: the server's part in them is the same under both."""
     def both(item: pytest.Item) -> bool:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        return parameters.get("mariadb") == "mysql" and parameters.get("worker_class") == "sync"
+        return parameters.get("mariadb") in ("mysql", "pymysql") and parameters.get("worker_class") == "sync"
 
     left = [item for item in items if both(item)]
     if left:

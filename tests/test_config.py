@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import traceback
+import types
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_mysql_address_without_mysqlclient_is_a_bad_value(monkeypatch: pytest.
         with pytest.raises(ConfigError, match="mysqlclient is not installed"):
             Settings.from_environ(environ)
     assert Settings.from_environ({"STABILITY_DB_URL": "sqlite:///shop.db"}).db_url == "sqlite:///shop.db"
+
+
+def test_the_other_driver_is_named_where_it_is_the_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mysql://`` is mysqlclient's alone: nobody gets another driver without asking, and the error says how to ask."""
+    monkeypatch.delitem(sys.modules, "MySQLdb", raising=False)
+    monkeypatch.setitem(sys.modules, "pymysql", types.ModuleType("pymysql"))
+    monkeypatch.setattr(sys, "path", [])
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError, match=r"write mysql\+pymysql:// in STABILITY_DB_URL"):
+        Settings.from_environ({"STABILITY_DB_URL": "mysql://u:p@db/shop"})
+    address = "mysql+pymysql://u:p@db/shop"
+    assert Settings.from_environ({"STABILITY_DB_URL": address}).db_url == address
+    monkeypatch.delitem(sys.modules, "pymysql")
+    with pytest.raises(ConfigError, match=r"PyMySQL is not installed: pip install 'flask_stability\[pymysql\]'"):
+        Settings.from_environ({"STABILITY_DB_URL": address})
 
 
 def test_app_config_wins_over_the_environment() -> None:

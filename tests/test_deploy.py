@@ -220,6 +220,7 @@ def test_the_image_is_built_from_what_the_package_declares() -> None:
 
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize("command", ["check rules alerts.yml", "test rules alerts_test.yml",
+                                     "check rules instances.yml", "test rules instances_test.yml",
                                      "check config prometheus.yml"])
 def test_prometheus_accepts_rules_and_configuration(command: str, tmp_path: Path) -> None:
     """And the rules say what they should on series made for each of them."""
@@ -232,9 +233,10 @@ def test_prometheus_accepts_rules_and_configuration(command: str, tmp_path: Path
 
 def test_every_alert_has_a_test_in_which_it_fires() -> None:
     """No rule that was never seen to say anything."""
-    rules = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus" / "alerts.yml").read_text()))
-    cases = (DEPLOY / "prometheus" / "alerts_test.yml").read_text()
-    assert set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", cases)) == rules
+    for name in ("alerts", "instances"):
+        rules = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus" / f"{name}.yml").read_text()))
+        cases = (DEPLOY / "prometheus" / f"{name}_test.yml").read_text()
+        assert set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", cases)) == rules
 
 
 def test_the_crash_alert_names_the_reasons_that_are_crashes() -> None:

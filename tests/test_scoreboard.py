@@ -160,7 +160,7 @@ def test_exceptions_of_workers_that_are_gone_are_remembered() -> None:
         board.release(row)
 
     def entry(name: str, count: int, last: float) -> dict[str, object]:
-        return {"class": name, "route": "/", "count": count, "last": last}
+        return {"class": name, "route": "/", "count": count, "last": last, "where": f"a.py:{last:g}", "request_id": "r"}
 
     gone([entry("ValueError", 3, 10.0), entry("KeyError", 1, 20.0)])
     gone([entry("ValueError", 2, 30.0)])

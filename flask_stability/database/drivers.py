@@ -1,4 +1,4 @@
-"""What the pool needs of a database, and which driver a URL means: that of `mysql` or of `sqlite`.
+"""What the pool needs of a database, and which driver a URL means: that of `mysql`, `pymysql` or `sqlite`.
 
 A driver is also the "creator" that DBUtils asks for connections.
 """
@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..dberrors import ErrorClass
+from ..dburl import DatabaseURL
 from .credentials import Credentials, Source
 from .identity import Identity
 from .mysql import MySQLDriver
+from .pymysql import PyMySQLDriver, arguments
 from .sqlite import MEMORY, SQLiteDriver
 
 
@@ -88,7 +90,7 @@ def make_driver(settings: Settings, instance_path: str, name: str, source: Sourc
     """The driver for STABILITY_DB_URL; without one, SQLite in the instance folder.
 
     :param source: gives user and password of a MySQL or MariaDB database, instead of those in the settings.
-    :raises ConfigError: if mysqlclient is needed and missing.
+    :raises ConfigError: if mysqlclient or PyMySQL is needed and missing.
     """
     url = settings.db_url
     if url is None:
@@ -96,4 +98,16 @@ def make_driver(settings: Settings, instance_path: str, name: str, source: Sourc
     if url.startswith("sqlite"):
         # as SQLAlchemy: three slashes a relative path, four an absolute one
         return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or MEMORY)
-    return MySQLDriver(settings, Credentials(settings, source))
+    credentials = Credentials(settings, source)
+    return (PyMySQLDriver if credentials.latest.driver == "pymysql" else MySQLDriver)(settings, credentials)
+
+
+def connect_plainly(address: DatabaseURL, seconds: int) -> Any:
+    """Connect to a MySQL or MariaDB database by the driver that its address names, without a pool."""
+    if address.driver == "pymysql":
+        import pymysql
+
+        return pymysql.connect(connect_timeout=seconds, **arguments(address))
+    import MySQLdb
+
+    return MySQLdb.connect(connect_timeout=seconds, **address.arguments())

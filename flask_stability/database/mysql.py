@@ -96,25 +96,31 @@ def _limits(mariadb: bool) -> list[Callable[[float], str]]:
             lambda seconds: ""]
 
 
-def _connection_class(dbapi: Any) -> Any:
-    """mysqlclient's connection, which knows how much its server takes in one statement and when the latest began."""
-    base: Any = dbapi.connections.Connection
-    send, failed = dbapi._mysql.connection.query, dbapi.OperationalError
+def guarded(base: Any, failed: Any, send: Callable[..., Any] | None = None) -> Any:
+    """A driver's connection that knows how much its server takes in one statement and when the latest began.
+
+    :param failed: the driver's OperationalError.
+    :param send: sends a statement; default: what `base` does for it.
+    """
+    sending: Callable[..., Any] = send or base.query
 
     class Connection(base):  # type: ignore[misc]
         identity: Identity | None = None
         max_packet = sys.maxsize
         began = 0.0
 
-        def query(self, query: Any) -> None:
+        def query(self, query: Any, *args: Any, **options: Any) -> Any:
             """Send a statement, unless the server would answer by hanging up."""
+            if isinstance(query, str):
+                query = query.encode(self.encoding)
             if len(query) >= self.max_packet:
                 error = failed(_TOO_LARGE, f"the statement has {len(query)} bytes and was not sent: the server takes "
                                f"less than max_allowed_packet ({self.max_packet} bytes)")
                 error.unsent = True
                 raise error
             self.began = monotonic()
-            send(self, bytes(query) if isinstance(query, bytearray) else query)  # which is read without the GIL
+            # a bytearray might be changed by another thread while it is read without the GIL
+            return sending(self, bytes(query) if isinstance(query, bytearray) else query, *args, **options)
 
     return Connection
 
@@ -126,26 +132,41 @@ class MySQLDriver:
     reads_on = True
     threadsafety = 1
 
+    dbapi: Any
+    unbuffered: tuple[type, ...]
+    _connection: Any
+
     def __init__(self, settings: Settings, credentials: Credentials) -> None:
-        try:
-            import MySQLdb
-            import MySQLdb.connections
-            import MySQLdb.cursors
-        except ImportError as error:
-            raise ConfigError(f"{NO_MYSQLCLIENT} ({error})") from error
-        self.dbapi: Any = MySQLdb
-        self.unbuffered: tuple[type, ...] = (MySQLdb.cursors.SSCursor, MySQLdb.cursors.SSDictCursor)
-        self._connection = _connection_class(MySQLdb)
+        self._load()
         self._settings = settings
         self._credentials = credentials
         self._address = credentials.latest
         #: None until the first connection tells whose dialect the server speaks.
         self._dialect: _Dialect | None = None
 
+    def _load(self) -> None:
+        """Import the driver's module.
+
+        :raises ConfigError: if it is missing.
+        """
+        try:
+            import MySQLdb
+            import MySQLdb.connections
+            import MySQLdb.cursors
+        except ImportError as error:
+            raise ConfigError(f"{NO_MYSQLCLIENT} ({error})") from error
+        self.dbapi = MySQLdb
+        self.unbuffered = (MySQLdb.cursors.SSCursor, MySQLdb.cursors.SSDictCursor)
+        self._connection = guarded(MySQLdb.connections.Connection, MySQLdb.OperationalError,
+                                   MySQLdb._mysql.connection.query)
+
+    def _open(self, address: DatabaseURL, **options: Any) -> Any:
+        return self._connection(**address.arguments(), multi_statements=False, **options)
+
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         settings, seconds = self._settings, self._settings.db_query_timeout if query_timeout is None else query_timeout
         address = self._address = self._credentials()
-        options = address.arguments()
+        options: dict[str, Any] = {}
         if seconds:
             # the server's own limit comes first; these end a wait for a server that is gone
             options["read_timeout"] = options["write_timeout"] = self.backstop(seconds)
@@ -156,9 +177,9 @@ class MySQLDriver:
         if limit:
             options["init_command"] = limit
         try:
-            raw = self._connection(
-                connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
-                multi_statements=False, autocommit=settings.db_autocommit, **options)
+            raw = self._open(
+                address, connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
+                autocommit=settings.db_autocommit, **options)
         except self.dbapi.Error:
             self._dialect = None  # the server behind the address may be another one by now
             raise

@@ -6,23 +6,36 @@ Authorization, query value or local variable.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from .. import logs, scoreboard
 from ..request import RequestRecord, current
+from . import own_line
 
 _MARK = "__flask_stability_recorded__"
 _CHAIN = 5
 _FRAMES = 40
 _KEPT = 20
 _unwritten, _written = False, -1.0
-_latest: dict[tuple[str, str], list[float]] = {}
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Exceptions of one class and route: how many, when the last one was, where it came from, whose it was."""
+
+    count: int = 0
+    last: float = 0.0
+    where: str = ""
+    request_id: str = ""
+
+
+_latest: dict[tuple[str, str], _Seen] = {}
 
 
 def mark(error: BaseException, request: RequestRecord | None) -> None:
@@ -166,10 +179,11 @@ def _remember(error: BaseException, request: RequestRecord | None, row: scoreboa
     """Class, route, count and last time for the health document: no message, no data."""
     global _unwritten
     key = (_name(error), request.route if request is not None else "")
-    entry = _latest.setdefault(key, [0, 0.0])
-    entry[0], entry[1] = entry[0] + 1, time.time()
+    entry = _latest.setdefault(key, _Seen())
+    entry.count, entry.last = entry.count + 1, time.time()
+    entry.where, entry.request_id = own_line.of_trace(error.__traceback__), request.id if request is not None else ""
     _unwritten = True
-    write_latest(row, at_once=entry[0] == 1)
+    write_latest(row, at_once=entry.count == 1)
 
 
 def write_latest(row: scoreboard.Row, *, at_once: bool = False) -> None:
@@ -182,9 +196,10 @@ def write_latest(row: scoreboard.Row, *, at_once: bool = False) -> None:
     if not _unwritten or (now - _written < 1.0 and not at_once):
         return
     _unwritten, _written = False, now
-    known = sorted(_latest.items(), key=lambda item: -item[1][1])
+    known = sorted(_latest.items(), key=lambda item: -item[1].last)
     for name, _ in known[_KEPT:]:
         _latest.pop(name, None)
-    row.exceptions.write(json.dumps([
-        {"class": name, "route": route, "count": int(number), "last": round(last, 1)}
-        for (name, route), (number, last) in known[:_KEPT]]).encode())
+    entries = [{"class": name, "route": route, "count": seen.count, "last": round(seen.last, 1), "where": seen.where,
+                "request_id": seen.request_id} for (name, route), seen in known[:_KEPT]]
+    while entries and not row.exceptions.write_json(entries):
+        entries.pop()

@@ -55,6 +55,11 @@ class Access:
         self.guesses = Guesses()
 
     @property
+    def is_open(self) -> bool:
+        """Whether details are for everybody."""
+        return self._open
+
+    @property
     def has_login(self) -> bool:
         """Whether there is a token that a form could ask for."""
         return bool(self._token)

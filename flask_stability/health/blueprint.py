@@ -54,7 +54,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
     for suffix, view in (("", views.health), ("/live", views.live), ("/ready", views.ready),
                          ("/startup", views.startup), ("/history", views.history), ("/metrics", views.metrics)):
         blueprint.add_url_rule(suffix, suffix.strip("/") or "health", view, methods=["GET"], **MATCHED)
-    Dashboard(settings, access, _forbidden).register(blueprint)
+    Dashboard(settings, access, _forbidden, views.health).register(blueprint)
     return blueprint
 
 

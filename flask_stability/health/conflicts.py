@@ -59,7 +59,7 @@ class Ours:
 
     def __call__(self, path: str) -> bool:
         """Whether `path` is ours."""
-        if path.rstrip("/") in self._found.own:
+        if path in self._found.own or path.rstrip("/") in self._found.own:
             return False
         return not self._found.below or _match(self._adapter, path) is not None
 

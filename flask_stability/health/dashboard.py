@@ -21,7 +21,9 @@ import jinja2
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected
 
+from .. import scoreboard
 from ..config import Settings
+from . import report
 from .access import COOKIE, LIFETIME, Access
 
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -43,18 +45,35 @@ class Dashboard:
     """The views of one app's settings.
 
     :param refuse: answers whoever may not see details.
+    :param health: the view of the path itself.
     """
 
-    def __init__(self, settings: Settings, access: Access, refuse: Callable[[], Response]) -> None:
-        self._access, self._refuse = access, refuse
+    def __init__(self, settings: Settings, access: Access, refuse: Callable[[], Response],
+                 health: Callable[[], Response]) -> None:
+        self._access, self._refuse, self._health = access, refuse, health
         self._path, self._service = settings.health_path, settings.service_id or ""
 
     def register(self, blueprint: Blueprint) -> None:
         """Add the routes."""
         for rule, endpoint, view, method in (
-                ("/dashboard", "dashboard", self.page, "GET"), ("/dashboard", "login", self.login, "POST"),
+                ("/", "index", self.index, "GET"), ("/dashboard", "dashboard", self.page, "GET"),
+                ("/dashboard", "login", self.login, "POST"),
                 ("/logout", "logout", self.logout, "POST"), ("/dashboard/<name>", "dashboard_file", self.file, "GET")):
             blueprint.add_url_rule(rule, endpoint, view, methods=[method], merge_slashes=False)
+
+    def index(self) -> Response:
+        """What is here and how to get in, for a browser; for anything else what lies at the path without the slash."""
+        if request.accept_mimetypes.best_match(("application/json", "text/html"), default="application/json") != (
+                "text/html"):
+            return self._health()
+        may_see = self._access.may_see(request)
+        path = self._path.rpartition("/")[2]
+        pages = [(f"../{path}", "index_health", False), ("live", "index_live", False), ("ready", "index_ready", False),
+                 ("startup", "index_startup", False), ("dashboard", "index_dashboard", True),
+                 ("history", "index_history", True), ("metrics", "index_metrics", True)]
+        return _html("index.html", state=report.summary(scoreboard.current()), pages=pages, may_see=may_see,
+                     everybody=self._access.is_open, has_login=self._access.has_login,
+                     styled=may_see or self._access.has_login)
 
     def page(self) -> Response:
         """The page; for a stranger the form, if there is a token to ask for."""

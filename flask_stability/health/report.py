@@ -52,6 +52,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "refused": totals.refused, "slowest": _slowest(totals)},
         "workers": workers,
+        "hung": hung(rows, now),
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
                      "latest": shared.master.restarts.read_json([])[-10:][::-1],
                      "degraded": bool(words[board.M_DEGRADED])},
@@ -69,6 +70,14 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
 def reason(result: dict[str, Any]) -> str:
     """Why a check does not pass, in words, for those who may see details; "" if nothing is known."""
     return str(result.get("note") or result.get("cause") or result.get("error") or "")
+
+
+def hung(rows: list[Row], now_ns: int) -> list[dict[str, Any]]:
+    """Requests that take long and have not begun to answer, the longest first, with their thread's latest own line."""
+    found = [(entry.pop("started_ns"), {**entry, "slot": row.slot, "pid": row.pid})
+             for row in rows for entry in row.hung.read_json([])]
+    return [{**entry, "seconds": round((now_ns - started) / 1e9, 1)}
+            for started, entry in sorted(found, key=lambda item: int(item[0]))[:20]]
 
 
 def mutes(shared: Scoreboard, now: float | None = None) -> list[dict[str, Any]]:

@@ -100,6 +100,7 @@ ENDPOINTS = 129  # per worker; the last is "other"
 TOTAL_ENDPOINTS = 513
 CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES, MUTES_BYTES = (2 * size + Blob.HEAD for size in (
     16384, 8192, 24576, 16384, 8192))  # a blob has two sides
+HUNG_BYTES = 2 * 8192 + Blob.HEAD
 HISTORY_BYTES = 1 << 20
 MAX_ROWS = 4096
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
@@ -167,7 +168,7 @@ class Row:
     :ivar floats: the worker's floating-point words, by ``F_…``.
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
-    :ivar checks, exceptions: the worker's blobs.
+    :ivar checks, exceptions, hung: the worker's blobs.
     :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
@@ -183,6 +184,7 @@ class Row:
         self.endpoints = EndpointTable(layout.area(ENDPOINTS * KEY_BYTES), self.words, W_N_ENDPOINTS)
         self.checks = layout.blob(CHECKS_BYTES)
         self.exceptions = layout.blob(EXCEPTIONS_BYTES)
+        self.hung = layout.blob(HUNG_BYTES)
         self._all = layout.since(start)
         self.ended = layout.words(_ENDED_WORDS)
         if not WHOLE_STATEMENTS:
@@ -256,6 +258,7 @@ class Row:
         self._places = _Places(self.endpoints, self.lock)
         self.checks.renew_lock()
         self.exceptions.renew_lock()
+        self.hung.renew_lock()
 
 
 def _by_class(entries: Iterable[Entry]) -> list[int]:
@@ -449,8 +452,9 @@ class Scoreboard:
             for offset, number in enumerate(total):
                 new.entries[base + offset] = number
         with contextlib.suppress(Exception):  # what a worker wrote is not the master's risk
-            latest = merged_exceptions([row.exceptions, master.exceptions])
-            master.exceptions.write_json(latest[:EXCEPTIONS_KEPT])
+            latest = merged_exceptions([row.exceptions, master.exceptions])[:EXCEPTIONS_KEPT]
+            while latest and not master.exceptions.write_json(latest):
+                latest.pop()
         # one store makes the row's counts the totals': whoever reads sees them once, before as after
         row.orders[O_FOLDED] = folds + 1
         master.words[M_FOLDS] = folds + 1
@@ -516,7 +520,7 @@ def _pages(*sizes: int) -> int:
 _MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
                        SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
 _ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS),
-                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES)
+                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES, HUNG_BYTES)
 
 
 def _size(rows: int) -> int:
@@ -528,15 +532,19 @@ def _head(rows: int) -> bytes:
 
 
 def merged_exceptions(blobs: Iterable[Blob]) -> list[dict[str, Any]]:
-    """What several workers remember of exceptions, by class and route, the latest first: class, route, count, last."""
-    merged: dict[tuple[str, str], tuple[int, float]] = {}
+    """What several workers remember of exceptions, by class and route, the latest first: class, route, count,
+    and of the last one last, where, request_id.
+    """
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
     for blob in blobs:
         for entry in blob.read_json([]) or []:
             key = str(entry["class"]), str(entry["route"])
-            count, last = merged.get(key, (0, 0.0))
-            merged[key] = count + int(entry["count"]), max(last, float(entry["last"]))
-    latest = sorted(merged.items(), key=lambda item: -item[1][1])
-    return [{"class": name, "route": route, "count": count, "last": last} for (name, route), (count, last) in latest]
+            known, last = merged.get(key), float(entry["last"])
+            newest = entry if known is None or last >= known["last"] else known
+            merged[key] = {"class": key[0], "route": key[1], "count": int(entry["count"]) + (
+                known["count"] if known else 0), "last": float(newest["last"]), "where": str(newest.get("where", "")),
+                "request_id": str(newest.get("request_id", ""))}
+    return sorted(merged.values(), key=lambda entry: -float(entry["last"]))
 
 
 # -- this process's board ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..database import bulkhead
+from ..errors import own_line
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, cgroup, collect
 from ..memory.sampler import Action, MemoryWatch
@@ -34,6 +35,8 @@ from .threads import Stuck, for_clients, room
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
+SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
+MOST_SHOWN = 20
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
@@ -75,14 +78,15 @@ class Guard:
         self._farewells = Farewells(FAREWELL)
         self._pressed = self._growing = self._told_clients = False
         self._reason = ""
+        self._hung, self._hung_at = 0, 0.0
         self._failed: dict[str, float] = {}
         self._wake = threading.Event()
         if connections is not None:
             connections.hurry = self._wake.set
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
         self._looks: tuple[Callable[[float], None], ...] = (
-            self._slow_clients, self._beat, self._requests, self._threads_stuck, self._parent, self._ending,
-            self._orders, self._look_at_memory, self._descriptors)
+            self._slow_clients, self._beat, self._requests, self._show_hung, self._threads_stuck, self._parent,
+            self._ending, self._orders, self._look_at_memory, self._descriptors)
         row.words[scoreboard.W_THREADS] = self._threads
 
     def start(self) -> None:
@@ -254,6 +258,21 @@ class Guard:
                 self.retire("deadline", f"a request is past its deadline: {record.path[:200]}")
                 send(request_overdue, "flask_stability", request_id=record.id, path=record.path,
                      seconds=record.seconds())
+
+    def _show_hung(self, now: float) -> None:
+        """Requests that take long and have not begun to answer, the longest first, for the health document."""
+        if now - self._hung_at < 1.0:
+            return
+        self._hung_at = now
+        found = sorted((record for record in in_flight() if record.seconds() > SHOWN_AFTER
+                        and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
+        if found or self._hung:
+            entries = [{"method": record.method[:16], "route": record.route[:200], "path": record.path[:200],
+                        "started_ns": record.started_ns, "request_id": record.id,
+                        "where": own_line.of_thread(record.thread_id)} for record in found[:MOST_SHOWN]]
+            while not self._row.hung.write_json(entries) and entries:
+                entries.pop()
+        self._hung = len(found)
 
     def _threads_stuck(self, now: float) -> None:
         """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""

@@ -38,7 +38,7 @@ def test_what_can_be_read_in_two_ways_is_refused(password: str, remedy: str) -> 
     "mysql://app:hunter2@db", "mysql://app:hunter2@db/", "mysql://app:hunter2@/shop", "mysql://app:hunter2@db:0/shop",
     "mysql://app:hunter2@db:65536/shop", "mysql://app:hunter2@db/shop/more", "mysql://app:hunter2@db：3306/shop",
     "mysql://app：hunter2@db/shop", "mysql:/app:hunter2@db/shop", "postgres://app:hunter2@db/shop", "hunter2",
-    "mysql+pymysql://app:hunter2@db/shop", "mysql://app:hunter2@db/shop?ssl_mode", "mysql://app:hunter2@db/%ff",
+    "mysql+oursql://app:hunter2@db/shop", "mysql://app:hunter2@db/shop?ssl_mode", "mysql://app:hunter2@db/%ff",
     "mysql://app:hunter2@[::1/shop", "mysql://app:hunter2@db/shop?ssl_mode=hunter2", "sqlite:///a?password=hunter2",
     "mysql://app:hunter2/3@db@x/y/z", "sqlite:///a#b"])
 def test_no_secret_is_in_an_error(url: str) -> None:

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import MySQLdb
 import pytest
 
 from flask_stability import logs, scoreboard
@@ -25,7 +24,9 @@ from flask_stability.exceptions import (
 )
 from flask_stability.signals import POOL, leak_suspected
 from support import wait_until
-from support_db import FaultProxy, MariaDB, full, serving
+from support_db import FaultProxy, MariaDB, dbapi, full, serving
+
+pytestmark = pytest.mark.pymysql_too
 
 MakePool = Callable[..., Pool]
 
@@ -89,7 +90,7 @@ def test_a_call_ends_before_its_request(make_pool: MakePool, mariadb: MariaDB) -
     request = Request(pool, "SELECT SLEEP(100)", timeout=2.0)
     request.join(30)
     assert isinstance(request.result, DeadlineExceeded)
-    assert isinstance(request.result.__cause__, MySQLdb.OperationalError)
+    assert isinstance(request.result.__cause__, dbapi.OperationalError)
     assert pool.stats()["pool_size"] == 0
     assert pool.stats()["connections_lost"] == 0
     assert pool.availability.breaker.state == "closed"
@@ -232,7 +233,7 @@ def test_without_a_keeper_the_driver_s_own_limit_ends_a_call(make_pool: MakePool
     connection = pool.connection()
     mariadb.freeze()
     started = time.monotonic()
-    with pytest.raises(MySQLdb.OperationalError, match="2013"):
+    with pytest.raises(dbapi.OperationalError, match="2013"):
         connection.execute("SELECT 1")
     assert time.monotonic() - started >= 5
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
@@ -16,7 +15,9 @@ from flask_stability.database.pool import Pool
 from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import DatabaseUnavailable, DeadlineExceeded
 from support import wait_until
-from support_db import FaultProxy, MariaDB, serving
+from support_db import FaultProxy, MariaDB, dbapi, serving
+
+pytestmark = pytest.mark.pymysql_too
 
 MakePool = Callable[..., Pool]
 #: Hours of work in which the server does not look whether anybody is still there (as it does in SLEEP).
@@ -108,7 +109,7 @@ def test_no_session_is_ended_that_is_not_certainly_ours(mariadb: MariaDB) -> Non
         assert not identity.end_session(raw, own._replace(direct=False), theirs)
         victim.ping()
         assert identity.end_session(raw, own, theirs)
-        with pytest.raises(MySQLdb.OperationalError):
+        with pytest.raises(dbapi.OperationalError):
             victim.ping()
         wait_until(lambda: not identity.end_session(raw, own, theirs), message="it is gone")
 
@@ -169,7 +170,7 @@ def test_an_update_behind_a_lock_on_the_table_ends(make_pool: MakePool, mariadb:
         holder.query("LOCK TABLES t WRITE")
         with pool.connection() as connection:
             connection.execute("SET SESSION max_statement_time=0")  # as on MySQL
-            with pytest.raises(MySQLdb.OperationalError) as caught:
+            with pytest.raises(dbapi.OperationalError) as caught:
                 connection.execute("UPDATE t SET a=1")
     assert caught.value.args[0] == 1205
 
@@ -188,7 +189,7 @@ def test_one_borrower_has_another_limit(make_pool: MakePool, mariadb: MariaDB, s
         assert len(mariadb.sessions()) == 1
         assert pool.stats()["pool_in_use"] == 1
         if seconds == 0.5:
-            with pytest.raises(MySQLdb.OperationalError, match="max_statement_time"):
+            with pytest.raises(dbapi.OperationalError, match="max_statement_time"):
                 connection.execute("SELECT SLEEP(60)")
     with pool.connection() as connection:
         assert limits(connection) == 30.0

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import MySQLdb
-import MySQLdb.cursors
 import pytest
 from dbutils import steady_db
 from dbutils.steady_db import SteadyDBConnection
@@ -24,7 +23,9 @@ from flask_stability.database.bulkhead import threads_from
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
 from support import wait_until
-from support_db import FaultProxy, MariaDB, full, serving
+from support_db import FaultProxy, MariaDB, dbapi, full, serving
+
+pytestmark = pytest.mark.pymysql_too
 
 MakePool = Callable[..., Pool]
 
@@ -216,7 +217,7 @@ def test_after_a_failure_older_connections_are_asked(make_pool: MakePool, mariad
     first, second = pool.connection(), pool.connection()
     second.close()
     proxy.cut_reply_to(1)
-    with pytest.raises(MySQLdb.OperationalError):
+    with pytest.raises(dbapi.OperationalError):
         first.execute("SELECT 1")
     first.close()
     before = proxy.commands
@@ -265,7 +266,7 @@ def test_closed_connections_and_cursors_are_dead(make_pool: MakePool) -> None:
                 lambda: connection.dbapi_connection, lambda: connection.thread_id(), cursor.fetchone, cursor.fetchall,
                 cursor.nextset, lambda: cursor.rowcount, lambda: open_cursor.execute("SELECT 1"),
                 lambda: open_cursor.executemany("SELECT %s", [(1,)]), lambda: list(cursor)):
-        with pytest.raises(MySQLdb.Error, match="given back"):
+        with pytest.raises(dbapi.Error, match="given back"):
             use()
     cursor.close()
     open_cursor.close()
@@ -279,7 +280,7 @@ def test_an_unread_result_does_not_reach_the_next(make_pool: MakePool, mariadb: 
     try:
         pool = make_pool()
         for leave in (lambda c: c.execute("SELECT 1"), lambda c: c.cursor().callproc("p"),
-                      lambda c: c.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2"),
+                      lambda c: c.cursor(pool.driver.unbuffered[0]).execute("SELECT 1 UNION SELECT 2"),
                       lambda c: c.execute("CALL p()")):
             with pool.connection() as connection:
                 left = leave(connection)
@@ -299,7 +300,7 @@ def test_rows_that_nobody_reads_stop_nobody(make_pool: MakePool, mariadb: MariaD
     started = time.monotonic()
     connection = pool.connection()
     number = connection_id(connection)
-    cursor = connection.cursor(MySQLdb.cursors.SSCursor)
+    cursor = connection.cursor(pool.driver.unbuffered[0])
     cursor.execute("SELECT SLEEP(0.02), REPEAT('x', 20000) FROM seq_1_to_1000000")  # for the 30 s of its time limit
     assert cursor.fetchone() is not None
     time.sleep(1.0)  # there is no more room at this end: the server does not even try to send
@@ -319,12 +320,12 @@ def test_a_stream_that_was_read_costs_no_connection(make_pool: MakePool) -> None
     pool = make_pool()
     with pool.connection() as connection:
         first = connection_id(connection)
-        assert connection.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2") is not None
+        assert connection.cursor(pool.driver.unbuffered[0]).execute("SELECT 1 UNION SELECT 2") is not None
         assert connection.execute("SELECT 3").fetchall() == ((3,),)
         connection.begin()
-        connection.cursor(MySQLdb.cursors.SSCursor).execute("SELECT 1 UNION SELECT 2")
+        connection.cursor(pool.driver.unbuffered[0]).execute("SELECT 1 UNION SELECT 2")
         connection.commit()
-        cursor = connection.cursor(MySQLdb.cursors.SSCursor)
+        cursor = connection.cursor(pool.driver.unbuffered[0])
         cursor.execute("SELECT 1 UNION SELECT 2")
         assert list(cursor) == [(1,), (2,)]
     with pool.connection() as connection:
@@ -364,7 +365,7 @@ def test_cursors_that_were_dropped_are_forgotten(make_pool: MakePool) -> None:
             connection.cursor()
         assert len(connection._cursors) < 200
     for cursor in cursors:
-        with pytest.raises(MySQLdb.ProgrammingError, match="given back"):
+        with pytest.raises(dbapi.ProgrammingError, match="given back"):
             cursor.fetchall()
 
 
@@ -602,7 +603,7 @@ def test_a_crowd_keeps_the_books(make_pool: MakePool, mariadb: MariaDB) -> None:
                 connection.execute(chance.choice(["SELECT 1", "SELECT nothing", "SET @x=1", "SELECT SLEEP(0.01)"]))
                 if chance.random() < 0.1:
                     connection.begin()
-            except (MySQLdb.Error, DatabaseUnavailable):
+            except (*dbapi.Error, DatabaseUnavailable):
                 pass
             finally:
                 if "entry" in locals():

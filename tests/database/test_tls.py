@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
@@ -17,9 +16,9 @@ from flask_stability.database.pool import Pool
 from flask_stability.dberrors import ErrorClass
 from flask_stability.exceptions import DatabaseUnavailable
 from flask_stability.operate.check_db import check_db
-from support_db import MariaDB
+from support_db import MariaDB, dbapi
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.pymysql_too]
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
@@ -51,7 +50,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(certificates: Path) -> Iterator[MariaDB]:
+def tls_server(certificates: Path) -> Iterator[MariaDB]:
     """A server with TLS; `strict` must use it, `known` has to show a certificate."""
     found = MariaDB(f"--ssl-ca={certificates}/ca.pem", f"--ssl-cert={certificates}/server.pem",
                     f"--ssl-key={certificates}/server.key")
@@ -64,9 +63,16 @@ def server(certificates: Path) -> Iterator[MariaDB]:
         found.destroy()
 
 
+@pytest.fixture(params=["mysql", "mysql+pymysql"])
+def server(tls_server: MariaDB, request: pytest.FixtureRequest) -> MariaDB:
+    """That server, with addresses for each driver."""
+    tls_server.scheme = request.param
+    return tls_server
+
+
 def url(server: MariaDB, query: str, user: str = "app", host: str = "127.0.0.1") -> str:
     """An address of this server."""
-    return f"mysql://{user}:secret@{host}:{server.port}/app?{query}".removesuffix("?")
+    return f"{server.scheme}://{user}:secret@{host}:{server.port}/app?{query}".removesuffix("?")
 
 
 def cipher(address: str) -> str:
@@ -106,7 +112,7 @@ def test_a_server_that_cannot_prove_who_it_is_gets_no_password(server: MariaDB, 
 
 def test_a_server_without_tls_is_refused_where_tls_is_asked_for(mariadb: MariaDB) -> None:
     """Nothing is sent in clear instead."""
-    with pytest.raises(MySQLdb.OperationalError) as caught:
+    with pytest.raises(dbapi.OperationalError) as caught:
         cipher(url(mariadb, "ssl_mode=REQUIRED"))
     assert caught.value.args[0] == 2026
 
@@ -165,7 +171,7 @@ def test_local_files_are_read_only_if_that_is_asked_for(mariadb: MariaDB, tmp_pa
         with contextlib.closing(pool), pool.connection() as connection:
             connection.execute(f"LOAD DATA LOCAL INFILE '{tmp_path}/rows' INTO TABLE t")
 
-    with pytest.raises(MySQLdb.Error) as caught:
+    with pytest.raises(dbapi.Error) as caught:
         load("")
     assert "local_infile=1" in " ".join(caught.value.__notes__)
     load("local_infile=1")

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import MySQLdb
 import pytest
 
 from flask_stability.config import Settings
@@ -17,9 +16,9 @@ from flask_stability.database import Pool, PooledConnection, transaction
 from flask_stability.database.statements import stays_within
 from flask_stability.database.transaction import Budget, Transactions
 from flask_stability.exceptions import CommitUnknown, StabilityError
-from support_db import FaultProxy, MariaDB, serving
+from support_db import FaultProxy, MariaDB, dbapi, serving
 
-pytestmark = pytest.mark.mysql_too
+pytestmark = [pytest.mark.mysql_too, pytest.mark.pymysql_too]
 
 
 @pytest.fixture
@@ -96,10 +95,10 @@ def test_after_a_swallowed_deadlock_nothing_more_is_stored(accounts: Pool) -> No
                 meet.wait()
                 try:
                     connection.execute("UPDATE account SET amount = amount + 10 WHERE id = %s", (1 - first,))
-                except MySQLdb.OperationalError:
-                    with suppress(MySQLdb.OperationalError):
+                except dbapi.OperationalError:
+                    with suppress(dbapi.OperationalError):
                         connection.execute("UPDATE account SET amount = amount + 500 WHERE id = 3")
-        except MySQLdb.OperationalError as error:
+        except dbapi.OperationalError as error:
             failed.append(error)
 
     threads = [threading.Thread(target=careless, args=(first,)) for first in (0, 1)]
@@ -183,7 +182,7 @@ def test_an_error_of_the_app_rolls_back_and_is_not_run_again(accounts: Pool) -> 
 
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
-    with pytest.raises(MySQLdb.OperationalError):
+    with pytest.raises(dbapi.OperationalError):
         fail(None)
     assert len(runs) == 2
     assert _value(accounts, "SELECT SUM(amount) FROM account") == 1000
@@ -203,7 +202,7 @@ def test_a_lock_that_is_waited_for_too_long_is_run_again_up_to_the_attempts(acco
     with accounts.connection() as holder:
         holder.begin()
         holder.execute("UPDATE account SET amount = 1 WHERE id = 0")
-        with pytest.raises(MySQLdb.OperationalError) as caught:
+        with pytest.raises(dbapi.OperationalError) as caught:
             wait()
         holder.rollback()
     assert caught.value.args[0] == 1205
@@ -297,7 +296,7 @@ def test_the_table_of_retries(failing: Pool, codes: tuple[int, ...], runs: int) 
 
     for code in codes:
         seen: list[int] = []
-        with pytest.raises(MySQLdb.Error) as caught:
+        with pytest.raises(dbapi.Error) as caught:
             unit(code, seen)
         assert caught.value.args[0] == code
         assert seen == [code] * runs
@@ -316,12 +315,12 @@ def test_an_empty_budget_means_no_second_run(failing: Pool) -> None:
 
     transaction._budget = Budget(share=0.0, rate=1e-9, most=1)
     for _ in range(5):
-        with pytest.raises(MySQLdb.OperationalError):
+        with pytest.raises(dbapi.OperationalError):
             unit()
     assert len(runs) == 5
     assert failing.stats()["retries_num"] == 0
     transaction._budget = Budget()
-    with pytest.raises(MySQLdb.OperationalError):
+    with pytest.raises(dbapi.OperationalError):
         unit()
     assert len(runs) == 8
 
@@ -340,7 +339,7 @@ def test_pauses_between_runs_are_random_and_grow(failing: Pool, monkeypatch: pyt
     def unit(connection: PooledConnection) -> None:
         connection.execute("SELECT fail(1213)")
 
-    with pytest.raises(MySQLdb.OperationalError):
+    with pytest.raises(dbapi.OperationalError):
         unit()
     assert asked[:7] == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6), (0, 2.0), (0, 2.0)]
 
@@ -388,12 +387,12 @@ def test_a_lock_wait_that_ended_the_transaction_takes_nothing_more(strict_server
         holder.begin()
         holder.execute("UPDATE t SET id = 1 WHERE id = 1")
         holder.execute("DELETE FROM t WHERE id = 1")
-        with pytest.raises(MySQLdb.OperationalError) as caught, Transactions(lambda: pool)() as connection:
+        with pytest.raises(dbapi.OperationalError) as caught, Transactions(lambda: pool)() as connection:
             connection.execute("INSERT INTO t VALUES (2)")
             connection.execute("SET SESSION innodb_lock_wait_timeout = 1")
-            with suppress(MySQLdb.OperationalError):
+            with suppress(dbapi.OperationalError):
                 connection.execute("DELETE FROM t WHERE id = 1")
-            with suppress(MySQLdb.OperationalError):
+            with suppress(dbapi.OperationalError):
                 connection.execute("INSERT INTO t VALUES (3)")
         holder.rollback()
     assert caught.value.args[0] == 1205
@@ -408,7 +407,7 @@ def test_a_statement_that_failed_alone_may_be_swallowed(accounts: Pool) -> None:
         with Transactions(lambda: accounts)() as connection:
             for statement in ("SELECT * FROM account WHERE id = 0 FOR UPDATE NOWAIT",
                               "INSERT INTO account VALUES (1, 1)", "SELECT nonsense"):
-                with pytest.raises(MySQLdb.Error):
+                with pytest.raises(dbapi.Error):
                     connection.execute(statement)
             connection.execute("UPDATE account SET amount = 7 WHERE id = 2")
         holder.rollback()
@@ -417,11 +416,11 @@ def test_a_statement_that_failed_alone_may_be_swallowed(accounts: Pool) -> None:
 
 def test_the_block_alone_commits(accounts: Pool) -> None:
     """A commit by hand inside would let half a unit be stored, and its other half be run twice."""
-    with pytest.raises(MySQLdb.ProgrammingError, match="at the end of its block"), \
+    with pytest.raises(dbapi.ProgrammingError, match="at the end of its block"), \
             Transactions(lambda: accounts)() as connection:
         connection.execute("UPDATE account SET amount = 0 WHERE id = 0")
         for by_hand in (connection.begin, connection.rollback, lambda: connection.autocommit(True)):
-            with pytest.raises(MySQLdb.ProgrammingError):
+            with pytest.raises(dbapi.ProgrammingError):
                 by_hand()
         connection.commit()
     assert _value(accounts, "SELECT SUM(amount) FROM account") == 1000
@@ -497,7 +496,7 @@ def test_an_error_of_another_connection_is_not_a_reason(accounts: Pool) -> None:
             other.execute(f"KILL {other.thread_id()}")
 
     runs: list[int] = []
-    with pytest.raises(MySQLdb.OperationalError):
+    with pytest.raises(dbapi.OperationalError):
         unit()
     assert len(runs) == 1
 
@@ -513,7 +512,7 @@ def test_a_request_s_deadline_ends_the_retries(failing: Pool) -> None:
             record.timeout = record.seconds() + 0.9
         connection.execute("SELECT fail(1213)")
 
-    with serving(3600.0) as record, pytest.raises(MySQLdb.OperationalError):
+    with serving(3600.0) as record, pytest.raises(dbapi.OperationalError):
         unit()
     assert len(runs) == 3
 
@@ -555,7 +554,7 @@ def test_a_block_that_was_never_left_does_not_catch_the_next_request(accounts: P
         next(left_open)
     with serving(), transaction() as connection:
         connection.execute("UPDATE account SET amount = amount + 1 WHERE id = 0")
-    with pytest.raises(MySQLdb.InterfaceError):
+    with pytest.raises(dbapi.InterfaceError):
         next(left_open)
     assert _value(accounts, "SELECT SUM(amount) FROM account") == 1001
 

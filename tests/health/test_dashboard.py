@@ -118,6 +118,40 @@ def test_the_files_are_asked_for_again_and_sent_when_they_changed() -> None:
         assert client.get(f"{PAGE}/{name}").status_code in (401, 404), name
 
 
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_browser_at_the_folder_is_told_what_is_here_and_how_to_get_in(language: str) -> None:
+    """Without a token, with one to ask for, and where details are for all; nothing internal for a stranger."""
+    texts = dashboard.words(language)
+    for options, says, silent in ((Settings(), "index_set", "index_login"), (_guarded, "index_login", "index_set"),
+                                  (_open, "index_open", "index_set")):
+        client = _client(replace(options, service_id="orders@here"))
+        answer = client.get("/health/", headers={**BROWSER, "Accept-Language": language})
+        assert answer.status_code == 200
+        assert answer.mimetype == "text/html"
+        assert texts[says] in answer.text
+        assert texts[silent] not in answer.text
+        assert "orders" not in answer.text
+        links = set(re.findall(r'<a href="([^"]+)"', answer.text))
+        assert {"../health", "live", "ready", "startup", "dashboard", "history", "metrics"} <= links
+        for link in re.findall(r'<link [^>]*href="([^"]+)"', answer.text):
+            assert client.get(f"/health/{link}").status_code == 200, "a page never links to what is refused"
+    client = _client()
+    _login(client)
+    assert texts["index_token"] not in client.get("/health/", headers={**BROWSER, "Accept-Language": language}).text
+
+
+@pytest.mark.parametrize("accept", [{}, {"Accept": "*/*"}, {"Accept": "application/json"},
+                                    {"Accept": "application/health+json, */*;q=0.1"}])
+def test_all_others_get_the_document_there(accept: dict[str, str]) -> None:
+    """A program that adds a slash; a browser at the path itself as well, as monitors are tried there."""
+    for headers in (accept, {**accept, "Authorization": f"Bearer {TOKEN}"}):
+        known, found = (_client().get(path, headers=headers).json for path in ("/health", "/health/"))
+        assert set(found) == set(known)
+
+
 # -- the cookie ----------------------------------------------------------------------------------------------------
 
 

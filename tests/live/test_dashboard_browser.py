@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -404,3 +405,90 @@ def test_a_page_left_open_for_a_day_does_not_grow(server: Callable[..., Server],
     assert later_heap < heap * 1.03 + 0.2e6
     assert later_nodes < nodes * 1.07 + 70
     assert [complaint for complaint in tab.complaints if "503" not in complaint] == []
+
+
+NGINX = """
+{user} daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{ listen 127.0.0.1:{port};
+    location /svc/ {{ proxy_pass http://127.0.0.1:{backend}/; }}
+    location / {{ proxy_pass http://127.0.0.1:{backend}; }} }}
+}}
+"""
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+frontend public
+  bind 127.0.0.1:{port}
+  http-request replace-path /svc/(.*) /\\1 if {{ path_beg /svc/ }}
+  default_backend service
+backend service
+  server one 127.0.0.1:{backend}
+"""
+
+
+def _proxy(kind: str, folder: Path, backend: int) -> tuple[subprocess.Popen[bytes], str]:
+    port = free_port()
+    text = (NGINX if kind == "nginx" else HAPROXY).format(folder=folder, port=port, backend=backend,
+                                                          user="user root;" if os.geteuid() == 0 else "")
+    path = folder / f"{kind}.conf"
+    path.write_text(text)
+    command = ["nginx", "-e", f"{folder}/error.log", "-c", str(path)] if kind == "nginx" else [
+        "haproxy", "-db", "-f", str(path)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True), f"http://127.0.0.1:{port}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=30).ok
+    except requests.RequestException:
+        return False
+
+
+@pytest.mark.long
+@pytest.mark.needs("nginx", "haproxy")
+@pytest.mark.parametrize("kind", ["nginx", "haproxy"])
+def test_a_login_holds_behind_a_proxy_that_takes_a_prefix_off(kind: str, server: Callable[..., Server], tabs: Open,
+                                                              tmp_path: Path) -> None:
+    """With the prefix and without, and where the app has an APPLICATION_ROOT: the cookie is sent, the page polls, and
+    logging out ends it on the server.
+    """
+    one = server(source=PREFIXED, env={"STABILITY_HEALTH_TOKEN": TOKEN, "STABILITY_HEALTH_DETAILS": "token"})
+    proxy, url = _proxy(kind, tmp_path, one.port)
+    try:
+        wait_until(lambda: _answers(url + "/svc/health/live"), 60)
+        for prefix in ("/svc", "", "/root"):
+            tab = tabs(url + prefix + PAGE)
+            _log_in(tab, TOKEN)
+            tab.wait_text("#state", "All is well")
+            assert tab.page.url == url + prefix + PAGE
+            cookie, = tab.context.cookies()
+            assert cookie["path"] == prefix + "/health"
+            tab.page.click("form button[type=submit]")
+            tab.wait("document.querySelector('#token') !== null", "the form again")
+            assert tab.context.cookies() == []
+            copied = {"Cookie": f"{COOKIE}={cookie['value']}"}
+            assert requests.get(url + prefix + "/health/history", headers=copied, timeout=30).status_code == 401
+    finally:
+        os.killpg(proxy.pid, signal.SIGTERM)
+        proxy.wait(30)
+
+
+#: The same app at the root, where the proxy takes the prefix off, and below its APPLICATION_ROOT, where nobody does.
+PREFIXED = '''
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from flask_stability import StabilityExt
+
+flask_app = Flask(__name__)
+flask_app.config["APPLICATION_ROOT"] = "/root"
+StabilityExt(flask_app)
+app = DispatcherMiddleware(flask_app, {"/root": flask_app})
+'''

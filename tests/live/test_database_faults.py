@@ -20,7 +20,7 @@ from flask_stability.scoreboard import W_DB_BREAKER, W_DB_IN_USE, W_DB_SIZE, W_T
 from support import Standstills, wait_until
 from support_db import MariaDB
 
-pytestmark = [pytest.mark.long, pytest.mark.mysql_too]
+pytestmark = [pytest.mark.long, pytest.mark.mysql_too, pytest.mark.pymysql_too]
 
 SOURCE = '''
 import os, threading, uuid

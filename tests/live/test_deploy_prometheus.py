@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import requests
 from deployed import PORTS, Site, site
 
-from support import free_port, wait_until
+from support import Load, free_port, wait_until
 from support_deploy import DEPLOY
 
 TOKEN = "scrape-me-if-you-may"
@@ -32,7 +33,8 @@ def _prometheus(folder: Path, one: Site) -> Iterator[Ask]:
     for placeholder, instance in zip(PORTS, one.instances, strict=False):
         text = text.replace(f"127.0.0.1:{placeholder}", f"127.0.0.1:{instance.port}")
     (folder / "prometheus.yml").write_text(text)
-    shutil.copy(SHIPPED / "alerts.yml", folder)
+    for name in ("alerts.yml", "instances.yml"):
+        shutil.copy(SHIPPED / name, folder)
     (folder / "token").write_text(TOKEN)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["prometheus", f"--config.file={folder}/prometheus.yml",
@@ -53,6 +55,23 @@ def _prometheus(folder: Path, one: Site) -> Iterator[Ask]:
 
 def _rules(ask: Ask) -> list[dict[str, Any]]:
     return [rule for group in (ask("rules") or {"groups": []})["groups"] for rule in group["rules"]]
+
+
+def _panels_have_data(ask: Ask) -> None:
+    """Each query of the Grafana dashboard returns something, as does each recorded series."""
+    board = json.loads((DEPLOY / "grafana" / "orders.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    assert len(queries) > 20
+    queries += re.findall(r"record: (\S+)", (SHIPPED / "instances.yml").read_text())
+    for query in queries:
+        for name, value in (("$job", "orders"), ("$instance", ".*"), ("$__rate_interval", "1m")):
+            query = query.replace(name, value)
+        assert "$" not in query
+        wait_until(lambda query=query: (ask("query", query=query) or {}).get("result"), 60,  # type: ignore[misc]
+                   message=query)
+    series = ask("query", query=queries[0].replace("$job", "orders").replace("$instance", ".*")
+                 .replace("$__rate_interval", "1m"))["result"]
+    assert len({one["metric"]["instance"] for one in series}) == 2, "an instance is told from the other by its label"
 
 
 @pytest.mark.long
@@ -76,8 +95,14 @@ def test_prometheus_scrapes_both_instances_and_its_rules_see_one_go(tmp_path: Pa
         assert len(named) > 10
         assert named <= set(re.findall(r"^(\w+)[{ ]", scrape, re.MULTILINE)) | set(
             re.findall(r"^# TYPE (\w+)", scrape, re.MULTILINE))
-        wait_until(lambda: _rules(ask) and all((rule["health"], rule["state"]) == ("ok", "inactive")
+        wait_until(lambda: _rules(ask) and all((rule["health"], rule.get("state", "inactive")) == ("ok", "inactive")
                                                for rule in _rules(ask)), 60, message="all rules are well and silent")
+        loads = [Load(address, ["/stock"], 5).start() for address in addresses]
+        try:
+            _panels_have_data(ask)
+        finally:
+            for load in loads:
+                load.stop()
         one.instances[0].kill()
-        wait_until(lambda: {rule["name"] for rule in _rules(ask) if rule["state"] == "pending"} == {
+        wait_until(lambda: {rule["name"] for rule in _rules(ask) if rule.get("state") == "pending"} == {
             "OrdersInstanceDown"}, 60)

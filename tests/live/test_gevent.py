@@ -1,4 +1,7 @@
-"""gunicorn's gevent worker: a hundred greenlets of one thread, each with its own transaction and connection."""
+"""gunicorn's gevent worker: a hundred greenlets of one thread, each with its own transaction and connection.
+
+mysqlclient holds up all greenlets while it waits, PyMySQL lets them take turns in the middle of a call.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ import pytest
 from support import Server, wait_until
 from support_db import MariaDB
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.pymysql_too]
 
 APP = """
+import contextvars
+
 import gevent
 from flask import Flask
 from flask_stability import StabilityExt
@@ -47,9 +52,14 @@ def forgets(number):
 def spawns():
     with stability.transaction() as connection:
         connection.execute("INSERT INTO kept VALUES (-1)")
-        child = gevent.spawn(stores, -2)
+        child = gevent.spawn(contextvars.copy_context().run, stores, -2)
         child.join()
         assert "another thread, greenlet or task" in str(child.exception), child.exception
+        gevent.spawn(stores, -3).get()  # without the context it has a transaction of its own
+        raise LookupError("nothing of this one is stored")
+
+@app.errorhandler(LookupError)
+def refused(error):
     return "refused"
 
 @app.get("/out")
@@ -77,6 +87,6 @@ def test_a_hundred_greenlets_keep_apart(server: Callable[..., Server], mariadb: 
     assert stored == list(range(0, 300, 3))
     assert [row[0] for row in mariadb.admin("SELECT id FROM app.kept ORDER BY id")] == stored
     assert one.get("/spawns").text == "refused"
-    assert mariadb.admin("SELECT id FROM app.kept WHERE id < 0") == [(-1,)]
+    assert mariadb.admin("SELECT id FROM app.kept WHERE id < 0") == [(-3,)]
     wait_until(lambda: one.get("/out").text == "0", message="every connection was given back")
     assert len(mariadb.sessions()) <= 10 + 1  # and the one of the check

@@ -54,6 +54,10 @@ const DECADES = {distr: 3, log: 10, range: (_, low, high) => uPlot.rangeLog(low 
 const isDecade = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6;
 const onlyDecades = (_, splits) => splits.map((value) => isDecade(value) ? value : null);
 
+/** Times at the axis: with seconds where the steps are shorter than a minute. */
+const moments = (plot, splits, axis, space, step) => splits.map((at) =>
+  step < 60 ? second(at) : time(Math.round(at), at));
+
 class Chart {
   constructor(name) {
     Object.assign(this, {name, ...KINDS[name], plot: null, drawn: "", moments: []});
@@ -107,12 +111,12 @@ class Chart {
     this.key.replaceChildren(...lines.map((line) => keyItem(line)));
     if (this.marks) this.key.append(keyItem({label: t("replaced"), colour: "--mark", mark: true}));
     this.plot = new uPlot({
-      ...this.size(), padding: [8, 8, 0, 0], legend: {show: false},
+      ...this.size(), padding: [8, 26, 0, 0], legend: {show: false},
       cursor: {drag: {x: false, y: false}, y: false, sync: {key: "dashboard"}, points: {size: 6}},
       scales: {x: {time: true, range: () => [this.range.min, this.range.max]}, y: this.decades ? DECADES : {
         range: (_, low, high) => [0, Math.max(high ?? 0, this.write === count ? 2 : 0.1) * 1.08]}},
-      axes: [{...axis, size: 24, gap: 4, space: 60, values: (_, splits) => splits.map((at) => time(Math.round(at), at))},
-        {...axis, size: 62, gap: 4, space: this.decades ? 10 : 32, incrs: this.binary ? binary() : undefined,
+      axes: [{...axis, size: 24, gap: 4, space: 68, values: moments},
+        {...axis, size: 62, gap: 4, space: this.decades ? 16 : 32, incrs: this.binary ? binary() : undefined,
           ...(this.decades ? {filter: onlyDecades, grid: {...grid, filter: onlyDecades}} : {}),
           values: (_, splits) => splits.map((value) => value === null ? "" : this.write(value))}],
       series: [{}, ...lines.map((line) => ({

@@ -1,5 +1,6 @@
 // Banner, checks and tables. Elements are made once and then only rewritten.
 
+import {note, reason} from "./reasons.js";
 import {ago, bytes, bytesRoughly, count, decimal, known, ms, second, share, span, t, time} from "./words.js";
 
 const BEATS = 60;
@@ -34,10 +35,12 @@ export function showBanner(store, trouble) {
   } else if (health) {
     const {time: begun, exact} = store.since(health.status);
     const values = {time: time(begun, now), span: span(now - begun)};
-    banner(health.status, t(health.status), t(exact ? "since" : "since_least", values), health.notes);
+    const hung = health.detailed.hung?.length ?? 0, shown = health.status === "pass" && hung ? "warn" : health.status;
+    const notes = [...health.notes.map(note), ...(hung ? [t("hung_now", {number: count(hung)})] : [])];
+    banner(shown, t(shown), t(exact ? "since" : "since_least", values), notes);
   }
   if (health) write(byId("updated"), t("updated", {time: second(store.at)}));
-  const sign = {pass: "✓", warn: "!", fail: "✕"}[trouble ? "" : health?.status] ?? "?";
+  const sign = {pass: "✓", warn: "!", fail: "✕"}[trouble ? "" : byId("banner").dataset.status] ?? "?";
   document.title = `${sign} ${byId("service").textContent}`;
 }
 
@@ -51,6 +54,11 @@ function banner(status, state, since, notes) {
 export function showFacts(store) {
   const {detailed, checks} = store.health, last = store.rounds.at(-1), {workers} = detailed;
   const ready = workers.filter((worker) => worker.state === "ready").length;
+  const errors = detailed.error_rate ?? {}, failed = errors["1m"];
+  const refused = failed?.refused ? ` · ${t("refused_now", {share: share(failed.refused / failed.requests)})}` : "";
+  write(byId("errors_now"), failed
+    ? t("errors_now_of", {minute: share(failed.rate), five: share(errors["5m"].rate)}) + refused : "–");
+  byId("errors_now").dataset.status = failed?.errors ? errors.status === "pass" ? "warn" : errors.status : "";
   write(byId("availability"), share(detailed.availability.ratio));
   write(byId("requests_rate"), decimal(store.rate()));
   write(byId("p95_now"), ms(last && store.value(last, "p95_ms") || null));
@@ -70,16 +78,22 @@ function makeCheck() {
   return item;
 }
 
-/** A bar of beats for each check, the critical ones first. */
+const BAD = {fail: 2, warn: 1};
+
+/** A bar of beats for each check: failing ones first, then the critical. */
 export function showChecks(store, seconds) {
   const checks = Object.entries(store.health.detailed.checks)
-    .sort(([a, one], [b, other]) => other.critical - one.critical || a.localeCompare(b));
+    .sort(([a, one], [b, other]) => (BAD[other.status] ?? 0) - (BAD[one.status] ?? 0)
+      || other.critical - one.critical || a.localeCompare(b));
+  const mutes = new Map((store.health.detailed.mutes ?? []).map((mute) => [mute.check, mute]));
   repeat(byId("checks"), checks, makeCheck, (item, [name, check]) => {
     const [, label, beats, good] = item.children;
     const found = store.beats(name, seconds, BEATS);
     item.dataset.status = check.status;
-    write(label, check.critical ? `${name} · ${t("critical")}` : name);
-    label.title = check.note ?? check.error ?? "";
+    const mute = mutes.get(name);
+    write(label, [name, check.critical && t("critical"), mute && t("muted", {time: time(mute.until, store.now())})]
+      .filter(Boolean).join(" · "));
+    label.title = reason(check.note || check.cause || check.error || "");
     found.parts.forEach((status, index) => {
       if (beats.children[index].className !== status) beats.children[index].className = status;
     });
@@ -91,7 +105,25 @@ export function showChecks(store, seconds) {
 
 // -- the tables -----------------------------------------------------------------------------------------------------
 
-/** Rows of cells into a table; a cell is a text, or {text, title, status}. */
+/** A text that opens to show lines below it; it stays as the reader left it. */
+function writeMore(place, text, lines) {
+  if (place.firstElementChild?.tagName !== "DETAILS") {
+    const made = element("details");
+    made.append(element("summary"));
+    place.replaceChildren(made);
+  }
+  const [summary] = place.firstElementChild.children;
+  write(summary, text);
+  const shown = [...place.firstElementChild.children].slice(1);
+  lines.forEach((line, index) => {
+    const one = shown[index] ?? element("code");
+    if (!shown[index]) place.firstElementChild.append(one);
+    write(one, line);
+  });
+  shown.slice(lines.length).forEach((one) => one.remove());
+}
+
+/** Rows of cells into a table; a cell is a text, or {text, title, status, more}. */
 function fillTable(name, rows) {
   const table = byId(name), head = [...table.tHead.rows[0].cells];
   table.hidden = rows.length === 0;
@@ -106,9 +138,10 @@ function fillTable(name, rows) {
     return row;
   };
   repeat(table.tBodies[0], rows, makeRow, (row, cells) => cells.forEach((cell, index) => {
-    const {text, title = "", status = ""} = typeof cell === "object" ? cell : {text: cell};
+    const {text, title = "", status = "", more = []} = typeof cell === "object" ? cell : {text: cell};
     const place = row.cells[index];
-    write(place, text);
+    if (more.length) writeMore(place, text, more);
+    else write(place, text);
     if (place.title !== title) place.title = title;
     if ((place.dataset.status ?? "") !== status) place.dataset.status = status;
   }));
@@ -123,14 +156,29 @@ export function showTables(store) {
   fillTable("workers", detailed.workers.map((worker) => workerRow(worker, memory.get(worker.slot) ?? {})));
   fillTable("transitions", store.transitions.slice(0, 50).map((one) => [
     moment(one.time, now), one.check,
-    {text: `${t(`status_${one.old}`)} → ${t(`status_${one.new}`)}`, status: one.new}, one.detail ?? ""]));
+    {text: `${t(`status_${one.old}`)} → ${t(`status_${one.new}`)}`, status: one.new}, reason(one.detail ?? "")]));
   fillTable("restarts", detailed.restarts.latest.map((one) => [
     moment(one.time, now), known(`reason_${one.reason}`) ?? one.reason, String(one.pid), span(one.uptime_s), one.detail]));
   fillTable("slow", detailed.requests.slowest.map((one) => [
     `${one.method} ${one.method ? routeName(one.endpoint) : t("other")}`, count(one.requests), ms(one.mean_ms),
     ms(one.slowest_ms)]));
   fillTable("exceptions", detailed.exceptions.latest.map((one) => [
-    one.class, routeName(one.route), count(one.count), moment(one.last, now)]));
+    {text: one.class.split(".").at(-1), more: [one.class, one.where, one.request_id && t("request_is", {id: one.request_id}),
+      one.request_id && `grep ${one.request_id} error.log`].filter(Boolean)},
+    routeName(one.route), one.where ?? "", count(one.count), moment(one.last, now)]));
+  fillSection("hung", (detailed.hung ?? []).map((one) => [
+    span(one.seconds), `${one.method} ${one.route || one.path}`, one.where, String(one.slot),
+    {text: one.request_id, more: [`grep ${one.request_id} error.log`]}]));
+  fillSection("failing", (detailed.error_rate?.routes ?? []).map((one) => [
+    `${one.method} ${one.method ? routeName(one.endpoint) : t("other")}`,
+    ...["1m", "5m"].flatMap((window) => [{text: share(one[window].rate), status: one[window].errors ? "fail" : "",
+      title: t("failed_of", {errors: count(one[window].errors), all: count(one[window].requests)})}])]));
+}
+
+/** A table that is only there while it has rows. */
+function fillSection(name, rows) {
+  byId(`${name}-card`).hidden = rows.length === 0;
+  fillTable(name, rows);
 }
 
 function workerRow(worker, memory) {

@@ -1,7 +1,7 @@
 // Texts in the page's language, and how numbers and times are written in it.
 
 const texts = JSON.parse(document.getElementById("words").content.textContent);
-const language = document.documentElement.lang;
+export const language = document.documentElement.lang;
 const joint = language === "zh" ? "" : " ";
 const clock = new Intl.DateTimeFormat(language, {hour: "2-digit", minute: "2-digit", hourCycle: "h23"});
 const exact = new Intl.DateTimeFormat(language, {hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23"});

@@ -125,14 +125,15 @@ def _given(requirement: Requirement) -> str:
 
 def _requirements(facts: Facts) -> Iterator[Requirement]:
     """What this package needs, its extra for MySQL too where a MySQL is named."""
-    mysql = (facts.app_settings.db_url or "").startswith(("mysql", "mariadb"))
+    url = facts.app_settings.db_url or ""
+    extra = "pymysql" if "+pymysql:" in url[:20] else "mysql" if url.startswith(("mysql", "mariadb")) else ""
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
         return  # run from a checkout
     for line in lines:
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "mysql" if mysql else ""}):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             yield requirement
 
 

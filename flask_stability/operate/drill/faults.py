@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ...config import Settings
 from ...database.credentials import Credentials
+from ...database.drivers import connect_plainly
 from ...dburl import DatabaseURL
 from .service import Service
 
@@ -58,15 +59,13 @@ def bad_requests(service: Service) -> None:
 
 def drop_database_connections(address: DatabaseURL, _: Service) -> None:
     """KILL every connection of the service's database user but our own."""
-    import MySQLdb
-
-    link = MySQLdb.connect(connect_timeout=5, **address.arguments())
+    link = connect_plainly(address, 5)
     try:
         cursor = link.cursor()
         cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s AND id <> CONNECTION_ID()",
                        (address.user,))
         for (number,) in cursor.fetchall():
-            with contextlib.suppress(MySQLdb.Error):
+            with contextlib.suppress(link.Error):
                 cursor.execute("KILL %s", (number,))
     finally:
         link.close()
