@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import MySQLdb
 import pytest
 from dbutils import steady_db
 from dbutils.steady_db import SteadyDBConnection
