@@ -25,7 +25,7 @@ from .config import KEYS, Settings
 from .config_types import SHORTEST_TOKEN
 from .database import Pool, PooledConnection
 from .database.credentials import Source
-from .database.engine import engine_probe, engine_unavailable
+from .database.engine import engine_probe, engine_unavailable, engines_of
 from .database.transaction import Transactions
 from .errors import handlers, hooks
 from .exceptions import ConfigError, StabilityError
@@ -73,9 +73,26 @@ class AppState:
 
     @property
     def engines(self) -> dict[str, Engine]:
-        """The SQLAlchemy engines that were registered, by the names of their checks."""
+        """The SQLAlchemy engines that were registered or found, by the names of their checks."""
+        self.find_engines()
+        return self._engines()
+
+    def _engines(self) -> dict[str, Engine]:
         return {check.name: check.function.args[0] for check in self.checks
                 if isinstance(check.function, partial) and check.function.func is engine_probe}
+
+    def find_engines(self) -> None:
+        """Watch the engines of the app's Flask-SQLAlchemy, as if they were registered. Idempotent."""
+        app = self.app
+        if app is None or "sqlalchemy" not in app.extensions:
+            return
+        with self._lock:
+            known, names = list(self._engines().values()), {check.name for check in self.checks}
+            for name, engine in engines_of(app).items():
+                if not any(engine is other for other in known):
+                    while name in names:
+                        name = f"{name}-found"
+                    self.checks.append(engine_check(engine, name))
 
     @property
     def pool_or_none(self) -> Pool | None:
@@ -134,6 +151,7 @@ class _Process:
 
     def _watch(self, state: AppState) -> None:
         """Run an app's checks. The lock is held, and the monitor is there."""
+        state.find_engines()
         for check in state.checks:
             self.add(check, state)
         if state.pool_or_none is not None:

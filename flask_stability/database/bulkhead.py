@@ -43,7 +43,7 @@ class Bulkhead:
         self.inside: dict[int, float] = {}
         self.forgiven = 0.0
         self.silent = False
-        self._most = settings.db_max_size
+        self.most = settings.db_max_size
         self._on = settings.db_bulkhead is not False
         # where nobody waits as long as SLOW, waiting for a connection would never count as slow
         self._slow = min(SLOW, settings.db_timeout / 2)
@@ -67,7 +67,7 @@ class Bulkhead:
         return self._on and self._crowded(now, 0) and not self._relieved(room)
 
     def _relieved(self, room: bool) -> bool:
-        return room and not self.silent and _more_threads(self._most)
+        return room and not self.silent and _more_threads(self.most)
 
     def _crowded(self, now: float, spare: int) -> bool:
         threads = self.threads

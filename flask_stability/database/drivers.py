@@ -27,11 +27,17 @@ class Driver(Protocol):
     :ivar reads_on: such a cursor reads all that is left when it is let go.
     """
 
-    kind: str
-    dbapi: Any
     threadsafety: int
     unbuffered: tuple[type, ...]
     reads_on: bool
+
+    @property
+    def kind(self) -> str:
+        """Of database: "mysql", "sqlite", or another one's name."""
+
+    @property
+    def dbapi(self) -> Any:
+        """The driver's module (PEP 249)."""
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say.

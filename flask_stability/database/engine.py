@@ -6,12 +6,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import scoreboard
+from .. import logs, scoreboard
 from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
 from ..redact import cause_of, redact
 
 if TYPE_CHECKING:
+    from flask import Flask
     from sqlalchemy.engine import Engine
 
 
@@ -54,8 +55,11 @@ def engine_probe(engine: Engine) -> dict[str, Any]:
     pool: Any = engine.pool
     ident = threading.get_ident()
     _asking.add(ident)
+    stats, ask = getattr(pool, "stats", None), getattr(pool, "ask", None)
     try:
-        if isinstance(pool, QueuePool):
+        if callable(ask):  # StabilityPool
+            ask()
+        elif isinstance(pool, QueuePool):
             own = pool.recreate()
             try:
                 connection = own.connect()
@@ -70,8 +74,24 @@ def engine_probe(engine: Engine) -> dict[str, Any]:
                 checked.execute(text("SELECT 1"))
     finally:
         _asking.discard(ident)
+    if callable(stats):
+        return {"pool": stats()}
     return {"pool": {name: getattr(pool, name)() for name in ("size", "checkedin", "checkedout", "overflow")
                      if callable(getattr(pool, name, None))}}
+
+
+def engines_of(app: Flask) -> dict[str, Engine]:
+    """The engines of an app's Flask-SQLAlchemy by the names of their checks: "sqlalchemy", "sqlalchemy-BIND"."""
+    extension = app.extensions.get("sqlalchemy")
+    if not type(extension).__module__.startswith("flask_sqlalchemy"):
+        return {}
+    try:
+        with app.app_context():
+            return {"sqlalchemy" if bind is None else f"sqlalchemy-{bind}": engine
+                    for bind, engine in extension.engines.items()}  # type: ignore[union-attr]
+    except Exception as error:
+        logs.error("engines_not_found", level="WARNING", error=cause_of(error))
+        return {}
 
 
 def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:

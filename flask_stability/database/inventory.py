@@ -66,6 +66,8 @@ class Inventory(Generic[S]):
         self.closed = False
         self._called: Waiter[S] | None = None
         self._renewed = 0.0
+        #: The connection that was given back first is taken first, not the warmest.
+        self.fifo = False
 
     def __repr__(self) -> str:
         idle = len(self.idle)
@@ -235,7 +237,7 @@ class Inventory(Generic[S]):
                 return False
             record.state = IDLE
             self.taken -= 1
-            if cold:
+            if cold or self.fifo:
                 self.idle.insert(0, record)
             else:
                 self.idle.append(record)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -17,6 +15,7 @@ from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
 from .credentials import Credentials
 from .identity import Identity, demand_ready, end_session, identity_of, one_row, questions
+from .sockets import hang_up, link_to
 
 _READ_ONLY = "the server is read-only: point the service at the primary, or end the read-only mode"
 _LOCAL_INFILE = "to let statements read local files, add local_infile=1 to the database's address"
@@ -57,14 +56,6 @@ _REMEDIES = {
 _UNKNOWN_VARIABLE, _TOO_LARGE, _TLS_ERROR = 1193, 1153, 2026
 #: Nothing was executed, so the transaction is what it was.
 _STILL_OPEN = frozenset({ErrorClass.TOO_LARGE, ErrorClass.OUT_OF_STEP, ErrorClass.FULL, ErrorClass.QUOTA})
-_RESET = struct.pack("ii", 1, 0)
-
-
-class Link(socket.socket):
-    """A second handle on a connection's socket; ends quietly with its connection."""
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class _Dialect(NamedTuple):
@@ -250,31 +241,13 @@ class MySQLDriver:
         raw.autocommit(on)
 
     def link(self, raw: Any) -> socket.socket | None:
-        try:
-            link = Link(fileno=os.dup(raw.fileno()))
-        except OSError:
-            return None
-        try:
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if link.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_KEEPIDLE"):
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        except OSError:
-            pass
-        return link
+        return link_to(raw)
 
     def ping(self, raw: Any) -> None:
         raw.ping()
 
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
-        if link is not None:
-            try:
-                # closed with a reset: a server that waits for room at our end would not hear of a mere end
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                link.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        hang_up(link)
 
     def moved(self, raw: Any) -> bool:
         return False

@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from time import monotonic
+from typing import Any
 
 from .. import request, scoreboard
 from ..config import Settings
@@ -22,7 +23,7 @@ from .bulkhead import Bulkhead
 from .connection import PooledConnection
 from .connector import Connector
 from .credentials import Source
-from .drivers import make_driver
+from .drivers import Driver, make_driver
 from .events import Events
 from .guarded_calls import GuardedCalls
 from .housekeeper import Housekeeper
@@ -46,13 +47,16 @@ class Pool:
 
     :param name, instance_path: of the app, for the embedded default.
     :param credentials: gives the password, or user and password, for each connect.
+    :param driver: opens the connections, instead of the one that the settings ask for.
     :ivar lost: what finalizers found; `reclaim_lost` takes it back.
     """
 
+    _connector_class: type[Connector] = Connector
+
     def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
-                 credentials: Source | None = None) -> None:
+                 credentials: Source | None = None, driver: Driver | None = None) -> None:
         self.settings = settings
-        self.driver = make_driver(settings, instance_path, name, credentials)
+        self.driver: Driver = driver or make_driver(settings, instance_path, name, credentials)
         self._window = settings.db_alive_bypass_window
         #: A connection that ran plain statements only need not be cleared.
         self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
@@ -70,7 +74,7 @@ class Pool:
         self.calls = GuardedCalls(driver, self.inventory, self.counters, self.bulkhead.inside)
         self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, self.counters, self.events,
                                          self._window)
-        self.connector = Connector(settings, driver, self.inventory, self.availability, self.counters)
+        self.connector = self._connector_class(settings, driver, self.inventory, self.availability, self.counters)
         self.upkeep = Upkeep(settings, driver, self.inventory, self.availability, self.connector, self.events)
         self.leaks = Leaks(settings, self.inventory, self.counters, self.events)
         self.housekeeper: Housekeeper | None = None
@@ -105,7 +109,7 @@ class Pool:
             if query_timeout is not None:
                 record = self._limited(record, query_timeout, now + (timeout or self.settings.db_timeout))
             record.taken(ident, serving, sys._getframe(1))
-            connection = PooledConnection(self, record)
+            connection: PooledConnection = self._lend(record)
             if serving is not None:
                 serving.hold(connection)
             return connection
@@ -114,6 +118,10 @@ class Pool:
             if record is not None:
                 self.connector.discard(record)
             raise
+
+    def _lend(self, record: ConnectionRecord) -> Any:
+        """What a borrower gets: it has `release`, for the end of his request."""
+        return PooledConnection(self, record)
 
     def dedicated_connection(self) -> PooledConnection:
         """The same: connections are never shared."""

@@ -16,9 +16,11 @@ from typing import Any
 from ..request import RequestRecord
 from .identity import Identity
 from .inventory import RESERVED
+from .sockets import descriptor
 from .statements import CLEAN, effect_of, stays_within
 
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+#: Folders whose frames do not tell who took a connection: ours, and those of libraries that take it for the app.
+not_the_app: list[str] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 
 
 class Stream:
@@ -68,7 +70,7 @@ class ConnectionRecord:
         if link is not None:
             poll = select.poll()
             poll.register(link, select.POLLIN)
-            self.fd, self.readable = self.raw.fileno(), poll.poll
+            self.fd, self.readable = descriptor(self.raw), poll.poll
         self.last_used = self.checked = self.used = time.monotonic()
         self.jitter = random.random()
         self.expires = self.last_used + lifetime * (1.0 - 0.025 * self.jitter)
@@ -91,9 +93,10 @@ class ConnectionRecord:
         self.thread_id = thread_id
         self.request = request
         self.stack = stack = []
+        skipped = tuple(not_the_app)
         while frame is not None:
             code = frame.f_code
-            if not code.co_filename.startswith(_HERE):
+            if not code.co_filename.startswith(skipped):
                 stack.append((code, frame.f_lasti))
                 if len(stack) == 8:
                     break

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
@@ -40,11 +40,14 @@ from .connection import PooledConnection
 from .pool import Pool
 from .statements import CLEAN, TRANSACTION
 
+if TYPE_CHECKING:
+    from .session_units import SessionUnits
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ATTEMPTS = 3
-_LOST = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT})
+LOST = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT})
 
 
 class Budget:
@@ -81,7 +84,7 @@ class Budget:
 _current: ContextVar[tuple[_Unit, ...]] = ContextVar("flask_stability_transactions", default=())
 
 
-def _flow() -> tuple[int, int, int]:
+def flow() -> tuple[int, int, int]:
     """Identify what runs this code: its thread, greenlet and asyncio task. Contexts are copied from one to another."""
     greenlet, asyncio = sys.modules.get("greenlet"), sys.modules.get("asyncio")
     task = None
@@ -99,7 +102,7 @@ def _outer(pool: Pool) -> _Unit | None:
         lose each other's work.
     """
     unit = next((unit for unit in _current.get() if unit.pool is pool and unit.open), None)
-    if unit is not None and unit.flow != _flow():
+    if unit is not None and unit.flow != flow():
         raise StabilityError(
             "this transaction was begun by another thread, greenlet or task, whose context was copied to this one: "
             "its connection cannot be shared. Run the unit where it was begun, or give this one a context of its own: "
@@ -118,7 +121,7 @@ class _Unit:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.flow = _flow()
+        self.flow = flow()
         self.connection: PooledConnection | None = None
         self.doomed: BaseException | None = None
         self.failure: BaseException | None = None
@@ -151,7 +154,7 @@ class _Unit:
         driver = self.pool.driver
         self.failure = error
         if self.doomed is None:
-            over = driver.classify(error) in _LOST if self.torn else driver.ended(raw, error)
+            over = driver.classify(error) in LOST if self.torn else driver.ended(raw, error)
             self.doomed = error if over else None
 
     def doom(self, error: BaseException) -> None:
@@ -175,7 +178,7 @@ class _Unit:
                 return
             if not connection.closed:
                 self._rollback(connection)
-            if self.torn and self.failure is not None and self.pool.driver.classify(self.failure) in _LOST:
+            if self.torn and self.failure is not None and self.pool.driver.classify(self.failure) in LOST:
                 raise CommitUnknown("the link to the database was lost after the unit had committed a part of its "
                                     "work itself: more of it may be stored") from self.failure
             if error is None and self.doomed is not None:
@@ -240,6 +243,38 @@ class _Block:
             unit.doom(error)
 
 
+def demand_plain(function: Callable[..., Any]) -> None:
+    """Refuse a function whose body runs later than its call.
+
+    :raises StabilityError: with what to do instead.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) \
+            or inspect.isasyncgenfunction(function):
+        raise StabilityError(f"@transaction cannot wrap {function.__qualname__}: it would COMMIT before the body "
+                             "runs; give a plain function, or use `with stability.transaction()` inside")
+
+
+def persevere(once: Callable[[], T], again: Callable[[BaseException], bool], count: Callable[[], None],
+              attempts: int, budget: Budget) -> T:
+    """Run `once` until it returns, or may not be run again: `again` says so of its error, and time and budget.
+
+    :param count: called before each further try.
+    """
+    budget.unit()
+
+    def wait(state: RetryCallState) -> float:
+        return random.uniform(0, min(2.0, 0.05 * 2 ** state.attempt_number))
+
+    def stop(state: RetryCallState) -> bool:
+        left = request.remaining()
+        return (state.attempt_number >= attempts or (left is not None and left - state.upcoming_sleep <= 1.0)
+                or not budget.take())
+
+    result: T = Retrying(retry=retry_if_exception(again), wait=wait, stop=stop, before_sleep=lambda state: count(),
+                         reraise=True)(once)
+    return result
+
+
 class Transactions:
     """``stability.transaction``: a context manager, a decorator, a decorator with options.
 
@@ -264,25 +299,31 @@ class Transactions:
     @overload
     def __call__(self, *, idempotent: bool = ..., attempts: int = ...) -> _BlockOrDecorator: ...
 
-    def __call__(self, function: Callable[..., Any] | None = None, *, idempotent: bool = False,
+    @overload
+    def __call__(self, *, session: Any, idempotent: bool = ..., attempts: int = ...) -> SessionUnits: ...
+
+    def __call__(self, function: Callable[..., Any] | None = None, *, session: Any = None, idempotent: bool = False,
                  attempts: int = ATTEMPTS) -> Any:
         """Wrap a function, or begin a block.
 
+        :param session: an SQLAlchemy Session, a ``scoped_session`` such as ``db.session``, or a ``sessionmaker``: the
+            unit is the Session's, and the function gets the Session as its first argument.
         :param idempotent: the unit may be run again even where it may have been stored (`CommitUnknown`).
         :param attempts: how often it is run at the most.
         """
         if attempts < 1:
             raise StabilityError(f"transaction(attempts={attempts}): give at least 1")
+        if session is not None:
+            from .session_units import SessionUnits
+
+            return SessionUnits(session, self._budget, idempotent, attempts)
         if function is not None:
             return self._wrap(function, idempotent, attempts)
         return _BlockOrDecorator(self, self._pool, idempotent, attempts)
 
     def _wrap(self, function: Callable[Concatenate[PooledConnection, P], T], idempotent: bool,
               attempts: int) -> Callable[P, T]:
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) \
-                or inspect.isasyncgenfunction(function):
-            raise StabilityError(f"@transaction cannot wrap {function.__qualname__}: it would COMMIT before the body "
-                                 "runs; give a plain function, or use `with stability.transaction()` inside")
+        demand_plain(function)
 
         @functools.wraps(function)
         def unit(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -297,7 +338,6 @@ class Transactions:
 
     def _run(self, pool: Pool, function: Callable[[PooledConnection], T], idempotent: bool, attempts: int) -> T:
         """Run a unit until it is stored, or may not be run again."""
-        self._budget.unit()
         unit = _Unit(pool)
 
         def once() -> T:
@@ -318,20 +358,7 @@ class Transactions:
             return (error is unit.failure and CONSEQUENCES[pool.driver.classify(error)].again
                     and (idempotent or not unit.torn))
 
-        def wait(state: RetryCallState) -> float:
-            return random.uniform(0, min(2.0, 0.05 * 2 ** state.attempt_number))
-
-        def stop(state: RetryCallState) -> bool:
-            left = request.remaining()
-            return (state.attempt_number >= attempts or (left is not None and left - state.upcoming_sleep <= 1.0)
-                    or not self._budget.take())
-
-        def count(state: RetryCallState) -> None:
-            pool.counters.add("retries_num")
-
-        result: T = Retrying(retry=retry_if_exception(again), wait=wait, stop=stop, before_sleep=count,
-                             reraise=True)(once)
-        return result
+        return persevere(once, again, lambda: pool.counters.add("retries_num"), attempts, self._budget)
 
 
 class _BlockOrDecorator(_Block):

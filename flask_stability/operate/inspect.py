@@ -168,28 +168,10 @@ def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
 
     :param wanted: with_app, flask_app and engines of `read`.
     """
-    from gunicorn.app.wsgiapp import WSGIApplication
-    from gunicorn.errors import ConfigError as NoApp
+    from ..server.gunicorn.application import read_application
+    from ..server.gunicorn.defaults import refit
 
-    from ..server.defaults import refit
-
-    class Application(WSGIApplication):  # type: ignore[misc]
-        given = True
-
-        def load_config(self) -> None:
-            try:
-                super().load_config()
-            except NoApp as error:  # raised last: everything else is loaded
-                if "No application module" not in str(error):
-                    raise
-                self.given = False
-
-        def init(self, parser: Any, opts: Any, args: list[str]) -> None:
-            self.positional = bool(args)
-            super().init(parser, opts, args)
-
-    sys.argv = ["gunicorn", *arguments]
-    application = Application("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn")
+    application = read_application(arguments)
     cfg = application.cfg
     sys.path[:0] = [os.path.abspath(path) for path in (cfg.pythonpath or "").split(",") if path]
     refit(application)

@@ -21,7 +21,7 @@ def install(namespace: dict[str, Any], *, defaults: bool = False) -> None:
     from . import standard_streams
 
     standard_streams.reserve()  # before anything is opened that stays open
-    from .defaults import control_socket_off, fill, options
+    from .gunicorn.defaults import control_socket_off, fill, options
     from .hooks import chain
 
     given = options()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from typing import Any
 
 FULL = 0.8  #: share of the limit that a worker may hold beside its clients' connections
 ROOM = 256  #: descriptors more for one that is to go, to leave in good order
@@ -46,9 +45,3 @@ def make_room() -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE,
                            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-
-
-def clients(worker: Any) -> int:
-    """Connections of clients that a worker holds: those that gthread counts, and those that are kept aside."""
-    connections = getattr(worker, "stability_connections", None)
-    return int(getattr(worker, "nr_conns", 0)) + (len(connections.aside) if connections is not None else 0)

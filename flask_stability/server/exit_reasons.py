@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Exit(NamedTuple):
+    """Why a worker ended.
+
+    :ivar reason: one of `scoreboard.REASONS`.
+    :ivar detail: its signal or exit status.
+    """
+
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -34,32 +46,32 @@ class Known:
     oom_kills: int = 0
 
 
-def reason_of(status: int | None, known: Known) -> tuple[str, str]:
-    """(reason, detail) of an exit; `status` as `os.waitpid` gives it, None if it is not known."""
+def reason_of(status: int | None, known: Known) -> Exit:
+    """The reason of an exit; `status` as `os.waitpid` gives it, None if it is not known."""
     if known.killed:
-        return known.killed, "ended by force"
+        return Exit(known.killed, "ended by force")
     if status is None:
         by_itself = "max_requests" if known.left and known.max_requests else "unknown"
-        return known.asked or ("shutdown" if known.stopping else by_itself), ""
+        return Exit(known.asked or ("shutdown" if known.stopping else by_itself), "")
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return ("deadline", f"{detail}: a slow client kept it") if known.client else ("timeout", detail)
+        return Exit("deadline", f"{detail}: a slow client kept it") if known.client else Exit("timeout", detail)
     if known.stopping:
-        return "shutdown", detail
+        return Exit("shutdown", detail)
     if number:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            return known.asked or "asked", detail
+            return Exit(known.asked or "asked", detail)
         if number == signal.SIGKILL and known.oom_kills:
-            return "out_of_memory", detail
-        return (known.asked if known.terminated and known.asked else "crash_signal"), detail
+            return Exit("out_of_memory", detail)
+        return Exit(known.asked if known.terminated and known.asked else "crash_signal", detail)
     if known.terminated and known.asked:
-        return known.asked, detail
+        return Exit(known.asked, detail)
     if not known.ready:
-        return "boot_failure", detail
+        return Exit("boot_failure", detail)
     if code:
-        return "exit_code", detail
-    return known.asked or ("max_requests" if known.max_requests else "asked"), detail
+        return Exit("exit_code", detail)
+    return Exit(known.asked or ("max_requests" if known.max_requests else "asked"), detail)
 
 
 def _signal_name(number: int) -> str:

@@ -5,7 +5,7 @@ enough.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
 from .. import logs, scoreboard
 from ..config import Settings
@@ -18,20 +18,23 @@ from ..memory.policy import (
     learned_floor,
     limit_too_low,
 )
+from ..scoreboard import Scoreboard
 from .restarts import Pace
 from .workers import Child
 
+PLENTY = 1000  #: workers: more than anybody would start
 PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 
 
 class FleetMemory:
     """Looked at in each tick.
 
+    :param base: gives how many workers there are to be.
     :ivar past_floors: what the last workers that ended had needed once they were warm, in bytes.
     """
 
-    def __init__(self, server: Any, words: Any, settings: Settings) -> None:
-        self._server, self._words, self._settings = server, words, settings
+    def __init__(self, board: Scoreboard, settings: Settings, base: Callable[[], int]) -> None:
+        self._board, self._words, self._settings, self._base = board, board.master.words, settings, base
         self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self.past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
@@ -75,7 +78,7 @@ class FleetMemory:
 
     def _container(self, floor: int, common: int) -> None:
         """The container has not the room that its workers need: their limit is raised, and that is told once."""
-        container, workers = cgroup.limit(), self._server._num_workers
+        container, workers = cgroup.limit(), self._base()
         if container is None or not container_too_small(container, workers, floor, common):
             return
         self._limit_told = True
@@ -83,3 +86,18 @@ class FleetMemory:
                      warm_floor_bytes=floor, common_bytes=common, remedy="the kernel may kill workers: give the "
                      f"container at least {container_needed(workers, floor, common)} bytes of memory, or start fewer "
                      "workers")
+
+    def may_surge(self) -> bool:
+        """Surge is on, and there is room in memory for one worker more."""
+        free = cgroup.available()
+        return self._settings.surge and (free is None or free > self._largest() * 0.5)
+
+    def room(self) -> int:
+        """For how many spare workers there is room in half of the memory that is free; 0 where surge is off."""
+        free, largest = cgroup.available(), self._largest()
+        if not self._settings.surge:
+            return 0
+        return PLENTY if free is None or not largest else free // 2 // largest
+
+    def _largest(self) -> int:
+        return max((int(row.words[scoreboard.W_OWN_MEMORY]) for row in self._board.live()), default=0)

@@ -15,7 +15,7 @@ import signal
 import threading
 from typing import Any
 
-from .gunicorn.drain import let_go
+from .gunicorn.listeners import let_go
 
 #: What a worker has handlers for.
 SIGNALS = (signal.SIGABRT, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1,

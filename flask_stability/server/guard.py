@@ -25,11 +25,12 @@ from ..request import RequestRecord, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from ..takeover import Farewells
-from .descriptors import Filling, clients, limit, make_room
-from .gunicorn.connections import Connections
-from .gunicorn.drain import let_go
+from .descriptors import Filling, limit, make_room
+from .gunicorn.connections import Connections, clients
+from .gunicorn.gthread import add_threads, number, queued
+from .gunicorn.listeners import knocking, let_go
 from .slow_clients import SlowClients
-from .threads import Stuck, add_threads, for_clients, knocking, number, queued, room
+from .threads import Stuck, for_clients, room
 
 UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worker retires itself
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
@@ -163,7 +164,7 @@ class Guard:
 
     def _room(self) -> int:
         """How many threads more this worker may have."""
-        return room(self._worker, self._threads, self._settings.spare_max, cgroup.available())
+        return room(number(self._worker) - self._threads, self._settings.spare_max, cgroup.available())
 
     # -- one look each -------------------------------------------------------------------------------------------
 

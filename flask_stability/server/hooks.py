@@ -4,49 +4,36 @@ but for those that may refuse to start the service or to serve a request.
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
-import signal
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
-import gunicorn
-
-from .. import config, environment, extension, logs, request, scoreboard
-from ..config import Settings
-from ..errors import hooks as process_hooks
-from ..exceptions import ConfigError
-from ..request import in_flight
-from ..wsgi import middleware
-from ..wsgi.middleware import outermost
-from . import defaults, orphans
-from .forks import Forks, ignore
-from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
-from .gunicorn import compat, connections, port_in_use
-from .gunicorn.compat import is_a
-from .gunicorn.drain import leave_well
-from .gunicorn.glogging import be_patient
-from .starting import Once, one_line
-from .supervisor import Supervisor
-from .systemd import Notifier
-from .timeouts import breaches
+from .. import logs, scoreboard
+from . import master, worker_life
+from .process import contained
 
 #: The hooks that are chained, and how many arguments gunicorn calls them with.
 ARITY = {"on_starting": 1, "on_reload": 1, "when_ready": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1,
          "worker_abort": 1, "pre_request": 2, "child_exit": 2, "worker_exit": 2, "nworkers_changed": 3, "on_exit": 1}
 #: Where the user's own exception refuses something, as in plain gunicorn: the start of the service, or one request.
 _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
-#: Where a SystemExit would end the master: all that run in it once the service is up.
-_IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
-supervisor: Supervisor | None = None
-once: Once | None = None
-guard: Guard | None = None
-start_log: logging.Filter | None = None  #: on gunicorn's log until the service listens
-_settings = Settings()
+
+def _pre_request(worker: Any, req: Any) -> None:
+    """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
+    try:
+        row = scoreboard.row_or_none()
+        if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
+            req.force_close()
+    except Exception as error:  # here, since it is called unwrapped: no request is to fail for it
+        logs.process("hook_failed", level="ERROR", hook="pre_request", error=f"{type(error).__name__}: {error}"[:500])
+
+
+#: Ours.
+OWN: dict[str, Callable[..., None]] = {
+    "on_starting": master.on_starting, "on_reload": master.on_reload, "when_ready": master.when_ready,
+    "pre_fork": master.pre_fork, "child_exit": master.child_exit, "nworkers_changed": master.nworkers_changed,
+    "on_exit": master.on_exit, "post_fork": worker_life.post_fork, "post_worker_init": worker_life.post_worker_init,
+    "worker_abort": worker_life.worker_abort, "worker_exit": worker_life.worker_exit, "pre_request": _pre_request}
 
 
 def chain(namespace: dict[str, Any]) -> None:
@@ -61,7 +48,7 @@ def chain(namespace: dict[str, Any]) -> None:
         user = namespace.get(name)
         if getattr(user, "_flask_stability", False) or user is _pre_request:
             continue
-        namespace[name] = _chained(name, arity, globals()["_" + name], user)
+        namespace[name] = _chained(name, arity, OWN[name], user)
 
 
 def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[..., Any] | None) -> Callable[..., None]:
@@ -72,14 +59,14 @@ def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[...
 
     def call(*args: Any) -> None:
         if first:
-            _contained(name, own, args)
+            contained(name, own, args)
         if user is not None:
             if name in _PASSED_ON:
                 user(*args)
             else:
-                _contained(name, user, args)
+                contained(name, user, args)
         if not first:
-            _contained(name, own, args)
+            contained(name, own, args)
 
     # gunicorn looks at the number of parameters
     if arity == 1:
@@ -97,330 +84,3 @@ def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[...
     hook.__name__ = hook.__qualname__ = name
     hook._flask_stability = True
     return hook  # type: ignore[no-any-return]
-
-
-def _contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    try:
-        function(*args)
-    except BaseException as error:
-        if not isinstance(error, Exception) and not (name in _IN_MASTER and isinstance(error, SystemExit)):
-            raise
-        logs.process("hook_failed", level="ERROR", hook=name, error=f"{type(error).__name__}: {error}"[:500])
-
-
-# -- the master --------------------------------------------------------------------------------------------------
-
-
-def _on_starting(server: Any) -> None:
-    """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
-    global supervisor, once, start_log, _settings
-    once = Once()
-    for key, nearest in config.unknown_keys(os.environ).items():
-        if nearest is not None:
-            server.log.warning("flask_stability: %s is no setting: did you mean %s?", key, nearest)
-    try:
-        _settings = Settings.from_environ()
-    except ConfigError as error:
-        for problem in error.problems:
-            server.log.error("flask_stability: %s", problem)
-        sys.exit(1)
-    problem = logs.setup(_settings, "master", uid=server.cfg.uid, gid=server.cfg.gid)
-    if problem:
-        server.log.warning("flask_stability: %s", problem)
-    for step in (_refit, _be_patient, _tell_version, _make_upgradable):
-        _contained("on_starting", step, (server,))
-    _adjust(server)
-    cfg = server.cfg
-    if not is_a(cfg.worker_class, "sync", "gthread"):
-        server.log.warning("flask_stability: worker class %s: the guard (deadlines, memory) is off, the rest works",
-                           cfg.worker_class_str)
-    rows = max(64, 4 * int(cfg.workers))
-    uid = cfg.uid if cfg.uid != os.geteuid() else -1
-    gid = cfg.gid if cfg.gid != os.getegid() else -1
-    if not server.master_pid:
-        places = [_settings.run_dir] if _settings.run_dir else scoreboard.default_run_dirs()
-        _contained("on_starting", orphans.end_stuck, (places, orphans.ports_of(cfg.address)))
-        start_log = port_in_use.watch(server)
-    board, problem = scoreboard.Scoreboard.create(rows, _settings.run_dir or scoreboard.default_run_dir(uid), uid, gid)
-    if problem:
-        server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
-    scoreboard.install(board, None)
-    supervisor = Supervisor(server, board, _settings)
-    if supervisor.wrap():
-        supervisor.notifier = Notifier.take(os.environ, before=int(server.master_pid))
-        problem = supervisor.listen(uid)
-        if problem:
-            server.log.warning("flask_stability: %s: `flask stability retire`, `gc` and `mute` will not work", problem)
-    else:
-        supervisor = None
-        board.master.words[scoreboard.M_UNSUPERVISED] = 1
-        server.log.warning("flask_stability: workers retire by themselves, without replacement before retirement%s",
-                           "; take WatchdogSec= out of the systemd unit: nobody feeds its watchdog"
-                           if "WATCHDOG_USEC" in os.environ else "")
-    logs.process("started", board=board.path, workers=int(cfg.workers), worker_class=str(cfg.worker_class_str))
-
-
-def _refit(server: Any) -> None:
-    if defaults.refit(server):
-        server.worker_class = server.cfg.worker_class
-
-
-def _be_patient(server: Any) -> None:
-    be_patient(getattr(server, "log", None))
-
-
-def _tell_version(server: Any) -> None:
-    line = compat.verdict(server, gunicorn.__version__)
-    if line:
-        server.log.warning("flask_stability: %s", line)
-
-
-def _make_upgradable(server: Any) -> None:
-    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
-
-    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
-    ``http`` hides Python's, and the second master dies at its first import.
-    """
-    script = os.path.abspath(server.START_CTX["args"][1])
-    if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":
-        server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
-
-
-def _adjust(server: Any) -> None:
-    """gunicorn's settings that contradict ours: refused, raised, or told, one line each. Also after each reload."""
-    cfg = server.cfg
-    if cfg.reuse_port and _tcp_migrate() != "1":
-        server.log.error("flask_stability: reuse_port loses queued connections at every replacement: leave it off, "
-                         "or set the sysctl net.ipv4.tcp_migrate_req=1; it is switched off now")
-        cfg.set("reuse_port", False)
-    longest = _settings.request_timeout
-    if is_a(cfg.worker_class, "sync") and longest and 0 < cfg.timeout < longest + 5:
-        server.log.info("flask_stability: timeout raised from %s to %s s: on sync workers it is the request's deadline",
-                        cfg.timeout, int(longest + 5))
-        cfg.set("timeout", int(longest + 5))
-        server.timeout = cfg.timeout
-    for line in breaches(_settings, graceful=float(cfg.graceful_timeout)):
-        server.log.warning("flask_stability: %s", line)
-
-
-def _tcp_migrate() -> str:
-    try:
-        with open("/proc/sys/net/ipv4/tcp_migrate_req", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def _when_ready(server: Any) -> None:
-    port_in_use.leave(server, start_log)
-    if _settings.gc_freeze and server.cfg.preload_app:
-        gc.collect()
-        gc.freeze()
-
-
-def _on_reload(server: Any) -> None:
-    """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
-    global _settings
-    if environment.was_read():
-        try:
-            config.load_dotenv()
-            _settings = Settings.from_environ()
-        except ConfigError as error:
-            for problem in error.problems:
-                server.log.error("flask_stability: %s; what was set before stays", problem)
-    if once is not None:
-        once.renew()
-    for step in (_refit, _be_patient):
-        _contained("on_reload", step, (server,))
-    _adjust(server)
-
-
-def _nworkers_changed(server: Any, new: Any, old: Any) -> None:
-    return None
-
-
-def _pre_fork(server: Any, worker: Any) -> None:
-    if supervisor is not None:
-        supervisor.forking(worker)
-    else:
-        board = scoreboard.current()
-        worker.stability_row = board.allocate(worker.age)
-        board.master.words[scoreboard.M_BOOTS] += 1
-
-
-def _child_exit(server: Any, worker: Any) -> None:
-    if supervisor is not None:
-        supervisor.exited(worker)
-    elif getattr(worker, "stability_row", None) is not None:
-        board, row = scoreboard.current(), worker.stability_row
-        begun = row.words[scoreboard.W_STARTED_NS]
-        uptime = (time.monotonic_ns() - begun) / 1e9 if begun else 0.0
-        reason = scoreboard.REASONS[row.words[scoreboard.W_RETIRE_REASON]] if (
-            row.words[scoreboard.W_RETIRE_REASON]) else "unknown"
-        board.add_restart(reason, worker.pid, uptime, row.slot)
-        board.release(row)
-        logs.process("worker_exit", worker_pid=worker.pid, reason=reason, uptime_s=round(uptime, 1))
-
-
-def _on_exit(server: Any) -> None:
-    if supervisor is not None:
-        supervisor.left()
-        if supervisor.control is not None:
-            supervisor.control.close()
-    logs.process("stopped")
-    scoreboard.current().unlink()
-
-
-# -- a worker ----------------------------------------------------------------------------------------------------
-
-
-def _post_fork(server: Any, worker: Any) -> None:
-    if supervisor is not None and supervisor.control is not None:
-        supervisor.control.close(inherited=True)
-    if once is not None:
-        worker.load_wsgi = one_line(worker.load_wsgi, once)
-    row = getattr(worker, "stability_row", None)
-    scoreboard.install(scoreboard.current(), row)
-    if row is not None:
-        row.words[scoreboard.W_AGE] = worker.age
-        row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
-    logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
-
-
-def _post_worker_init(worker: Any) -> None:
-    """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
-    for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
-                 _watch_forks, _start_process, _say_ready):
-        _contained("post_worker_init", step, (worker,))
-
-
-def _set_up_logs(worker: Any) -> None:
-    problem = logs.setup(_settings, "worker")
-    if problem and worker.age <= 1:  # told once
-        worker.log.warning("flask_stability: %s", problem)
-    before = signal.getsignal(signal.SIGUSR1)
-
-    def reopen(number: int, frame: Any) -> None:
-        logs.reopen()
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGUSR1, reopen)
-    signal.siginterrupt(signal.SIGUSR1, False)
-    process_hooks.install()
-    middleware.stopping = lambda: not worker.alive
-    request.under_hooks = True
-
-
-def _wrap_app(worker: Any) -> None:
-    settings = next((state.settings for state in extension.apps()), _settings)
-    if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
-        worker.wsgi = outermost(worker.wsgi, settings)
-    if worker.age > 1:
-        return  # told once
-    for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
-        worker.log.warning("flask_stability: %s", line)
-    longest = request.longest_timeout
-    if is_a(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
-        worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
-                           "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
-
-
-def _tell_stacks(worker: Any) -> None:
-    tell_stacks_on_demand()
-
-
-def _watch_connections(worker: Any) -> None:
-    if is_a(type(worker), "sync", "gthread"):
-        worker.stability_connections = connections.watch(worker)
-        middleware.watches_uploads = worker.stability_connections is not None
-
-
-def _start_guard(worker: Any) -> None:
-    global guard
-    board, row = scoreboard.current(), scoreboard.my_row()
-    if not is_a(type(worker), "sync", "gthread"):
-        worker.notify = _beating(worker.notify, row)
-        return
-    guard = Guard(worker, board, row, _settings, int(worker.cfg.workers),
-                  supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and supervisor is not None,
-                  connections=getattr(worker, "stability_connections", None))
-    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect() if guard is not None else None)
-    signal.siginterrupt(signal.SIGUSR2, False)
-    ignore(signal.SIGHUP)
-    guard.start()
-
-
-def _leave_well(worker: Any) -> None:
-    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
-
-    def last() -> bool | None:
-        if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
-            return guard is None or not guard.kept()
-        if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
-            return True
-        return None if supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
-
-    if is_a(type(worker), "sync", "gthread"):
-        leave = leave_well(worker, last)
-        if guard is not None:
-            guard.leave = leave
-
-
-def _watch_forks(worker: Any) -> None:
-    Forks(worker).watch()
-
-
-def _beating(notify: Callable[[], None], row: scoreboard.Row) -> Callable[[], None]:
-    """Without a guard gunicorn's own sign of life is the row's as well."""
-    def both() -> None:
-        notify()
-        row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
-
-    return both
-
-
-def _start_process(worker: Any) -> None:
-    extension.start_process()
-
-
-def _say_ready(worker: Any) -> None:
-    row = scoreboard.my_row()
-    row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
-    row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
-    if supervisor is not None:
-        wake_master(worker)
-    begun = row.words[scoreboard.W_STARTED_NS] or row.words[scoreboard.W_READY_NS]
-    logs.process("worker_ready", worker_pid=os.getpid(),
-                 uptime_s=round((row.words[scoreboard.W_READY_NS] - begun) / 1e9, 1))
-
-
-def _pre_request(worker: Any, req: Any) -> None:
-    """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
-    try:
-        row = scoreboard.row_or_none()
-        if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
-            req.force_close()
-    except Exception as error:  # here, since it is called unwrapped: no request is to fail for it
-        logs.process("hook_failed", level="ERROR", hook="pre_request", error=f"{type(error).__name__}: {error}"[:500])
-
-
-def _worker_abort(worker: Any) -> None:
-    tell_cut()
-
-
-def _worker_exit(server: Any, worker: Any) -> None:
-    """The worker's last act: threads that refuse to end must not hold the process."""
-    if os.getpid() != worker.pid:
-        return  # gunicorn calls it in the master too, for a worker that vanished
-    words = scoreboard.my_row().words
-    if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
-        words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
-        words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
-    extension.stop_process()
-    if guard is not None:
-        _contained("worker_exit", guard.last_words, ())
-    if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
-        tell_cut()
-        sys.stderr.flush()
-        os._exit(0)

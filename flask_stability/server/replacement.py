@@ -26,7 +26,6 @@ BOOTS = 2.0  #: × the longest boot that was measured: so long it has
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
 SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
 NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
-PLENTY = 1000  #: workers: more than anybody would start
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
 URGENT = frozenset({"memory_hard"})

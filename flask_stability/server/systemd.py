@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 
 
 class Phase(enum.Enum):
@@ -24,6 +25,55 @@ class Phase(enum.Enum):
     READY = "READY=1"
     RELOADING = "RELOADING=1"
     STOPPING = "STOPPING=1"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The service, as far as systemd cares.
+
+    :ivar serving, base: workers that serve, and that there are to be.
+    :ivar ever_ready: a worker has served.
+    :ivar reloading: a reload's new workers are awaited.
+    :ivar stalled: those do not boot.
+    :ivar draining: seconds for which it serves on before it ends, 0.0 = it is not about to.
+    :ivar stopping: it ends.
+    :ivar succeeded: a second master serves on.
+    :ivar degraded: too many workers crash.
+    """
+
+    serving: int
+    base: int
+    ever_ready: bool = False
+    reloading: bool = False
+    stalled: bool = False
+    draining: float = 0.0
+    stopping: bool = False
+    succeeded: bool = False
+    degraded: bool = False
+
+    def phase(self, before: Phase) -> Phase:
+        """What to call it now."""
+        if (self.stopping or self.draining) and not self.succeeded:
+            return Phase.STOPPING
+        if before is Phase.STARTING and not self.ever_ready:
+            return before
+        # systemd takes RELOADING=1 from a service that is ready
+        return Phase.RELOADING if self.reloading and before is not Phase.STARTING else Phase.READY
+
+    def status(self) -> str:
+        """The line that `systemctl status` shows."""
+        return f"{self.serving} of {self.base} workers serve{self._condition()}"
+
+    def _condition(self) -> str:
+        if self.stopping:
+            return "; stopping"
+        if self.draining:
+            return f"; draining for {self.draining:g} s"
+        if self.stalled:
+            return "; the reload's new workers do not boot"
+        if self.reloading:
+            return "; reloading"
+        return "; too many workers crash" if self.degraded else ""
 
 
 class Notifier:
@@ -57,6 +107,11 @@ class Notifier:
     def wanted(self) -> bool:
         """Somebody listens."""
         return bool(self._address)
+
+    def follow(self, service: Service, now: float) -> None:
+        """Tell what the service has become; `now`: monotonic seconds."""
+        self.phase, self.status = service.phase(self.phase), service.status()
+        self.tell(now)
 
     def tell(self, now: float) -> None:
         """Send what has changed, and the sign of life when it is due; `now`: monotonic seconds."""

@@ -34,9 +34,9 @@ _now = time.monotonic_ns
 STREAM_NS = 100_000_000
 #: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
 _SMALL = 1 << 14
-#: What gives the body of a response of Flask's, chunk by chunk, and what closes it: werkzeug's, if nobody patched it.
+#: What gives the body of a response of Flask's, chunk by chunk, and what closes it, in werkzeug.
 _ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
-_CLOSE = Response.close if Response.close.__code__.co_filename == werkzeug_response.__file__ else None
+_CLOSE = werkzeug_response.Response.close
 
 
 class ResponseCut(BrokenPipeError):
@@ -343,9 +343,9 @@ def _nothing() -> None:
 def plain(source: Any, length: int) -> list[bytes] | None:
     """All of the body that `source` gives, if it is a plain view's: Flask's own response, one chunk of `length` bytes.
 
-    Nothing of it can fail, nothing is to be done after it, and the system takes it from the server without a wait: the
-    request is over when the server has it. It is looked for where the installed werkzeug keeps it; what does not look
-    exactly like that goes the general way, chunk by chunk.
+    Its close has nothing to do and can be called at once, and the system takes the chunk from the server without a
+    wait: the request is over when the server has it. It is looked for where the installed werkzeug keeps it; what does
+    not look exactly like that goes the general way, chunk by chunk.
     """
     if not 0 <= length <= _SMALL:
         return None

@@ -127,6 +127,8 @@ class StabilityMiddleware:
             if type(source) is ClosingIterator:  # as Flask's are, which is its own iterator
                 chunks = plain(source, exchange.length)
                 if chunks is not None and not exchange.response_started:
+                    exchange.source = None
+                    source.close()  # also here: PEP 3333 asks for it, and somebody may count on it
                     if exchange.writer is None:
                         start_response(*exchange.head)  # type: ignore[misc]
                     exchange.finish()

@@ -184,6 +184,34 @@ def test_a_response_class_whose_close_was_patched_is_closed(app: Flask, serve: S
     assert len(closed) == 1
 
 
+def test_a_plain_answer_is_closed_once_within_its_request(app: Flask, serve: Serve,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is handed on as it is, and closed all the same."""
+    closed: list[Any] = []
+    kept = ClosingIterator.close
+
+    def close(self: Any) -> None:
+        closed.append(current())
+        kept(self)
+
+    monkeypatch.setattr(ClosingIterator, "close", close)
+    answer = serve(app, "/text")
+    assert (answer.cut, answer.body, as_it_is(answer)) == (None, b"text", True)
+    assert len(closed) == 1
+    assert closed[0] is not None
+
+
+def test_a_plain_answer_whose_close_fails_is_recorded_once_and_answered(app: Flask, serve: Serve, records: Records,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent yet: a whole answer is given, and the request is over."""
+    monkeypatch.setattr(ClosingIterator, "close", lambda self: 1 // 0)
+    answer = serve(app, "/text")
+    assert answer.cut is None
+    assert answer.status == 500
+    assert ["ZeroDivisionError" in str(record) for record in records()] == [True]
+    assert not in_flight()
+
+
 def test_a_head_that_the_server_refuses_is_an_error(app: Flask, make_environ: Callable[..., dict[str, Any]],
                                                     records: Records) -> None:
     """Recorded with its request, and answered."""

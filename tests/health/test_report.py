@@ -208,3 +208,18 @@ def test_a_worker_that_was_sent_away_is_not_judged_by() -> None:
     assert len(report.build(board, SETTINGS)["detailed"]["workers"]) == 2
     board.release(other)
     assert report.summary(board) == "fail"
+
+
+def test_requests_that_hang_are_shown_the_longest_first() -> None:
+    """Of all workers, with the line that their thread is at; what a row says of none is none."""
+    board = Scoreboard.anonymous(2)
+    now = time.monotonic_ns()
+    for pid, ages in ((11, (7, 30)), (12, (12,))):
+        _worker(board, pid).hung.write_json([
+            {"method": "GET", "route": "/slow", "path": "/slow", "started_ns": now - age * SECOND,
+             "request_id": f"r{age}", "where": "app.py:7 slow"} for age in ages])
+    found = report.build(board, SETTINGS, now)["detailed"]["hung"]
+    assert [(one["seconds"], one["pid"], one["request_id"]) for one in found] == [
+        (30.0, 11, "r30"), (12.0, 12, "r12"), (7.0, 11, "r7")]
+    assert {one["where"] for one in found} == {"app.py:7 slow"}
+    assert "started_ns" not in found[0]

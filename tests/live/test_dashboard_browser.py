@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -492,3 +493,20 @@ flask_app.config["APPLICATION_ROOT"] = "/root"
 StabilityExt(flask_app)
 app = DispatcherMiddleware(flask_app, {"/root": flask_app})
 '''
+
+
+@pytest.mark.long
+def test_requests_that_hang_are_seen_with_their_line(server: Callable[..., Server], tabs: Open) -> None:
+    """And the page does not say that all is well meanwhile."""
+    one = server(**SAMPLE)
+    hanging = threading.Thread(target=lambda: requests.get(one.url + "/faults/hang?seconds=25", timeout=60))
+    hanging.start()
+    try:
+        tab = tabs(one.url + PAGE, locale="zh-CN")
+        tab.wait_text("#hung tbody td", "faults.py:")
+        tab.wait_text("#hung tbody td", "GET /faults/hang")
+        tab.wait_text("#state", dashboard.words("zh")["warn"])
+        tab.wait("document.querySelector('#hung-card').hidden", "it is over")
+        assert tab.overflow() <= 0
+    finally:
+        hanging.join(90)

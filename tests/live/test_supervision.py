@@ -412,7 +412,7 @@ def test_hooks_that_raise_do_not_end_the_service(supervised: Start, worker_class
              "own": ARITY.keys() - {"on_starting", "pre_request"}, "own on_starting": {"on_starting"}}[whose]
     lines = [RAISING, "import flask_stability.server.hooks as _hooks", f"preload_app = {preload}"]
     for name in names:
-        where = name if whose == "user" else f"_hooks._{name}"
+        where = name if whose == "user" else f"_hooks.OWN[{name!r}]"
         lines.append(f"{where} = _boom({name!r}, {ARITY[name]})")
     server = supervised(worker_class=worker_class, config="\n".join(lines))
     before = wait_until(lambda: len(server.worker_pids()) == 2 and server.worker_pids())

@@ -13,8 +13,9 @@ from gunicorn.config import Config
 
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
-from flask_stability.server import hooks, install
+from flask_stability.server import hooks, install, master
 from flask_stability.server.hooks import ARITY
+from flask_stability.server.process import process
 
 #: The user's own exception refuses something there.
 REFUSING = {"on_starting", "when_ready", "pre_request"}
@@ -53,7 +54,7 @@ def test_the_users_hook_is_called_beside_ours(name: str, monkeypatch: pytest.Mon
     """Each once with gunicorn's arguments, in the right order, also if the configuration installs twice."""
     told: list[Any] = []
     arity = ARITY[name]
-    monkeypatch.setattr(hooks, f"_{name}", _telling(told, "ours", arity))
+    monkeypatch.setitem(hooks.OWN, name, _telling(told, "ours", arity))
     namespace: dict[str, Any] = {name: _telling(told, "user's", arity)}
     install(namespace)
     install(namespace)
@@ -78,7 +79,7 @@ def test_gunicorn_takes_every_hook(own: bool) -> None:
 def test_ours_cannot_raise(name: str, own: bool, monkeypatch: pytest.MonkeyPatch, records: Records) -> None:
     """It is told once, and the user's is called all the same."""
     told: list[Any] = []
-    monkeypatch.setattr(hooks, f"_{name}", _telling(told, "ours", ARITY[name], RuntimeError("ours")))
+    monkeypatch.setitem(hooks.OWN, name, _telling(told, "ours", ARITY[name], RuntimeError("ours")))
     namespace: dict[str, Any] = {name: _telling(told, "user's", ARITY[name])} if own else {}
     install(namespace)
     namespace[name](*range(ARITY[name]))
@@ -109,7 +110,7 @@ def test_the_users_can_raise_only_where_that_refuses_something(name: str, monkey
     """The start of the service, or one request, as in plain gunicorn; anywhere else it is told, and ours goes on."""
     told: list[Any] = []
     arity = ARITY[name]
-    monkeypatch.setattr(hooks, f"_{name}", _telling(told, "ours", arity))
+    monkeypatch.setitem(hooks.OWN, name, _telling(told, "ours", arity))
     namespace: dict[str, Any] = {name: _telling(told, "user's", arity, RuntimeError("no"))}
     install(namespace)
     if name in REFUSING:
@@ -128,7 +129,7 @@ def test_sys_exit_in_a_hook_does_not_end_the_master(name: str, records: Records)
     namespace: dict[str, Any] = {name: _telling([], "user's", ARITY[name], SystemExit(1))}
     install(namespace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks, "supervisor", SimpleNamespace(forking=lambda _: None, exited=lambda _: None))
-        patch.setattr(hooks, "_adjust", lambda _: None)
+        patch.setattr(process, "supervisor", SimpleNamespace(forking=lambda _: None, exited=lambda _: None))
+        patch.setattr(master, "adjust", lambda *_: None)
         namespace[name](*range(ARITY[name]))
     assert [record["error"] for record in records()] == ["SystemExit: 1"]

@@ -16,7 +16,8 @@ from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
 from flask_stability.exceptions import ConfigError
-from flask_stability.server import defaults, install
+from flask_stability.server import install
+from flask_stability.server.gunicorn import defaults
 
 OURS = "python:flask_stability.server.conf"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flask_stability.server.systemd import Notifier, Phase
+from flask_stability.server.systemd import Notifier, Phase, Service
 
 Read = Callable[[], list[str]]
 
@@ -137,3 +137,21 @@ def test_after_handing_over_it_is_silent(systemd: tuple[str, Read]) -> None:
     notifier.phase = Phase.STOPPING
     notifier.tell(1.0)
     assert read() == ["MAINPID=4711"]
+
+
+@pytest.mark.parametrize(("service", "before", "phase", "status"), [
+    (Service(0, 2), Phase.STARTING, Phase.STARTING, "0 of 2 workers serve"),
+    (Service(1, 2, ever_ready=True, reloading=True), Phase.STARTING, Phase.READY, "1 of 2 workers serve; reloading"),
+    (Service(2, 2, ever_ready=True, reloading=True), Phase.READY, Phase.RELOADING, "2 of 2 workers serve; reloading"),
+    (Service(2, 2, ever_ready=True, stalled=True), Phase.RELOADING, Phase.READY,
+     "2 of 2 workers serve; the reload's new workers do not boot"),
+    (Service(1, 2, ever_ready=True, degraded=True), Phase.READY, Phase.READY,
+     "1 of 2 workers serve; too many workers crash"),
+    (Service(2, 2, ever_ready=True, draining=5.0), Phase.READY, Phase.STOPPING,
+     "2 of 2 workers serve; draining for 5 s"),
+    (Service(0, 2, stopping=True), Phase.STARTING, Phase.STOPPING, "0 of 2 workers serve; stopping"),
+    (Service(2, 2, ever_ready=True, stopping=True, succeeded=True), Phase.READY, Phase.READY,
+     "2 of 2 workers serve; stopping")])
+def test_what_the_service_is_called(service: Service, before: Phase, phase: Phase, status: str) -> None:
+    """It is ready once a worker has served, reloads only when it was ready, and stops unless another master goes on."""
+    assert (service.phase(before), service.status()) == (phase, status)

@@ -6,39 +6,35 @@ Here the handler only takes note, as gunicorn 24's does, and the collecting is d
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
 from typing import Any
 
+from .arbiter import SupervisedArbiter
 
-class Signals23:
-    """Replaces `handle_chld` and `sleep` of one arbiter, before its signal handlers are set.
 
-    :param reap: collects the workers that ended.
-    :param rest: seconds until something is due; at most the argument.
-    :param stopping: the service ends: then gunicorn's own loop waits for the handler to collect.
-    """
+class SupervisedArbiter23(SupervisedArbiter):
+    """For an arbiter without `wait_for_signals`; made one before its signal handlers are set."""
 
-    def __init__(self, server: Any, reap: Callable[[], None], rest: Callable[[float], float],
-                 stopping: Callable[[], bool]) -> None:
-        self._server, self._reap, self._rest, self._stopping = server, reap, rest, stopping
-        self._sleep = server.sleep
-        self._due = self._reaping = False
-        server.handle_chld, server.sleep = self.handle_chld, self.sleep
+    _due = _reaping = _ends = False
 
     def handle_chld(self, number: int, frame: Any) -> None:
         """SIGCHLD."""
         self._due = True
-        if self._stopping():
-            self._collect()
-        self._server.wakeup()
+        if self._ends:
+            self._collect()  # gunicorn's own loop waits for the handler to do it
+        self.wakeup()
 
     def sleep(self) -> None:
         """Until a signal comes or something is due."""
         if not self._due:
             seconds = self._rest(1.0)
-            if seconds >= 1.0 or select.select([self._server.PIPE[0]], [], [], seconds)[0]:
-                self._sleep()
+            if seconds >= 1.0 or select.select([self.PIPE[0]], [], [], seconds)[0]:
+                super().sleep()
         self._collect()
+
+    def stop(self, graceful: bool = True) -> None:
+        """The end of the service."""
+        self._ends = True
+        super().stop(graceful)
 
     def _collect(self) -> None:
         if self._reaping:
@@ -47,6 +43,6 @@ class Signals23:
         try:
             while self._due:
                 self._due = False
-                self._reap()
+                self.reap_workers()
         finally:
             self._reaping = False

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+import gunicorn
+
 #: Major versions that the tests run on.
 TESTED = range(23, 28)
 
@@ -65,6 +67,9 @@ SYNC = (
     Need(("handle",), "connections that wait at the service's end are reset"),
     Need(("handle_exit",), "connections that wait at the service's end are reset"),
 )
+#: Without any of these nothing keeps a worker's clients from its threads.
+CONNECTIONS = {"gthread": ("enqueue_req", "handle", "poller", "tpool", "nr_conns", "worker_connections"),
+               "sync": ("accept", "handle", "run", "wait_fds", "sockets")}
 
 
 def can_supervise(server: Any) -> bool:
@@ -97,7 +102,7 @@ def lacks(server: Any) -> list[str]:
     return found
 
 
-def verdict(server: Any, version: str) -> str:
+def verdict(server: Any, version: str = gunicorn.__version__) -> str:
     """One line for the start if this gunicorn is none of the tested versions or lacks anything, else ""."""
     major = version.partition(".")[0]
     known = major.isdecimal() and int(major) in TESTED

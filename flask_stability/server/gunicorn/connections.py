@@ -16,10 +16,8 @@ an event.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
-import selectors
 import socket
 import threading
 import time
@@ -29,22 +27,15 @@ from typing import Any
 from gunicorn import util
 
 from ..descriptors import limit
-from ..threads import queued
-from .gthread import on_leaving
 
 PEEK = 1 << 14  #: bytes; a head that is longer is read by a thread
 MOST = 1000  #: connections kept aside by a worker at the most, the oldest goes
 LEAVING = 2.0  #: seconds in which a head that is on its way may still arrive at a worker that leaves
 LINGER = 2.0  #: seconds in which a client that was answered may close its side
-HURRY = 0.05  #: seconds between two calls to the guard
-DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
 EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-#: What this needs of gunicorn's workers.
-NEEDED = {"gthread": ("enqueue_req", "handle", "poller", "tpool", "nr_conns", "worker_connections"),
-          "sync": ("accept", "handle", "run", "wait_fds", "sockets")}
 
-_ident = threading.get_ident
+ident = threading.get_ident
 
 
 class Served:
@@ -245,180 +236,11 @@ class Connections:
         return self._secure or len(data) >= PEEK or b"\r\n\r\n" in before[-3:] + data
 
 
-class Threaded(Connections):
-    """gthread's."""
-
-    def __init__(self, worker: Any) -> None:
-        super().__init__(worker)
-        self._enqueue, self._handle = worker.enqueue_req, worker.handle
-        worker.enqueue_req, worker.handle = self.enqueue, self.handle
-        worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
-        if not hasattr(worker, "set_accept_enabled"):
-            worker.accept = self.accept_23
-        on_leaving(worker, self.end)
-
-    def end(self) -> None:
-        """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
-        if self.worker.alive and os.getppid() == self.worker.ppid:
-            return  # it only accepts no more for now
-        self.ending = True
-        now = time.monotonic()
-        for waiting in self.aside.values():
-            if not waiting.answered:
-                waiting.since = now
-                self.worker.nr_conns += not waiting.counted
-                waiting.counted = True
-
-    def accept_23(self, server: Any, listener: Any) -> None:
-        """gunicorn 23's, whose silent connections count, and stay for ever."""
-        try:
-            sock, address = listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ECONNABORTED):
-                return
-            raise
-        make = self._enqueue.__func__.__globals__["TConn"]
-        self.worker.nr_conns += 1
-        self.enqueue(make(self.worker.cfg, sock, address, server))
-
-    def enqueue(self, connection: Any) -> None:
-        """gunicorn's `enqueue_req`, for a connection that is new or became readable, once the head has arrived."""
-        waiting = Waiting(connection.sock, connection)
-        try:
-            here = self._here(waiting)
-        except (OSError, ValueError):
-            here = None
-        if here:
-            self._serve(connection)
-        elif here is None:
-            self.worker.nr_conns -= 1
-            connection.close()
-        else:
-            waiting.counted = self.ending
-            self.worker.nr_conns -= not waiting.counted
-            self._keep(waiting)
-
-    def dispatch(self, _: Any = None) -> None:
-        """Something happened to those kept aside."""
-        for waiting in self._events():
-            self.worker.nr_conns += not waiting.counted
-            self._serve(waiting.listener)
-
-    def _serve(self, connection: Any) -> None:
-        if not connection.initialized:
-            connection.data_ready = True  # no need to wait for it in a thread
-        self._enqueue(connection)
-        if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
-            self._hurried = time.monotonic()
-            self.hurry()
-
-    def _here(self, waiting: Waiting) -> bool | None:
-        connection = waiting.listener
-        if getattr(connection, "is_http2", False) or (self._secure and connection.initialized):
-            return True
-        before = b""
-        if connection.parser is not None:  # its last read may have gone on into this head
-            before = connection.parser.unreader.buf.getvalue()
-            if b"\r\n\r\n" in before:
-                return True
-        return self._look(waiting, before)
-
-    def _forget(self, waiting: Waiting) -> None:
-        self.worker.nr_conns -= waiting.counted
-
-    def handle(self, connection: Any) -> Any:
-        """gunicorn's, in a thread."""
-        thread = _ident()
-        served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
-        try:
-            result = self._handle(connection)
-        finally:
-            self.serving.pop(thread, None)
-        if served.cut:
-            return (False, connection) if isinstance(result, tuple) else False
-        return result
-
-
-class Single(Connections):
-    """sync's: one thread, which serves in the order in which the heads arrived."""
-
-    def __init__(self, worker: Any) -> None:
-        super().__init__(worker)
-        self._accept, self._handle, self._run = worker.accept, worker.handle, worker.run
-        worker.accept, worker.handle, worker.run = self.accept, self.handle, self.run
-        worker.wait_fds.append(self._epoll)
-        self._ready: list[Waiting] = []
-        for listener in worker.sockets:
-            with contextlib.suppress(OSError, AttributeError):
-                listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
-
-    def accept(self, listener: Any) -> None:
-        """gunicorn's: whose head is there is served, who comes without is kept aside.
-
-        :raises OSError: if nobody is there.
-        """
-        if self._serve_next() or listener is self._epoll:
-            return
-        sock, address = listener.accept()
-        waiting = Waiting(sock, listener, address)
-        try:
-            here = self._here(waiting)
-        except OSError:
-            here = None
-        if here is None:
-            sock.close()
-        elif here:
-            self._serve(waiting)
-        else:
-            self._keep(waiting)
-
-    def _serve_next(self) -> bool:
-        if not self._ready:
-            self._ready = self._events()
-        if not self._ready:
-            return False
-        self._serve(self._ready.pop(0))
-        return True
-
-    def _serve(self, waiting: Waiting) -> None:
-        waiting.sock.setblocking(True)
-        self.worker.handle(waiting.listener, waiting.sock, waiting.address)
-
-    def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
-        """gunicorn's."""
-        thread = _ident()
-        self.serving[thread] = Served(client.fileno(), address)
-        try:
-            self._handle(listener, client, address)
-        finally:
-            self.serving.pop(thread, None)
-
-    def run(self) -> None:
-        """gunicorn's, and then those whose heads were on their way."""
-        self._run()
-        self.ending = True
-        until = time.monotonic() + LEAVING
-        while time.monotonic() < until and (self._ready or any(not waiting.answered
-                                                               for waiting in self.aside.values())):
-            self.worker.notify()
-            if not self._serve_next():
-                select.select([self._epoll], [], [], 0.1)
-
-
 def _nothing() -> None:
     return None
 
 
-def watch(worker: Any) -> Connections | None:
-    """Begin with a sync or gthread worker; None, with a line in gunicorn's log, where this gunicorn or this system
-    lacks what it needs.
-    """
-    kind = "gthread" if hasattr(worker, "tpool") else "sync"
-    lacking = [name for name in NEEDED[kind] if not hasattr(worker, name)]
-    if not hasattr(select, "epoll"):
-        lacking.append("epoll")
-    if lacking:
-        worker.log.warning("flask_stability: slow clients are not kept from the threads: this gunicorn or system lacks "
-                           "%s", ", ".join(lacking))
-        return None
-    return Threaded(worker) if kind == "gthread" else Single(worker)
+def clients(worker: Any) -> int:
+    """Connections of clients that a worker holds: those that gthread counts, and those that are kept aside."""
+    connections = getattr(worker, "stability_connections", None)
+    return int(getattr(worker, "nr_conns", 0)) + (len(connections.aside) if connections is not None else 0)

@@ -1,13 +1,15 @@
-"""gunicorn's own log: a pipe that nobody reads must not stop the master, nor a worker."""
+"""gunicorn's own log: a pipe that nobody reads must not stop the master, nor a worker; and who was killed by whom."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ... import logs
 from ...patient import PatientStream
 
+GUESS = " Perhaps out of memory?"
 _streams: dict[int, PatientStream] = {}
 
 
@@ -37,3 +39,24 @@ def _replace(handler: logging.Handler) -> None:
         if number not in _streams:
             _streams[number] = PatientStream(stream, logs.count_drop)
         handler.setStream(_streams[number])
+
+
+class Kills:
+    """A filter for gunicorn's log: it guesses at lack of memory for each SIGKILL, also for its own and ours.
+
+    :param why: why a worker with that process id was killed by its own service, "" if it was not.
+    """
+
+    def __init__(self, why: Callable[[int], str]) -> None:
+        self._why = why
+
+    def filter(self, record: Any) -> bool:
+        """Keep each record; correct that one."""
+        if isinstance(record.msg, str) and GUESS in record.msg:
+            text = record.getMessage()
+            digits = text.partition("pid:")[2].partition(")")[0]
+            why = self._why(int(digits)) if digits.isdecimal() else ""
+            if why:
+                record.msg, record.args = text.replace(GUESS, f" It was killed by this service: {why}."), ()
+        return True
+

@@ -1,13 +1,21 @@
-"""gthread workers of gunicorn 23, and of 24 and later: accepting, and the moment from which on none is accepted."""
+"""gthread workers of gunicorn 23, and of 24 and later: their connections, their threads, and how they leave."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import selectors
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
+from .connections import Connections, Served, Waiting, ident
+from .drain import MOST, Last, awaited, on_sigterm
+from .listeners import knocking, let_go
+
+HURRY = 0.05  #: seconds between two calls to the guard
 LINGER = 2.0  #: seconds that connections without a request are kept by a worker that leaves, as in gunicorn 27
 
 
@@ -85,3 +93,190 @@ def _serve_rest(worker: Any) -> None:
         if not busy and (worker.nr_conns <= 0 or time.monotonic() - begun > LINGER):
             return
     worker.futures.clear()  # gunicorn would wait for them as long again
+
+
+# -- how it leaves -----------------------------------------------------------------------------------------------
+
+
+def leave_well(worker: Any, last: Last) -> None:
+    """See `drain`: the main loop says when it stops accepting."""
+    quit_without_locks(worker)
+    signalled = False
+
+    def handle_exit(number: int, frame: Any) -> None:
+        nonlocal signalled
+        signalled = True
+        worker.handle_exit(number, frame)
+
+    def leave() -> None:
+        if worker.alive and os.getppid() == worker.ppid:
+            return
+        ends = awaited(last) if signalled else last()
+        for listener in worker.sockets:
+            if ends:
+                _accept_all(worker, listener)
+            let_go(listener)
+
+    on_sigterm(handle_exit)
+    on_leaving(worker, leave)
+
+
+def quit_without_locks(worker: Any) -> None:
+    """SIGINT and SIGQUIT: gunicorn's handler shuts the pool of threads down, for which it needs a lock that the main
+    thread, which it interrupts, may hold: it is in `submit` at each request. Then it waited for itself until it was
+    killed. The end of the interpreter shuts the pool down as well.
+    """
+    def handle_quit(number: int, frame: Any) -> None:
+        worker.tpool.shutdown = lambda *_, **__: None
+        worker.handle_quit(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == worker.handle_quit:
+            signal.signal(number, handle_quit)
+
+
+def _accept_all(worker: Any, listener: Any) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(MOST):
+            before = worker.nr_conns
+            accept(worker, listener)
+            if worker.nr_conns == before:
+                return
+
+
+# -- its threads -------------------------------------------------------------------------------------------------
+
+
+def queued(worker: Any) -> int:
+    """Connections that a gthread worker accepted and no thread has taken; on other workers 0.
+
+    One whose connections are all taken, by idle clients for the most part, accepts no more: then whether any wait.
+    """
+    try:
+        return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and knocking(worker.sockets))
+    except (AttributeError, OSError):
+        return 0
+
+
+def number(worker: Any) -> int:
+    """How many threads a gthread worker has, or may have as soon as it needs them."""
+    return int(getattr(getattr(worker, "tpool", None), "_max_workers", 1))
+
+
+def _full(worker: Any) -> bool:
+    return bool(worker.nr_conns >= worker.worker_connections)
+
+
+def add_threads(worker: Any, number: int) -> bool:
+    """Give a gthread worker more threads, and as many connections; False if this Python's pool has not what that
+    needs.
+    """
+    pool = getattr(worker, "tpool", None)
+    if not (hasattr(pool, "_max_workers") and hasattr(pool, "_adjust_thread_count")):
+        return False
+    assert pool is not None
+    with getattr(pool, "_shutdown_lock", None) or contextlib.nullcontext():
+        pool._max_workers += number
+        for _ in range(min(number, queued(worker))):
+            pool._adjust_thread_count()
+    with contextlib.suppress(AttributeError, OSError):
+        worker.worker_connections += number
+        worker.method_queue.defer(int)  # its loop looks at that number after each event
+    return True
+
+
+# -- its connections ---------------------------------------------------------------------------------------------
+
+
+class Threaded(Connections):
+    """gthread's."""
+
+    def __init__(self, worker: Any) -> None:
+        super().__init__(worker)
+        self._enqueue, self._handle = worker.enqueue_req, worker.handle
+        worker.enqueue_req, worker.handle = self.enqueue, self.handle
+        worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
+        if not hasattr(worker, "set_accept_enabled"):
+            worker.accept = self.accept_23
+        on_leaving(worker, self.end)
+
+    def end(self) -> None:
+        """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
+        if self.worker.alive and os.getppid() == self.worker.ppid:
+            return  # it only accepts no more for now
+        self.ending = True
+        now = time.monotonic()
+        for waiting in self.aside.values():
+            if not waiting.answered:
+                waiting.since = now
+                self.worker.nr_conns += not waiting.counted
+                waiting.counted = True
+
+    def accept_23(self, server: Any, listener: Any) -> None:
+        """gunicorn 23's, whose silent connections count, and stay for ever."""
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ECONNABORTED):
+                return
+            raise
+        make = self._enqueue.__func__.__globals__["TConn"]
+        self.worker.nr_conns += 1
+        self.enqueue(make(self.worker.cfg, sock, address, server))
+
+    def enqueue(self, connection: Any) -> None:
+        """gunicorn's `enqueue_req`, for a connection that is new or became readable, once the head has arrived."""
+        waiting = Waiting(connection.sock, connection)
+        try:
+            here = self._here(waiting)
+        except (OSError, ValueError):
+            here = None
+        if here:
+            self._serve(connection)
+        elif here is None:
+            self.worker.nr_conns -= 1
+            connection.close()
+        else:
+            waiting.counted = self.ending
+            self.worker.nr_conns -= not waiting.counted
+            self._keep(waiting)
+
+    def dispatch(self, _: Any = None) -> None:
+        """Something happened to those kept aside."""
+        for waiting in self._events():
+            self.worker.nr_conns += not waiting.counted
+            self._serve(waiting.listener)
+
+    def _serve(self, connection: Any) -> None:
+        if not connection.initialized:
+            connection.data_ready = True  # no need to wait for it in a thread
+        self._enqueue(connection)
+        if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
+            self._hurried = time.monotonic()
+            self.hurry()
+
+    def _here(self, waiting: Waiting) -> bool | None:
+        connection = waiting.listener
+        if getattr(connection, "is_http2", False) or (self._secure and connection.initialized):
+            return True
+        before = b""
+        if connection.parser is not None:  # its last read may have gone on into this head
+            before = connection.parser.unreader.buf.getvalue()
+            if b"\r\n\r\n" in before:
+                return True
+        return self._look(waiting, before)
+
+    def _forget(self, waiting: Waiting) -> None:
+        self.worker.nr_conns -= waiting.counted
+
+    def handle(self, connection: Any) -> Any:
+        """gunicorn's, in a thread."""
+        thread = ident()
+        served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
+        try:
+            result = self._handle(connection)
+        finally:
+            self.serving.pop(thread, None)
+        if served.cut:
+            return (False, connection) if isinstance(result, tuple) else False
+        return result

@@ -16,8 +16,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.config import Config
 
-from ..exceptions import ConfigError
-from .gunicorn.compat import is_a
+from ...exceptions import ConfigError
+from .compat import is_a
 
 THREADS = 4
 CONNECTIONS = 3  #: × the threads: a wedged worker accepts no more than it could serve

@@ -1,0 +1,70 @@
+"""The socket under a driver's connection: a table of drivers, since the DB-API does not know of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+#: How each driver tells the descriptor of a connection's socket, by the first part of its module's name.
+DESCRIPTORS: dict[str, Callable[[Any], int]] = {
+    "MySQLdb": lambda raw: int(raw.fileno()),
+    "pymysql": lambda raw: int(raw._sock.fileno()),
+    "psycopg": lambda raw: int(raw.fileno()),
+    "psycopg2": lambda raw: int(raw.fileno()),
+}
+
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Link(socket.socket):
+    """A second handle on a connection's socket; ends quietly with its connection."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def descriptor(raw: Any) -> int:
+    """Of a connection's socket; -1 where the driver does not tell, or has none."""
+    for kind in type(raw).__mro__:
+        tell = DESCRIPTORS.get(kind.__module__.partition(".")[0])
+        if tell is not None:
+            try:
+                return tell(raw)
+            except Exception:
+                return -1
+    return -1
+
+
+def link_to(raw: Any) -> Link | None:
+    """A second handle on a connection's socket, to interrupt it; None if there is none."""
+    number = descriptor(raw)
+    if number < 0:
+        return None
+    try:
+        link = Link(fileno=os.dup(number))
+    except OSError:
+        return None
+    try:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if link.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_KEEPIDLE"):
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    except OSError:
+        pass
+    return link
+
+
+def hang_up(link: socket.socket | None) -> None:
+    """End what another thread does on the connection; never raises, never waits."""
+    if link is not None:
+        try:
+            # closed with a reset: a server that waits for room at our end would not hear of a mere end
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            link.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass

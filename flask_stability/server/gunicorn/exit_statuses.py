@@ -1,0 +1,57 @@
+"""The exit statuses that gunicorn collects: it does not pass them on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class _Listening:
+    """The `os` module, with a `waitpid` that tells what it has collected."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        """`os.waitpid`."""
+        found, status = os.waitpid(pid, options)
+        self._tell(found, status)
+        return found, status
+
+
+@contextlib.contextmanager
+def told_of_exits(names: dict[str, Any] | None, tell: Callable[[int, int], None], pids: list[int]) -> Iterator[None]:
+    """Within the block `tell` is given the process id and the status of each exit that gunicorn collects: a peek before
+    it looks would miss who dies in between.
+
+    :param names: the globals of the function that collects; None where it is not known how it does: then a peek.
+    :param pids: the processes to peek at.
+    """
+    if names is None:
+        for pid in pids:
+            status = peek(pid)
+            if status is not None:
+                tell(pid, status)
+        yield
+        return
+    before, names["os"] = names["os"], _Listening(tell)
+    try:
+        yield
+    finally:
+        names["os"] = before
+
+
+def peek(pid: int) -> int | None:
+    """The status of a child that ended and that nobody has collected yet, as `os.waitpid` would give it; else None."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return None
+    if found is None:
+        return None
+    return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status

@@ -1,0 +1,52 @@
+"""How a running arbiter is taken over, before its signal handlers are set."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+from . import compat
+from .arbiter import SupervisedArbiter
+from .arbiter23 import SupervisedArbiter23
+from .glogging import Kills
+
+
+def supervise(server: Any) -> SupervisedArbiter | None:
+    """Have an arbiter supervised; its `supervision` is to be set before anything else happens to it.
+
+    :returns: the same object; None if this gunicorn has not what that needs.
+    """
+    if not compat.can_supervise(server) or not isinstance(server, Arbiter):
+        return None
+    collects = compat.told_exits(server)
+    kind = SupervisedArbiter if hasattr(server, "wait_for_signals") else SupervisedArbiter23
+    try:
+        server.__class__ = type(kind.__name__, (kind, type(server)), {})
+    except TypeError:  # its class takes no subclass
+        return None
+    assert isinstance(server, SupervisedArbiter)
+    server.begin(collects)
+    error_log = getattr(server.log, "error_log", None)  # not every logger_class has one
+    if isinstance(error_log, logging.Logger):
+        error_log.addFilter(Kills(lambda pid: server.supervision.killed_for(pid)))
+    return server
+
+
+def is_first(server: Any) -> bool:
+    """Whether an arbiter replaces no other (SIGUSR2)."""
+    return not server.master_pid
+
+
+def make_upgradable(server: Any) -> None:
+    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
+
+    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
+    ``http`` hides Python's, and the second master dies at its first import.
+    """
+    script = os.path.abspath(server.START_CTX["args"][1])
+    if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":
+        server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]

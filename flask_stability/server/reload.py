@@ -1,0 +1,81 @@
+"""A reload (SIGHUP): the old workers go when the new ones are ready, and one reload at a time.
+
+While the old workers of the last one say goodbye the next one waits: else each of ten in a row would add a generation
+of workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+from .. import logs, scoreboard
+from .replacement import Phase, Replacement
+from .workers import Child
+
+
+class Reload:
+    """The one under way, or the last one.
+
+    :param words: the master's on the scoreboard.
+    :ivar due: one waits for the last one's end.
+    :ivar begun: gunicorn reads the configuration and starts the newcomers.
+    :ivar stalled: the newcomers do not boot; the old workers go on.
+    """
+
+    def __init__(self, words: Any) -> None:
+        self._words = words
+        self.due = self.begun = self.stalled = False
+
+    def begin(self, state: Replacement, children: Collection[Child]) -> bool:
+        """Begin, unless it has to wait; `state`: the replacement under way."""
+        self.due = closing(state)
+        if self.due:
+            logs.process("reload_waits")
+            return False
+        self._words[scoreboard.M_RELOADS] += 1
+        logs.process("reload")
+        now = time.monotonic()
+        for child in children:
+            child.look(now)
+        if any(child.serves() for child in children):
+            for child in children:
+                if not child.ready_at and not child.term_at:
+                    child.kill("reload")  # it has not served yet, and never will
+        self.begun, self.stalled = True, False
+        return True
+
+    def failed(self, error: BaseException) -> str:
+        """Nothing has changed; returns the error in words."""
+        what = f"{type(error).__name__}: {error}"[:500]
+        logs.process("reload_failed", level="ERROR", error=what, remedy="the service goes on as it was")
+        return what
+
+    def stall(self) -> None:
+        """A newcomer did not boot: that is told once."""
+        if not self.stalled:
+            self.stalled = True
+            logs.process("reload_stalled", level="ERROR",
+                         remedy="the new workers do not boot; the old ones go on serving: repair the app, or send "
+                                "SIGHUP after putting the former version back")
+
+    def under_way(self, state: Replacement) -> bool:
+        """Whether newcomers are still awaited."""
+        return self.begun or (state.reason == "reload" and not self.stalled)
+
+
+def replaced_by_it(children: Collection[Child], newest: int) -> list[Child]:
+    """Ask for the replacement of the old workers; returns them.
+
+    :param newest: the age of the last worker before the reload.
+    """
+    old = [child for child in children if child.worker.age <= newest and not child.term_at and not child.killed]
+    for child in old:
+        child.ask("reload")
+    return old
+
+
+def closing(state: Replacement) -> bool:
+    """Whether the last reload's old workers say goodbye."""
+    return state.phase is Phase.CLOSING and state.reason == "reload"

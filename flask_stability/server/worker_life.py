@@ -1,0 +1,157 @@
+"""Our hooks in a worker: from its fork to its last act."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from .. import extension, logs, request, scoreboard
+from ..errors import hooks as process_hooks
+from ..request import in_flight
+from ..wsgi import middleware
+from ..wsgi.middleware import outermost
+from .forks import Forks, ignore
+from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
+from .gunicorn.compat import is_a
+from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
+from .process import contained, process
+from .timeouts import breaches
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    if process.supervisor is not None and process.supervisor.control is not None:
+        process.supervisor.control.close(inherited=True)
+    if process.once is not None:
+        tell_bad_settings_once(worker, process.once.first)
+    row = getattr(worker, "stability_row", None)
+    scoreboard.install(scoreboard.current(), row)
+    if row is not None:
+        row.words[scoreboard.W_AGE] = worker.age
+        row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
+    logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
+
+
+def post_worker_init(worker: Any) -> None:
+    """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
+    for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
+                 _watch_forks, _start_process, _say_ready):
+        contained("post_worker_init", step, (worker,))
+
+
+def _set_up_logs(worker: Any) -> None:
+    problem = logs.setup(process.settings, "worker")
+    if problem and worker.age <= 1:  # told once
+        worker.log.warning("flask_stability: %s", problem)
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def reopen(number: int, frame: Any) -> None:
+        logs.reopen()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGUSR1, reopen)
+    signal.siginterrupt(signal.SIGUSR1, False)
+    process_hooks.install()
+    middleware.stopping = lambda: not worker.alive
+    request.under_hooks = True
+
+
+def _wrap_app(worker: Any) -> None:
+    settings = next((state.settings for state in extension.apps()), process.settings)
+    if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
+        wrap_app(worker, lambda app: outermost(app, settings))
+    if worker.age > 1:
+        return  # told once
+    for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
+        worker.log.warning("flask_stability: %s", line)
+    longest = request.longest_timeout
+    if is_a(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
+        worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
+                           "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
+
+
+def _tell_stacks(worker: Any) -> None:
+    tell_stacks_on_demand()
+
+
+def _watch_connections(worker: Any) -> None:
+    if is_a(type(worker), "sync", "gthread"):
+        worker.stability_connections = watch_connections(worker)
+        middleware.watches_uploads = worker.stability_connections is not None
+
+
+def _start_guard(worker: Any) -> None:
+    board, row = scoreboard.current(), scoreboard.my_row()
+    if not is_a(type(worker), "sync", "gthread"):
+        def beat() -> None:
+            row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+
+        beat_as_well(worker, beat)
+        return
+    guard = process.guard = Guard(
+        worker, board, row, process.settings, int(worker.cfg.workers),
+        supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
+        connections=getattr(worker, "stability_connections", None))
+    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect())
+    signal.siginterrupt(signal.SIGUSR2, False)
+    ignore(signal.SIGHUP)
+    guard.start()
+
+
+def _leave_well(worker: Any) -> None:
+    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
+
+    def last() -> bool | None:
+        if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
+            return process.guard is None or not process.guard.kept()
+        if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
+            return True
+        return None if process.supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
+
+    if is_a(type(worker), "sync", "gthread"):
+        leave = leave_well(worker, last)
+        if process.guard is not None:
+            process.guard.leave = leave
+
+
+def _watch_forks(worker: Any) -> None:
+    Forks(worker).watch()
+
+
+def _start_process(worker: Any) -> None:
+    extension.start_process()
+
+
+def _say_ready(worker: Any) -> None:
+    row = scoreboard.my_row()
+    row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
+    row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
+    if process.supervisor is not None:
+        wake_master(worker)
+    begun = row.words[scoreboard.W_STARTED_NS] or row.words[scoreboard.W_READY_NS]
+    logs.process("worker_ready", worker_pid=os.getpid(),
+                 uptime_s=round((row.words[scoreboard.W_READY_NS] - begun) / 1e9, 1))
+
+
+def worker_abort(worker: Any) -> None:
+    tell_cut()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """The worker's last act: threads that refuse to end must not hold the process."""
+    if os.getpid() != worker.pid:
+        return  # gunicorn calls it in the master too, for a worker that vanished
+    words = scoreboard.my_row().words
+    if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
+        words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
+        words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
+    extension.stop_process()
+    if process.guard is not None:
+        contained("worker_exit", process.guard.last_words, ())
+    if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
+        tell_cut()
+        sys.stderr.flush()
+        os._exit(0)
