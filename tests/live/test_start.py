@@ -81,21 +81,33 @@ def test_a_worker_that_its_service_killed_did_not_want_memory(supervised: Start)
     assert server.logs().count("killed by this service: shutdown") == 1
 
 
+FIRST_OF_TWO = """
+import time
+from pathlib import Path
+if Path("first").exists():
+    while not Path("second").exists():
+        time.sleep(0.1)
+else:
+    Path("first").touch()
+    time.sleep(3)
+"""
+
+
 @pytest.mark.long
 def test_a_reload_while_the_only_worker_boots_does_not_kill_it(supervised: Start, worker_class: str) -> None:
     """Nobody else would answer: it goes once the one that has the new code is ready."""
-    server = supervised(workers=1, worker_class=worker_class, wait=False, env={"IMPORT_SECONDS": "3"})
-    wait_until(lambda: "Booting worker" in server.logs() and server.worker_pids(), message="the worker boots")
+    server = supervised(workers=1, worker_class=worker_class, wait=False, source=FIRST_OF_TWO + SOURCE)
+    wait_until((server.folder / "first").exists, message="the worker boots")
     first = server.worker_pids()[0]
     server.signal(signal.SIGHUP)
-    seen = set()
 
-    def second_answers() -> bool:
+    def answering() -> int:
         with contextlib.suppress(requests.RequestException):
-            seen.add(server.get("/", timeout=5).json()["pid"])
-        return bool(seen - {first})
+            return int(server.get("/", timeout=5).json()["pid"])
+        return 0
 
-    wait_until(second_answers, 60, message="a worker with the new code answers")
-    assert first in seen
+    assert wait_until(answering, message="it answers") == first
+    (server.folder / "second").touch()
+    wait_until(lambda: answering() not in (0, first), 60, message="the one with the new code answers")
     server.full(1)
     assert server.exits() == ["reload"]
