@@ -215,6 +215,11 @@ def stop_process() -> None:
     _process.stop()
 
 
+def forget_apps() -> None:
+    """The apps so far are none of this process's any more; for tests, which make many."""
+    _process.states.clear()
+
+
 def apps() -> list[AppState]:
     """The states of the apps of this process that are still in use, in the order of `init_app`."""
     return list(_process.states)

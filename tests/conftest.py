@@ -40,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _process_hooks() -> Iterator[None]:
-    """Hooks, handlers, background threads and counters of the extension end with the test."""
+    """Hooks, handlers, background threads, counters and apps of the extension end with the test."""
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
     from flask_stability import extension, scoreboard
@@ -48,5 +48,6 @@ def _process_hooks() -> Iterator[None]:
 
     process_hooks.uninstall()
     extension.stop_process()
+    extension.forget_apps()
     scoreboard.forget()
     sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -618,7 +619,7 @@ def test_command_line_tells_and_orders(supervised: Start) -> None:
     wait_until(lambda: "disk" in server.health()["detailed"]["checks"], message="the first round is done")
     flask("mute", "disk", "--for", "2h")
     assert [one["check"] for one in server.health()["detailed"]["mutes"]] == ["disk"]
-    assert "alerts of disk are muted for 1 h 59 min" in flask("status") or "2 h" in flask("status")
+    assert re.search("alerts of disk are muted for (2 h|1 h 59 min)", flask("status"))
     flask("unmute", "disk")
     assert server.health()["detailed"]["mutes"] == []
     refused = subprocess.run([*FLASK_STABILITY, "mute", "disc", "--for", "1h"],
