@@ -247,7 +247,8 @@ class Supervisor:
         known = exit_reasons.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(child.worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            client=child.waits_for_client(), max_requests=bool(self.arbiter.cfg.max_requests),
+            client=child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0),
+            max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
         self._oom_kills = kills
         return exit_reasons.reason_of(child.status, known)

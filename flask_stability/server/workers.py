@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,11 @@ class Child:
         """Its threads wait for slow clients, or most of them."""
         return self.row is not None and 2 * self.row.words[scoreboard.W_SLOW_CLIENTS] > (
             self.row.words[scoreboard.W_THREADS])
+
+    def heard(self, seconds: float) -> bool:
+        """Its guard gave a sign of life within that time: what its row says is true."""
+        return self.row is not None and (
+            time.monotonic_ns() - self.row.words[scoreboard.W_HEARTBEAT_NS] < seconds * 1e9)
 
     def send(self, number: int) -> None:
         """Send a signal, if it is still there."""

@@ -51,7 +51,7 @@ def search():
     while Path("search.hangs").exists():
         time.sleep(0.05)
     if Path("search.fails").exists():
-        raise ConnectionError(111, "secret-host refused")
+        raise ConnectionError(111, "search:9200 refused, password=hunter2")
 '''
 
 
