@@ -77,6 +77,7 @@ def _panels_have_data(ask: Ask) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.needs("prometheus", "promtool")
+@pytest.mark.alone("rules about latency, queues and errors have to be silent: a busy machine's are not")
 def test_prometheus_scrapes_both_instances_and_its_rules_see_one_go(tmp_path: Path) -> None:
     """With the token of the service; every metric that a rule names is in a scrape; the rules can be evaluated, are
     silent on a healthy service, and notice an instance that is killed.
