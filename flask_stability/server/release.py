@@ -1,0 +1,604 @@
+"""Whether a new release is worse than the one that serves: pure, from counts and a clock.
+
+Two releases serve side by side, and each look hands their workers' counts to a `Judge`. It compares shares: of failed
+requests and of slow ones, per route and over all routes, of exceptions of a kind that was unknown before, and of
+windows in which a request costs more processor time. It may look as often as it likes and stop as soon as it knows:
+each comparison is an e-process, a bet that wins nothing on average while the new release is no worse. By Ville's
+inequality its wealth ever exceeds 1/α with probability α at the most.
+
+- The bet on two shares: R. Turner, A. Ly, P. Grünwald, "Generic E-variables for exact sequential k-sample tests that
+  allow for optional stopping", Journal of Statistical Planning and Inference 230 (2024). What each look finds is a
+  block; over all routes it is the product of theirs, so that no mix of routes is mistaken for an effect.
+- One bet for each of a few effects, mixed with fixed weights: H. Robbins, "Statistical methods related to the law of
+  the iterated logarithm", Annals of Mathematical Statistics 41 (1970).
+- Bets that begin later join with weights that add up to one, as in J. Shin, A. Ramdas, A. Rinaldo, "E-detectors"
+  (2024): a moment in which both releases failed does not hide what follows.
+- Several hypotheses: each e-process has a weight, and the weights add up to one (weighted Bonferroni).
+
+Memory, crashes and hangs follow rules, since one segmentation fault is no matter of shares.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Key = tuple[str, str]  #: method and endpoint of a route; class and route of an exception
+
+ALPHA = 0.001  #: probability with which a release that is no worse is called worse, over all comparisons
+COLD = 10  #: first requests of a route in a worker that do not count for latency and processor time (5 were too few)
+WARM = 3.0  #: seconds of service after which latency, processor time and memory count
+EARLY, AMPLE, EACH = 5.0, 200, 10  #: seconds, requests, and requests of each frequent route for an early end
+FREQUENT = 0.02  #: share of the old release's requests above which a route is frequent
+ENOUGH = 20  #: requests of the new release without which nothing is known of it
+EFFECTS = (0.02, 0.1, 0.3, 0.6, 0.95)  #: shares of the old release's good requests that the bets take for lost
+STAKE = 0.95  #: share of the wealth in each bet: one block cannot lose all of it
+MOST_WEALTH = 1e60
+#: How α is divided.
+WEIGHTS = {"failed": 0.15, "failed_route": 0.4, "exceptions": 0.15, "slow": 0.1, "slow_route": 0.1, "processor": 0.1}
+LATER = 0.1  #: share of a measure's weight for routes that appear later
+
+FEWEST_FAILED, LEAST_FAILED = 3, 0.02  #: failed requests, and the difference of shares, that are worth a word
+LEAST_SLOW = 0.25  #: difference of the shares of slow requests that is worth a word
+RECENT = 20  #: latest requests of a route, of which as many must be slow
+BASELINE = 20  #: requests of a route from which its usual latency is known
+SLOW_OCTAVE = 6  #: number of the octave below which no request is called slow: 2 ms
+WINDOW = 1.0  #: seconds of a window of processor time
+BUSY, COSTLIER, COST = 10, 2.0, 0.002  #: requests in it; times as much as the old release's; seconds more
+COLDEST = 0.2  #: share of cold requests above which a window does not count
+CHANCE, WAGER = 0.1, 0.8  #: windows that may look costly by chance; that are taken to be if it is costlier
+GROWN, STEPS, STEP = 1.25, 3, 4 << 20  #: × the old workers' memory; samples in a row, each with more bytes
+APART = 0.9  #: seconds between two samples
+ROOM, PER_REQUEST = 32 << 20, 128 << 10  #: bytes above that; bytes for each request
+HANGS, SLOWEST = 3.0, 5.0  #: seconds, and × the slowest answer of that route, after which a request hangs
+
+#: Ends of a worker of which one is enough: the app's own.
+FATAL = frozenset({"crash_signal", "exit_code", "timeout", "stuck", "leaked_connections", "memory_hard", "deadline"})
+#: Ends that something else may have caused.
+DOUBTFUL = frozenset({"boot_failure", "out_of_memory", "killed", "unknown", "frozen"})
+
+
+class Verdict(enum.Enum):
+    """What a judge says of the new release."""
+
+    UNDECIDED = "undecided"
+    WORSE = "worse"
+    AS_GOOD = "as good"
+    TOO_FEW = "too few requests"  #: the time is over, and nothing is known
+
+
+@dataclass(frozen=True)
+class Route:
+    """Requests of a route that a worker answered.
+
+    :ivar requests: without those refused on purpose.
+    :ivar failed: server errors, and answers that were cut off.
+    :ivar times: numbers by octave of duration, the held time not included.
+    :ivar slowest_s: the slowest ever, seconds.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    times: tuple[int, ...] = ()
+    slowest_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hung:
+    """A request in flight that has not begun to answer.
+
+    :ivar where: its route, for people.
+    """
+
+    key: Key
+    where: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a worker has done since it began.
+
+    :ivar exceptions: recorded, by class and route.
+    :ivar processor_s: processor time, seconds.
+    :ivar resident: bytes of memory.
+    :ivar threads: that serve requests.
+    """
+
+    routes: Mapping[Key, Route] = field(default_factory=dict)
+    exceptions: Mapping[Key, int] = field(default_factory=dict)
+    processor_s: float = 0.0
+    resident: int = 0
+    threads: int = 1
+    hung: tuple[Hung, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """Of all routes."""
+        return sum(route.requests for route in self.routes.values())
+
+
+class Window(NamedTuple):
+    """Processor time in seconds, requests, and cold requests of the new release among them."""
+
+    old_s: float
+    old: float
+    new_s: float
+    new: float
+    cold: float
+
+
+NO_WINDOW = Window(0.0, 0, 0.0, 0, 0)
+Workers = Mapping[int, Figures]
+NOBODY = Figures()
+NOWHERE = Route()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a judge says, and why.
+
+    :ivar text: for people: "KeyError in /pay (5xx 100 % against 0.2 %)".
+    :ivar measure: failed, slow, exceptions, processor, memory, crash or hang.
+    :ivar requests: of the new release, up to now.
+    """
+
+    verdict: Verdict = Verdict.UNDECIDED
+    text: str = ""
+    measure: str = ""
+    requests: int = 0
+
+
+class Bet:
+    """The wealth of a bet that something is more frequent in the new release; 1 at first."""
+
+    def __init__(self) -> None:
+        self._wealth = [0.0] * len(EFFECTS)
+        self._blocks = 0
+
+    @property
+    def wealth(self) -> float:
+        """Of all effects; what has not been staked yet counts as it is."""
+        unstaked = 1.0 / (self._blocks + 1)
+        return sum(self._wealth) / len(EFFECTS) + unstaked
+
+    def win(self, factors: Sequence[float]) -> None:
+        """Go on by a block's factor for each effect."""
+        self._blocks += 1
+        joining = 1.0 / (self._blocks * (self._blocks + 1))  # these add up to one
+        self._wealth = [min(MOST_WEALTH, (wealth + joining) * factor)
+                        for wealth, factor in zip(self._wealth, factors, strict=True)]
+
+
+class Shares:
+    """Two shares, of the old and of the new release.
+
+    :param past: numbers of the old release before: all, and those that count.
+    :ivar old, new: numbers since: all, and those that count.
+    """
+
+    def __init__(self, past: tuple[int, int] = (0, 0)) -> None:
+        self._past = past
+        self.old, self.new = (0, 0), (0, 0)
+        self._block = 0, 0, 0, 0
+        self.bet = Bet()
+
+    def add(self, old: tuple[int, int], new: tuple[int, int]) -> list[float] | None:
+        """Take one look's numbers; return the factors for each effect if they made a block.
+
+        A block has numbers of both sides. Where it ends depends on how many there are, never on how many count.
+        """
+        self._block = tuple(map(sum, zip(self._block, (*old, *new), strict=True)))  # type: ignore[assignment]
+        old_all, old_hits, new_all, new_hits = self._block
+        if not old_all or not new_all:
+            return None
+        self._block = 0, 0, 0, 0
+        usual = self._usual()
+        factors = [block_factor(usual, usual + effect * (1.0 - usual), old_all, old_hits, new_all, new_hits)
+                   for effect in EFFECTS]
+        self.bet.win(factors)
+        self.old = self.old[0] + old_all, self.old[1] + old_hits
+        self.new = self.new[0] + new_all, self.new[1] + new_hits
+        return factors
+
+    def _usual(self) -> float:
+        number, hits = self._past[0] + self.old[0], self._past[1] + self.old[1]
+        return min(0.98, (hits + 0.02) / (number + 1.0))
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the old release (with its past, if there is nothing else) and of the new one, up to now."""
+        old = self.old if self.old[0] else self._past
+        return share(old), share(self.new)
+
+
+def share(numbers: tuple[int, int]) -> float:
+    """How many of all."""
+    return numbers[1] / numbers[0] if numbers[0] else 0.0
+
+
+def block_factor(usual: float, worse: float, old_all: int, old_hits: int, new_all: int, new_hits: int) -> float:
+    """The e-variable of a block: how much likelier it is under two shares than under the one between them, which is
+    the nearest of all pairs where the new share is no higher. Of this, `STAKE` is at stake.
+    """
+    between = (old_all * usual + new_all * worse) / (old_all + new_all)
+    log = (_log(usual, between, old_all, old_hits) + _log(worse, between, new_all, new_hits))
+    return 1.0 - STAKE + STAKE * math.exp(min(log, 100.0))
+
+
+def _log(share: float, other: float, number: int, hits: int) -> float:
+    """Log-likelihood ratio of two shares."""
+    return hits * math.log(share / other) + (number - hits) * math.log((1.0 - share) / (1.0 - other))
+
+
+class Steps:
+    """What happened to the workers of one release between two looks; what came before the first look is its past."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Figures] = {}
+        self._warm: set[tuple[int, Key]] = set()
+
+    def take(self, workers: Workers) -> tuple[dict[Key, Route], dict[Key, int], float, int]:
+        """Return by how much each route, each kind of exception and the processor time grew, and how many requests were
+        cold.
+
+        Times begin to count at the first look at which the worker has answered `COLD` requests of that route.
+        """
+        routes: dict[Key, Route] = {}
+        exceptions: dict[Key, int] = {}
+        processor, cold = 0.0, 0
+        for pid, figures in workers.items():
+            before = self._known.get(pid, NOBODY)
+            for key, now in figures.routes.items():
+                then = before.routes.get(key, NOWHERE)
+                if then.requests == now.requests and pid in self._known:
+                    continue
+                times, more = self._counted(pid, key, then, now), max(0, now.requests - then.requests)
+                cold += max(0, more - sum(times))
+                known = routes.get(key, NOWHERE)
+                routes[key] = Route(known.requests + more,
+                                    known.failed + max(0, now.failed - then.failed),
+                                    added(known.times, times), max(known.slowest_s, now.slowest_s))
+            for kind, number in figures.exceptions.items():
+                grown = number - before.exceptions.get(kind, 0)
+                if grown > 0:
+                    exceptions[kind] = exceptions.get(kind, 0) + grown
+            processor += max(0.0, figures.processor_s - before.processor_s)
+            self._known[pid] = figures
+        return routes, exceptions, processor, cold
+
+    def _counted(self, pid: int, key: Key, then: Route, now: Route) -> tuple[int, ...]:
+        if (pid, key) not in self._warm:
+            if now.requests < COLD:
+                return ()
+            self._warm.add((pid, key))
+            # a worker that has served for long is warm; what it did before counts as its past
+            return now.times if not then.requests and now.requests > 10 * COLD else ()
+        return tuple(max(0, one - other) for one, other in zip(now.times, then.times or (0,) * len(now.times),
+                                                               strict=True))
+
+
+def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The sum of two histograms."""
+    if not one or not other:
+        return one or other
+    return tuple(map(sum, zip(one, other, strict=True)))
+
+
+def slow_from(times: tuple[int, ...]) -> int | None:
+    """The octave from which on a request is slow: the first one entirely above twice the median; None if too few are
+    known.
+    """
+    total = sum(times)
+    if total < BASELINE:
+        return None
+    seen = 0
+    for octave, number in enumerate(times):
+        seen += number
+        if 2 * seen >= total:
+            return max(octave + 2, SLOW_OCTAVE)
+    return None
+
+
+class Latency:
+    """Slow requests of one route.
+
+    :param past: times of the old release before.
+    """
+
+    def __init__(self, past: tuple[int, ...]) -> None:
+        self._past = past
+        self._from: int | None = None
+        self.shares = Shares()
+        self._recent: list[tuple[int, int]] = []
+
+    def add(self, old: tuple[int, ...], new: tuple[int, ...]) -> list[float] | None:
+        """Take one look's times; see `Shares.add`."""
+        if self._from is None:
+            self._from = slow_from(self._past)
+            if self._from is None:
+                self._past = added(self._past, old)
+                return None
+            self.shares = Shares(self._split(self._past))
+        found = self._split(new)
+        if found[0]:
+            self._recent.append(found)
+            while sum(number for number, _ in self._recent[1:]) >= RECENT:
+                del self._recent[0]
+        return self.shares.add(self._split(old), found)
+
+    def _split(self, times: tuple[int, ...]) -> tuple[int, int]:
+        return sum(times), sum(times[self._from:]) if self._from is not None else 0
+
+    def still_slow(self) -> bool:
+        """The latest requests are as slow as all: what caches warmed by now is forgiven."""
+        recent = sum(number for number, _ in self._recent), sum(hits for _, hits in self._recent)
+        return recent[0] >= min(RECENT, self.shares.new[0]) and share(recent) - self.shares.shares[0] >= LEAST_SLOW
+
+
+class Memory:
+    """Resident memory of the new release's workers: bytes."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, list[tuple[float, int, int]]] = {}
+
+    def leaks(self, now: float, old: Workers, new: Workers) -> int:
+        """Return the process id of a worker that has outgrown the old ones and grows with its requests; 0 = none."""
+        usual = max((figures.resident for figures in old.values()), default=0)
+        for pid, figures in new.items():
+            samples = self._samples.setdefault(pid, [])
+            if figures.resident and (not samples or (now - samples[-1][0] >= APART and
+                                                     samples[-1][1] != figures.resident)):
+                samples.append((now, figures.resident, figures.requests))
+                del samples[:-STEPS - 1]
+            if not usual or len(samples) <= STEPS or figures.resident < GROWN * usual + ROOM:
+                continue
+            if all(later[1] - sooner[1] >= max(STEP, PER_REQUEST * (later[2] - sooner[2]))
+                   for sooner, later in itertools.pairwise(samples)):
+                return pid
+        return 0
+
+
+class Judge:
+    """Compares a new release with the old one while both serve.
+
+    :param now: monotonic seconds, of this and all later looks.
+    :param old: the old release's workers, whose past is known.
+    :param known: kinds of exceptions that were seen before.
+    :param limit: seconds from the first service of the new release after which it is judged by what is known.
+    """
+
+    def __init__(self, now: float, old: Workers, known: Iterable[Key] = (), *, limit: float = 10.0) -> None:
+        self._limit, self._begun = limit, 0.0
+        self._old, self._new = Steps(), Steps()
+        past, exceptions, _, _ = self._old.take(old)
+        self._past = past
+        self._kinds = {*known, *exceptions}
+        self._failed = {key: Shares((route.requests, route.failed)) for key, route in past.items()}
+        self._slow = {key: Latency(route.times) for key, route in past.items()}
+        self._first = len(past)
+        self._exceptions: dict[Key, Shares] = {}
+        self._seen: dict[Key, int] = {}  # exceptions of the new release
+        self._all_failed, self._all_slow = Bet(), Bet()
+        self._memory = Memory()
+        self._window = now, NO_WINDOW
+        self._processor, self._costs = 1.0, (0.0, 0.0)
+        self.requests = 0
+        self._answered: dict[Key, int] = {}
+        self._old_answered: dict[Key, int] = {}
+
+    # -- one look ------------------------------------------------------------------------------------------------
+
+    def look(self, now: float, old: Workers, new: Workers, *, old_ends: Sequence[str] = (),
+             new_ends: Sequence[str] = ()) -> Finding:
+        """Take what the workers have done up to now; those that are gone keep their figures.
+
+        :param old_ends, new_ends: reasons of ends, and of asked replacements, of each side since the first look.
+        """
+        if new and not self._begun:
+            self._begun = now
+        warm = bool(self._begun) and now - self._begun >= WARM
+        old_routes, old_kinds, old_processor, _ = self._old.take(old)
+        new_routes, new_kinds, new_processor, cold = self._new.take(new)
+        self._count(old_routes, new_routes)
+        self._add_failed(old_routes, new_routes)
+        self._add_exceptions(old_routes, new_routes, old_kinds, new_kinds)
+        if warm:
+            self._add_slow(old_routes, new_routes)
+            self._add_processor(now, Window(old_processor, _requests(old_routes), new_processor, _requests(new_routes),
+                                             cold))
+        else:
+            self._window = now, NO_WINDOW
+        for measure, text in (_ended(old_ends, new_ends), self._hangs(old, new), self._fails(), self._raises(),
+                              self._is_slow(), self._costs_more(), self._leaks(now, old, new, warm)):
+            if text:
+                return Finding(Verdict.WORSE, text, measure, self.requests)
+        return Finding(self._without_finding(now), "", "", self.requests)
+
+    def _without_finding(self, now: float) -> Verdict:
+        served = now - self._begun if self._begun else 0.0
+        if served >= self._limit:
+            return Verdict.AS_GOOD if self.requests >= ENOUGH else Verdict.TOO_FEW
+        return Verdict.AS_GOOD if served >= EARLY and self._ample() and not self._suspicious() else Verdict.UNDECIDED
+
+    def _ample(self) -> bool:
+        total = sum(self._old_answered.values())
+        return self.requests >= AMPLE and all(
+            self._answered.get(key, 0) >= EACH for key, number in self._old_answered.items()
+            if number > FREQUENT * total)
+
+    def _suspicious(self) -> bool:
+        return max(self._all_failed.wealth, self._all_slow.wealth, self._processor,
+                   *(shares.bet.wealth for shares in self._failed.values()), 0.0,
+                   *(one.shares.bet.wealth for one in self._slow.values())) > 10.0
+
+    # -- counting ------------------------------------------------------------------------------------------------
+
+    def _count(self, old: dict[Key, Route], new: dict[Key, Route]) -> None:
+        for known, routes in ((self._old_answered, old), (self._answered, new)):
+            for key, route in routes.items():
+                known[key] = known.get(key, 0) + route.requests
+        self.requests += _requests(new)
+
+    def _add_failed(self, old: dict[Key, Route], new: dict[Key, Route]) -> None:
+        found = []
+        for key in {**old, **new}:
+            shares = self._failed.setdefault(key, Shares())
+            one, other = old.get(key, NOWHERE), new.get(key, NOWHERE)
+            factors = shares.add((one.requests, one.failed), (other.requests, other.failed))
+            if factors is not None:
+                found.append(factors)
+        _bet_on_all(self._all_failed, found)
+
+    def _add_slow(self, old: dict[Key, Route], new: dict[Key, Route]) -> None:
+        found = []
+        for key in {**old, **new}:
+            latency = self._slow.setdefault(key, Latency(()))
+            factors = latency.add(old.get(key, NOWHERE).times, new.get(key, NOWHERE).times)
+            if factors is not None:
+                found.append(factors)
+        _bet_on_all(self._all_slow, found)
+
+    def _add_exceptions(self, old: dict[Key, Route], new: dict[Key, Route], old_kinds: dict[Key, int],
+                        new_kinds: dict[Key, int]) -> None:
+        asked = _requests(old), _requests(new)
+        for kind, shares in self._exceptions.items():
+            shares.add((asked[0], min(asked[0], old_kinds.get(kind, 0))),
+                       (asked[1], min(asked[1], new_kinds.get(kind, 0))))
+        for kind in {**old_kinds, **new_kinds}:
+            if kind not in self._kinds and kind not in self._exceptions:
+                self._exceptions[kind] = Shares()  # the one that made it known is no evidence
+        for kind, number in new_kinds.items():
+            self._seen[kind] = self._seen.get(kind, 0) + number
+
+    def _add_processor(self, now: float, more: Window) -> None:
+        since, sums = self._window
+        sums = Window(*map(sum, zip(sums, more, strict=True)))
+        self._window = since, sums
+        if now - since < WINDOW or min(sums.old, sums.new) < BUSY:
+            return
+        self._window = now, NO_WINDOW
+        if sums.cold > COLDEST * sums.new:
+            return
+        self._costs = usual, cost = sums.old_s / sums.old, sums.new_s / sums.new
+        costly = cost >= COSTLIER * usual and cost - usual >= COST
+        self._processor = min(MOST_WEALTH, self._processor * (
+            WAGER / CHANCE if costly else (1.0 - WAGER) / (1.0 - CHANCE)))
+
+    # -- judging -------------------------------------------------------------------------------------------------
+
+    def _won(self, bet: Bet | float, measure: str, part: float = 1.0) -> bool:
+        return (bet if isinstance(bet, float) else bet.wealth) * ALPHA * WEIGHTS[measure] * part >= 1.0
+
+    def _part(self, number: int) -> float:
+        """A route's part of its measure's weight; `number`: in the order in which routes became known."""
+        if number < self._first:
+            return (1.0 - LATER) / self._first
+        later = number - self._first + 1
+        return (LATER if self._first else 1.0) / (later * (later + 1))
+
+    def _fails(self) -> tuple[str, str]:
+        for number, (key, shares) in enumerate(self._failed.items()):
+            old, new = shares.shares
+            if self._won(shares.bet, "failed_route", self._part(number)) and _worth(shares.new[1], old, new):
+                return "failed", self._failed_text(" ".join(key), old, new)
+        if self._won(self._all_failed, "failed"):
+            old, new = self._overall(list(self._failed.values()))
+            if _worth(sum(shares.new[1] for shares in self._failed.values()), old, new):
+                return "failed", self._failed_text("all routes", old, new)
+        return "", ""
+
+    def _failed_text(self, where: str, old: float, new: float) -> str:
+        unknown = {kind: number for kind, number in self._seen.items() if kind not in self._kinds}
+        if (unknown and where == "all routes") or len(unknown) == 1:
+            (name, route), _ = max(unknown.items(), key=lambda item: item[1])
+            where = f"{name} in {route}" if route else f"{name} in {where}"
+        return f"{where} (5xx {percent(new)} against {percent(old)})"
+
+    def _overall(self, found: list[Shares]) -> tuple[float, float]:
+        sums = [tuple(map(sum, zip(*(getattr(shares, side) for shares in found), strict=True))) or (0, 0)
+                for side in ("old", "new")]
+        return share(sums[0]), share(sums[1])  # type: ignore[arg-type]
+
+    def _raises(self) -> tuple[str, str]:
+        for number, ((name, route), shares) in enumerate(self._exceptions.items(), 1):
+            old, new = shares.shares
+            if self._won(shares.bet, "exceptions", 1.0 / (number * (number + 1))) and (
+                    shares.new[1] >= FEWEST_FAILED and new > 2.0 * old):
+                return "exceptions", (f"{name} in {route or 'no route'}, never seen before "
+                                      f"({self._seen.get((name, route), 0)} times)")
+        return "", ""
+
+    def _is_slow(self) -> tuple[str, str]:
+        slow = [(" ".join(key), latency) for key, latency in self._slow.items()]
+        for number, (where, latency) in enumerate(slow):
+            old, new = latency.shares.shares
+            if (self._won(latency.shares.bet, "slow_route", self._part(number)) and new - old >= LEAST_SLOW
+                    and latency.still_slow()):
+                return "slow", _slow_text(where, old, new)
+        if self._won(self._all_slow, "slow"):
+            old, new = self._overall([latency.shares for _, latency in slow])
+            if new - old >= LEAST_SLOW and any(latency.still_slow() for _, latency in slow):
+                return "slow", _slow_text("all routes", old, new)
+        return "", ""
+
+    def _costs_more(self) -> tuple[str, str]:
+        if not self._won(self._processor, "processor"):
+            return "", ""
+        old, new = self._costs
+        return "processor", f"{1000 * new:.1f} ms of processor time a request against {1000 * old:.1f} ms"
+
+    def _leaks(self, now: float, old: Workers, new: Workers, warm: bool) -> tuple[str, str]:
+        pid = self._memory.leaks(now, old, new) if warm else 0
+        if not pid:
+            return "", ""
+        usual = max(figures.resident for figures in old.values())
+        return "memory", f"memory grows with each request: {new[pid].resident >> 20} MiB against {usual >> 20} MiB"
+
+    def _hangs(self, old: Workers, new: Workers) -> tuple[str, str]:
+        slow_here = {one.key for figures in old.values() for one in figures.hung}
+        for figures in new.values():
+            found = [one for one in figures.hung if one.key not in slow_here and self._hung(one)]
+            if len(found) >= min(2, figures.threads):
+                return "hang", f"{found[0].where} hangs ({len(found)} requests without an answer)"
+        return "", ""
+
+    def _hung(self, one: Hung) -> bool:
+        past = self._past.get(one.key)
+        return past is not None and past.requests >= BASELINE and one.seconds > max(HANGS, SLOWEST * past.slowest_s)
+
+
+def _ended(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
+    fatal = [reason for reason in new if reason in FATAL]
+    doubtful = [reason for reason in new if reason in DOUBTFUL]
+    same = sum(reason in FATAL or reason in DOUBTFUL for reason in old)
+    if 2 * len(fatal) + len(doubtful) < 2 + 4 * same:
+        return "", ""
+    return "crash", f"a worker ended: {(fatal or doubtful)[0].replace('_', ' ')}"
+
+
+def _requests(routes: dict[Key, Route]) -> int:
+    return sum(route.requests for route in routes.values())
+
+
+def _bet_on_all(bet: Bet, found: list[list[float]]) -> None:
+    """One bet on all routes: the product of theirs."""
+    if found:
+        bet.win([min(MOST_WEALTH, math.prod(factors)) for factors in zip(*found, strict=True)])
+
+
+def _worth(failed: int, old: float, new: float) -> bool:
+    return failed >= FEWEST_FAILED and new >= max(2.0 * old, old + LEAST_FAILED)
+
+
+def _slow_text(where: str, old: float, new: float) -> str:
+    return f"{where} is slow ({percent(new)} of requests take more than twice the usual time, against {percent(old)})"
+
+
+def percent(part: float) -> str:
+    """A share for people: 100 %, 3 %, 0.2 %."""
+    return f"{100 * part:.1f} %" if 0.0 < part < 0.095 else f"{100 * part:.0f} %"
