@@ -70,6 +70,7 @@ class MasterArea:
     :ivar exceptions: the latest exceptions of workers that are gone.
     :ivar shared: results of the shared checks, handed on from leader to leader (written by the leader).
     :ivar mutes: checks whose alerts are muted: a list of check, until, since, by (written by the master).
+    :ivar releases: which release serves, which one was refused, the latest verdicts (written by the master).
     :ivar history: for `flask_stability.health.history` (written by the leader).
     """
 
@@ -81,6 +82,7 @@ class MasterArea:
         self.endpoints = EndpointTable(areas["endpoints"], self.words, M_N_ENDPOINTS)
         self.restarts, self.shared = Blob(areas["restarts"]), Blob(areas["shared"])
         self.exceptions, self.mutes = Blob(areas["exceptions"]), Blob(areas["mutes"])
+        self.releases = Blob(areas["releases"])
         self.history = areas["history"]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from .areas import Area, Part, Words, blob_area
 from .primitives import BUCKETS, ENTRY_WORDS, KEY_BYTES
+from .times import times_words
 
 FORMAT = 6  #: to be raised when something changes that the names and sizes below do not show
 
@@ -77,6 +78,7 @@ W_ALERTS_SENT = WORKER.counter("alerts sent")
 W_ENGINE_ERRORS = WORKER.counter("checkouts of an SQLAlchemy engine that failed")
 W_STREAMS = WORKER.counter("answers that were streamed for long")
 W_STREAM_MS = WORKER.counter("time that they were streamed, ms")
+W_PARKED = WORKER.word("1 = the worker accepts no connection, as O_PARK asks")
 
 FIGURES = Words("A worker's floating-point words", "F_", writer="the worker", room=16)
 
@@ -101,6 +103,8 @@ O_AGE = ABOUT_WORKER.word("number of this worker since the master started")
 O_RETIRE_STATE = ABOUT_WORKER.word("STATE_RETIRING = the worker is being replaced")
 O_RETIRE_SINCE_NS = ABOUT_WORKER.word("when the master sent SIGTERM, monotonic ns; 0 = not yet")
 O_RETIRE_REASON = ABOUT_WORKER.word("why the master replaces it, index into REASONS")
+O_TRIAL = ABOUT_WORKER.word("1 = a release on trial: the worker takes few connections at a time")
+O_PARK = ABOUT_WORKER.word("1 = the worker is to accept no connection until it is told to")
 O_FOLDED = ABOUT_WORKER.word("number of the fold, plus 1, that added this row to the sums; 0 = none")
 
 # -- the master's own words --------------------------------------------------------------------------------------
@@ -124,6 +128,7 @@ M_BOOTS = MASTER.word("workers started")
 M_N_ENDPOINTS = MASTER.word("entries in use in the table of endpoints")
 M_UNSUPERVISED = MASTER.word("1 = supervision is off: a worker retires without a replacement")
 M_GROWTH_AFTER_NS = MASTER.word("before that no worker is replaced for its growth, monotonic ns")
+M_KEEP_CODE = MASTER.word("1 = no worker leaves for max_requests: its replacement would have other code")
 M_GROWTH_PATIENCE = MASTER.word("1 = the worker replaced last for its growth was young: the others wait longer")
 
 DRAINING, ENDING = 1, 2  #: in M_DRAINING: still serving; no longer listening
@@ -131,7 +136,7 @@ DRAINING, ENDING = 1, 2  #: in M_DRAINING: still serving; no longer listening
 #: Why a worker was replaced or ended; the index is the word's value.
 REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
            "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
+           "max_requests", "frozen", "unknown", "open_files", "leaked_connections", "release_refused")
 CODE = {name: code for code, name in enumerate(REASONS)}
 #: Reasons that are a worker's own failure; only they count towards the restart limit.
 CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})
@@ -155,6 +160,8 @@ ROW = Part(
     blob_area("checks", 16384, "the worker's monitor", "results of the worker's own checks, JSON"),
     blob_area("exceptions", 8192, "the worker", "latest exceptions by class and route, JSON"),
     blob_area("hung", 8192, "the worker's guard", "requests in flight that have lasted long, JSON"),
+    blob_area("release", 1024, "the worker", "its release, and what its probes found, JSON"),
+    Area("times", 8 * times_words(ENDPOINTS), "the worker", "requests of each endpoint by octave of their duration"),
     # from here on what a row keeps when its worker is gone
     Area("ended", 8 * (2 + 2 * ENDED_LOGINS), "the worker", "logins to the dashboard that were ended"),
 )
@@ -171,6 +178,7 @@ MASTER_PART = Part(
     blob_area("shared", 16384, "the leader", "results of the shared checks, JSON"),
     blob_area("exceptions", 8192, "the master", "latest exceptions of workers that are gone, JSON"),
     blob_area("mutes", 8192, "the master", "checks whose alerts are muted, JSON"),
+    blob_area("releases", 16384, "the master", "the release that serves, the one refused, the latest verdicts, JSON"),
     Area("history", HISTORY_BYTES, "the leader", "samples of the dashboard"),
 )
 

@@ -6,8 +6,9 @@ import sys
 import threading
 from bisect import bisect_right
 
-from .layout import CLEARED, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS
-from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, STEP_BITS, Blob, EndpointTable
+from .layout import CLEARED, ENDPOINTS, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS
+from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, ENTRY_WORDS, STEP_BITS, Blob, EndpointTable
+from .times import OCTAVE_OF_BUCKET, place_of
 from .totals import by_class
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
@@ -26,19 +27,26 @@ OTHER_METHOD = "OTHER"
 REFUSED = 600
 
 
-class _Places(dict[tuple[str, str, int], tuple[int, int, int]]):
-    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers."""
+_TIMELESS = place_of(ENDPOINTS * ENTRY_WORDS)
+
+
+class _Places(dict[tuple[str, str, int], tuple[int, int, int, int]]):
+    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers, the
+    times. The time of an answer that was refused on purpose says nothing of the route.
+    """
 
     def __init__(self, endpoints: EndpointTable, lock: threading.RLock) -> None:
         self._endpoints, self._lock = endpoints, lock
 
-    def __missing__(self, key: tuple[str, str, int]) -> tuple[int, int, int]:
+    def __missing__(self, key: tuple[str, str, int]) -> tuple[int, int, int, int]:
         method, endpoint, status = key
         kind = status // 100
         known = method if method in METHODS else OTHER_METHOD
         with self._lock:
-            base = BUCKETS + self._endpoints.find((known, endpoint))
-        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0)
+            entry = self._endpoints.find((known, endpoint))
+        base = BUCKETS + entry
+        place = (base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0),
+                 _TIMELESS if status == REFUSED else place_of(entry))
         if known == method and len(self) < PLACES:  # what a client may choose is not remembered
             self[key] = place
         return place
@@ -51,7 +59,8 @@ class Row:
     :ivar floats: the worker's floating-point words, by ``F_…``.
     :ivar orders: the master's words about this worker, by ``O_…``.
     :ivar entries: words of each endpoint, found by the table `endpoints`.
-    :ivar checks, exceptions, hung: the worker's blobs.
+    :ivar checks, exceptions, hung, release: the worker's blobs.
+    :ivar times: numbers of requests by endpoint and octave of their duration, read by `times.by_route`.
     :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
     """
 
@@ -66,6 +75,8 @@ class Row:
         self.entries = self._numbers[BUCKETS:]
         self.endpoints = EndpointTable(areas["endpoints"], self.words, W_N_ENDPOINTS)
         self.checks, self.exceptions, self.hung = Blob(areas["checks"]), Blob(areas["exceptions"]), Blob(areas["hung"])
+        self.release = Blob(areas["release"])
+        self.times = areas["times"].cast("q")
         self.ended = areas["ended"].cast("q")
         self._cleared = view[start:start + CLEARED]
         if not WHOLE_STATEMENTS:
@@ -78,7 +89,7 @@ class Row:
         It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
         be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
         """
-        duration, slowest, answers = self._places[method, endpoint, status]
+        duration, slowest, answers, timed = self._places[method, endpoint, status]
         try:
             bucket = BUCKET_OF_STEP[duration_ns >> STEP_BITS]
         except IndexError:
@@ -89,6 +100,9 @@ class Row:
             numbers[slowest] = duration_ns
         numbers[answers] = numbers[answers] + 1
         numbers[bucket] = numbers[bucket] + 1
+        timed += OCTAVE_OF_BUCKET[bucket]
+        times = self.times
+        times[timed] = times[timed] + 1
 
     def _observe_locked(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
         """`observe` for an interpreter whose threads may be switched at any moment."""
@@ -140,3 +154,4 @@ class Row:
         self.checks.renew_lock()
         self.exceptions.renew_lock()
         self.hung.renew_lock()
+        self.release.renew_lock()
