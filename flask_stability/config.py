@@ -30,6 +30,7 @@ from .config_types import (
     number,
     parse_size,
     path,
+    paths,
     port,
     positive,
     ratio,
@@ -172,7 +173,8 @@ class Settings:
                                         "key", secret=True, shown="none")
     service_id: str | None = _setting(None, line, "name of the service in health documents and alerts",
                                       shown="app name@host")
-    release_id: str | None = _setting(None, line, "version of the service in health documents", shown="none")
+    release_id: str | None = _setting(None, line, "version of the service in health documents, records and metrics",
+                                      shown="none")
 
     # last good answers
     keep_dir: str | None = _setting(None, line, "directory of the answers that stability.keep stores (in one of its "
@@ -218,6 +220,15 @@ class Settings:
     restart_window: float = _setting(60.0, positive, "the window", scope="master", unit="s")
     restart_action: str = _setting("backoff", choice("backoff", "halt"), "what too many crashes lead to",
                                    scope="master")
+    release_judge: bool = _setting(True, switch, "at a reload (SIGHUP) one worker with the new code serves first, "
+                                   "and a release that is worse is refused", scope="master")
+    release_time: float = _setting(10.0, positive, "in which the new release is judged", scope="master", unit="s")
+    release_undecided: str = _setting("accept", choice("accept", "refuse"), "what becomes of a release that answered "
+                                      "too few requests in that time to be judged", scope="master")
+    release_watch: float = _setting(60.0, seconds, "for which the old workers are kept after that, to turn back to; "
+                                    "0 = they leave at once", scope="master", unit="s")
+    release_probes: tuple[str, ...] = _setting((), paths, "paths that a new worker asks itself (GET) before it serves; "
+                                               "5xx or no answer refuses the release", scope="master", shown="none")
     drain_delay: float = _setting(0.0, seconds, "to keep serving after SIGTERM with /health/ready at 503",
                                   scope="master", unit="s")
     gc_freeze: bool = _setting(False, switch, "gc.freeze() before forking, with preload_app", scope="master")

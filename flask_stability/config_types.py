@@ -114,6 +114,17 @@ def names(value: Any) -> tuple[str, ...]:
     return tuple(name for name in (str(part).strip() for part in parts) if name)
 
 
+def paths(value: Any) -> tuple[str, ...]:
+    """Paths of the service, perhaps with a query, separated by spaces or commas, or a list of them."""
+    parts = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
+    if not isinstance(parts, Iterable):
+        raise ValueError("give paths separated by spaces")
+    found = tuple(str(part) for part in parts if str(part))
+    if len(found) > 20 or not all(re.fullmatch(r"/[\x21-\x7e]{0,499}", one) for one in found):
+        raise ValueError("give at most 20 paths separated by spaces, such as / /orders")
+    return found
+
+
 def steps(value: Any) -> tuple[float, ...]:
     """Seconds separated by commas, or a list of them."""
     parts = value.split(",") if isinstance(value, str) else value

@@ -164,6 +164,12 @@ class RequestRecord:
         return str(getattr(rule, "rule", ""))
 
     @property
+    def endpoint(self) -> str:
+        """The endpoint that Flask matched, or ""."""
+        rule = self.rule or getattr(self.environ.get("werkzeug.request"), "url_rule", None)
+        return str(getattr(rule, "endpoint", ""))
+
+    @property
     def client(self) -> str:
         """The peer's address as the server saw it."""
         return str(self.environ.get("REMOTE_ADDR", ""))

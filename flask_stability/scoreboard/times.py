@@ -1,4 +1,4 @@
-"""How long a worker's requests took, by route: a histogram of octaves for each, so that two releases can be compared."""
+"""How long a worker's requests took: a histogram of octaves for each route, so that releases can be compared."""
 
 from __future__ import annotations
 

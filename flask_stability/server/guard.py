@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +37,9 @@ UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worke
 LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
 LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
 SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
+SHOWN_ON_TRIAL = 2.0  #: the same in a worker whose release is on trial
 MOST_SHOWN = 20
+TRIAL = 4  #: × the threads: so many connections at a time for a worker whose release is on trial
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
@@ -60,6 +63,8 @@ class Guard:
                  supervised: bool, connections: Connections | None = None) -> None:
         self._clients = SlowClients(connections, settings) if connections is not None else None
         self._worker, self._board, self._row, self._settings = worker, board, row, settings
+        self._connections, self._max_requests = connections, getattr(worker, "max_requests", 0)
+        row.words[scoreboard.W_PARKED] = 0 if connections is not None and connections.can_limit else -1
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
@@ -152,6 +157,7 @@ class Guard:
                 soon = (self._stuck.since or self._lasts or self._pressed
                         or (self._ending_since and not self._cut_told))
                 interval = min(interval, self._memory.next_interval(), SOON if soon else interval,
+                               AT_ONCE if self._row.words[scoreboard.W_PARKED] > 0 else interval,
                                AT_ONCE if self._growing else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
@@ -259,15 +265,19 @@ class Guard:
                 send(request_overdue, "flask_stability", request_id=record.id, path=record.path,
                      seconds=record.seconds())
 
+    def _shown_after(self) -> float:
+        return SHOWN_ON_TRIAL if self._row.orders[scoreboard.O_TRIAL] else SHOWN_AFTER
+
     def _show_hung(self, now: float) -> None:
         """Requests that take long and have not begun to answer, the longest first, for the health document."""
         if now - self._hung_at < 1.0:
             return
-        self._hung_at = now
-        found = sorted((record for record in in_flight() if record.seconds() > SHOWN_AFTER
+        self._hung_at, after = now, self._shown_after()
+        found = sorted((record for record in in_flight() if record.seconds() > after
                         and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
         if found or self._hung:
-            entries = [{"method": record.method[:16], "route": record.route[:200], "path": record.path[:200],
+            entries = [{"method": record.method[:16], "route": record.route[:200],
+                        "endpoint": record.endpoint[:200], "path": record.path[:200],
                         "started_ns": record.started_ns, "request_id": record.id,
                         "where": own_line.of_thread(record.thread_id)} for record in found[:MOST_SHOWN]]
             while not self._row.hung.write_json(entries) and entries:
@@ -343,6 +353,7 @@ class Guard:
         orders, words = self._row.orders, self._row.words
         if orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_READY:
             words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING
+        self._follow_release()
         if self._collect_asked:
             self._collect_asked = False
             freed = collect()
@@ -350,6 +361,22 @@ class Guard:
             self._row.add(scoreboard.W_GC_FREED, max(0, freed))
             logs.process("garbage_collected", freed_bytes=freed, rss_bytes=int(words[scoreboard.W_RSS]))
         self._retire_self(now)
+
+    def _follow_release(self) -> None:
+        """While two releases are there: take few connections at a time, or none, and stay."""
+        orders, words, connections = self._row.orders, self._row.words, self._connections
+        keep = bool(self._board.master.words[scoreboard.M_KEEP_CODE])
+        if self._max_requests and self._worker.alive:
+            self._worker.max_requests = sys.maxsize if keep else self._max_requests
+        if connections is None or not connections.can_limit:
+            return
+        parked, trial = bool(orders[scoreboard.O_PARK]), bool(orders[scoreboard.O_TRIAL])
+        if parked != bool(words[scoreboard.W_PARKED]) or trial != connections.on_trial:
+            connections.on_trial = trial
+            connections.limit(0 if parked else TRIAL * self._threads if trial else None)
+            words[scoreboard.W_PARKED] = int(parked)
+        if not orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_RETIRING:
+            words[scoreboard.W_STATE] = scoreboard.STATE_READY
 
     def _retire_self(self, now: float) -> None:
         """Without a master that ticks, a worker that has to go goes by itself."""

@@ -94,6 +94,7 @@ def when_ready(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
+    before = process.settings
     if environment.was_read():
         try:
             config.load_dotenv()
@@ -101,11 +102,20 @@ def on_reload(server: Any) -> None:
         except ConfigError as error:
             for problem in error.problems:
                 server.log.error("flask_stability: %s; what was set before stays", problem)
+    if process.supervisor is not None:
+        process.supervisor.releases.settings = process.settings
+        process.supervisor.undo_on_reload = lambda: _settings_of(before)
     if process.once is not None:
         process.once.renew()
     for step in (refit, _be_patient):
         contained("on_reload", step, (server,))
     adjust(server, process.settings)
+
+
+def _settings_of(before: Settings) -> None:
+    process.settings = before
+    if process.supervisor is not None:
+        process.supervisor.releases.settings = before
 
 
 def nworkers_changed(server: Any, new: Any, old: Any) -> None:

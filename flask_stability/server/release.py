@@ -514,9 +514,9 @@ class Judge:
 
     def _failed_text(self, where: str, old: float, new: float) -> str:
         unknown = {kind: number for kind, number in self._seen.items() if kind not in self._kinds}
-        if (unknown and where == "all routes") or len(unknown) == 1:
-            (name, route), _ = max(unknown.items(), key=lambda item: item[1])
-            where = f"{name} in {route}" if route else f"{name} in {where}"
+        if len(unknown) == 1 or (unknown and where == "all routes"):
+            name, route = max(unknown, key=lambda kind: unknown[kind])
+            where = f"{name} in {route if route and len(unknown) == 1 else where}"
         return f"{where} (5xx {percent(new)} against {percent(old)})"
 
     def _overall(self, found: list[Shares]) -> tuple[float, float]:
@@ -583,6 +583,60 @@ def _ended(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
 
 def _requests(routes: dict[Key, Route]) -> int:
     return sum(route.requests for route in routes.values())
+
+
+class Alarm:
+    """Compares the new release with the old one's past, once that serves no more: a reason to compare them again, since
+    what it finds may be the weather.
+
+    :param usual: of the old release, by route.
+    """
+
+    def __init__(self, usual: Mapping[Key, Route]) -> None:
+        self._usual: dict[Key, tuple[float, int | None]] = {
+            key: (min(0.98, (route.failed + 4.0) / (route.requests + 80.0)), slow_from(route.times))
+            for key, route in usual.items()}
+        self._slow = {key: (sum(usual[key].times[since:]) + 8.0) / (sum(usual[key].times) + 32.0)
+                      for key, (_, since) in self._usual.items() if since is not None}
+        self._steps = Steps()
+        self._bets: dict[tuple[str, Key], Bet] = {}
+        self._all = {"failed": Bet(), "slow": Bet()}
+
+    def look(self, workers: Workers) -> str:
+        """Return what has become worse, "" for nothing."""
+        routes, _, _, _ = self._steps.take(workers)
+        found: dict[str, list[list[float]]] = {"failed": [], "slow": []}
+        for key, route in routes.items():
+            failing, since = self._usual.get(key, (0.05, None))
+            found["failed"].append(self._bet("failed", key, failing, route.requests, route.failed))
+            if since is not None and route.times:
+                number, slow = sum(route.times), sum(route.times[since:])
+                found["slow"].append(self._bet("slow", key, min(0.98, self._slow[key]), number, slow))
+        for measure, factors in found.items():
+            _bet_on_all(self._all[measure], factors)
+            if self._all[measure].wealth * ALPHA * WEIGHTS[measure] >= 1.0:
+                return f"all routes: {measure}"
+        for (measure, key), bet in self._bets.items():
+            if bet.wealth * ALPHA * WEIGHTS[f"{measure}_route"] / max(1, len(self._usual)) >= 1.0:
+                return f"{' '.join(key)}: {measure}"
+        return ""
+
+    def _bet(self, measure: str, key: Key, usual: float, number: int, hits: int) -> list[float]:
+        factors = [1.0 - STAKE + STAKE * math.exp(min(100.0, _log(usual + effect * (1.0 - usual), usual, number, hits)))
+                   for effect in EFFECTS]
+        self._bets.setdefault((measure, key), Bet()).win(factors)
+        return factors
+
+
+def together(workers: Workers) -> dict[Key, Route]:
+    """All routes of several workers."""
+    found: dict[Key, Route] = {}
+    for figures in workers.values():
+        for key, route in figures.routes.items():
+            known = found.get(key, NOWHERE)
+            found[key] = Route(known.requests + route.requests, known.failed + route.failed,
+                               added(known.times, route.times), max(known.slowest_s, route.slowest_s))
+    return found
 
 
 def _bet_on_all(bet: Bet, found: list[list[float]]) -> None:

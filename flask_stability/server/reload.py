@@ -28,9 +28,9 @@ class Reload:
         self._words = words
         self.due = self.begun = self.stalled = False
 
-    def begin(self, state: Replacement, children: Collection[Child]) -> bool:
-        """Begin, unless it has to wait; `state`: the replacement under way."""
-        self.due = closing(state)
+    def begin(self, state: Replacement, children: Collection[Child], *, wait: bool = False) -> bool:
+        """Begin, unless it has to wait; `state`: the replacement under way; `wait`: the last reload's workers start."""
+        self.due = closing(state) or wait
         if self.due:
             logs.process("reload_waits")
             return False

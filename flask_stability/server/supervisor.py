@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from .. import logs, scoreboard
@@ -23,6 +24,7 @@ from .commands import carry_out
 from .control import Listener, path_of
 from .fleet_memory import FleetMemory
 from .gunicorn.arbiter import EndOfService, SupervisedArbiter
+from .releases import Releases, half
 from .reload import Reload, closing, replaced_by_it
 from .replacement import Action, Phase
 from .restarts import Pace, Restarts
@@ -50,6 +52,9 @@ class Supervisor:
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
         self.reloads = Reload(self.words)
+        self.releases = Releases(board, settings, self)
+        #: Puts back what our own hook on_reload has changed.
+        self.undo_on_reload: Callable[[], None] = lambda: None
         self.fleet = FleetMemory(board, settings, lambda: arbiter.base)
         self.notifier = Notifier()
         self.control: Listener | None = None
@@ -97,6 +102,26 @@ class Supervisor:
         self._tell_rows(time.monotonic())
         return False
 
+    def may_fork_in_reload(self) -> bool:
+        """See `Supervision`."""
+        if self.releases.starting is None:
+            self.releases.prepare(self._not_judged())
+        return self.releases.may_start() and self.may_fork()
+
+    def _not_judged(self) -> str:
+        former, base = self.arbiter.former, self.arbiter.base
+        problem = former.problem() if former is not None else "the configuration of before is not known"
+        if problem:
+            return problem
+        serving = sum(child.serves() and not child.asked for child in self.children.values())
+        if serving < max(1, half(base)):
+            return f"{serving} of {base} old workers serve well"
+        if self._upgrading():
+            return "a second master is there"
+        if self.board.free() < base + 1:
+            return "the scoreboard has too few rows for two releases"
+        return "" if self.fleet.may_surge() else "there is no memory for one worker more, or STABILITY_SURGE is off"
+
     def look_again(self, at: float) -> None:
         """See `Supervision`."""
         self.due = min(self.due or at, at)
@@ -128,27 +153,58 @@ class Supervisor:
 
     def reload_due(self) -> bool:
         """See `Supervision`."""
-        return self.reloads.due and (self.stopping or not closing(self.state))
+        return self.reloads.due and (self.stopping or not (closing(self.state) or self.releases.waits()))
 
     def begin_reload(self) -> bool:
         """See `Supervision`."""
-        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.children.values())
+        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.children.values(),
+                                   wait=self.releases.waits() and not self.stopping)
         if begun:
+            self.releases.before_reload(time.monotonic())
             self._tell_systemd(time.monotonic())
         return begun
 
     def reloaded(self, newest: int) -> None:
         """See `Supervision`."""
         now = time.monotonic()
+        self.reloads.begun = False
+        if self.releases.reloaded(newest):
+            return
         old = replaced_by_it(self.children.values(), newest)
         self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
-        self.reloads.begun = False
 
     def reload_failed(self, error: BaseException) -> str:
         """See `Supervision`."""
         self.reloads.begun = False
         self._drop_unborn()
+        self.undo_on_reload()
+        self.releases.failed()
         return self.reloads.failed(error)
+
+    # -- what a trial of a release asks ------------------------------------------------------------------------------
+
+    def terminate(self, child: Child, now: float) -> None:
+        """See `Fleet`."""
+        self._terminate(child, now)
+
+    def replace_all(self, old: list[Child], now: float) -> None:
+        """See `Fleet`."""
+        for child in old:
+            child.ask("reload")
+        self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
+
+    def restore(self) -> None:
+        """See `Fleet`."""
+        self.arbiter.restore_former()
+        self.undo_on_reload()
+
+    def boot_patience(self) -> float:
+        """See `Fleet`."""
+        return replacement.ready_timeout(self._boots, float(self.arbiter.cfg.timeout or 0))
+
+    def base(self) -> int:
+        """See `Fleet`."""
+        return self.arbiter.base
 
     def drain(self) -> bool:
         """Keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; at a second SIGTERM no longer."""
@@ -209,7 +265,8 @@ class Supervisor:
         """pre_fork: a row for the worker."""
         row = self.board.allocate(worker.age)
         worker.stability_row = row
-        self.children[worker] = Child(worker, row, time.monotonic())
+        self.children[worker] = child = Child(worker, row, time.monotonic())
+        self.releases.forking(child)
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
@@ -227,7 +284,8 @@ class Supervisor:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
-        crash = reason in CRASHES and not self.stopping
+        on_trial = not self.stopping and self.releases.exited(child, reason, detail)
+        crash = reason in CRASHES and not self.stopping and not on_trial
         if child.ready_at:
             self._now_worked()
         elif crash and not self._worked():
@@ -239,7 +297,7 @@ class Supervisor:
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
-        if reason == "boot_failure" and self.state.reason == "reload":
+        if reason == "boot_failure" and (self.state.reason == "reload" or self.releases.under_way):
             self.reloads.stall()
 
     def _reason_of(self, child: Child) -> exit_reasons.Exit:
@@ -266,7 +324,7 @@ class Supervisor:
         waits = self.state.reason == "reload"
         self.notifier.follow(Service(
             sum(bool(child.ready_at) and not child.term_at for child in self.children.values()), self.arbiter.base,
-            ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state),
+            ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state) or self.releases.under_way,
             stalled=waits and self.reloads.stalled, draining=self.settings.drain_delay if self._drain_until else 0.0,
             stopping=self.stopping, succeeded=bool(self.arbiter.successor), degraded=self._degraded), now)
 
@@ -290,8 +348,12 @@ class Supervisor:
                 step(now, children)
             except Exception as error:
                 self.failed(step.__name__.strip("_"), error)
+        if not self.stopping:
+            self._try_release(now)
+        aside = self.releases.aside(children)
+        children = [child for child in children if child not in aside]
         self.spares = spare_workers.look(self.spares, children, self.arbiter.base, self._spare_room())
-        base = self.arbiter.base + self.spares
+        base = self.releases.base(self.arbiter.base + self.spares, children)
         seen = [self._seen(child, now) for child in children]
         self._judge_start()
         if self.canary is not None and replacement.canary_lives(seen, self.canary, CANARY):
@@ -299,13 +361,21 @@ class Supervisor:
         if not self.stopping:
             self._advance(seen, now, base)
             seen = [self._seen(child, now) for child in children]
-        wanted = replacement.target(base, seen, self.state, canary=self.canary)
+        wanted = replacement.target(base, seen, self.state, canary=self.canary) + self.releases.wanted(len(aside))
         self._publish(wanted, now)
         if now - self._rotated_at > 5.0:
             self._rotated_at = now
             for name in logs.rotate_if_needed():
                 logs.process("log_rotated", file=name)
         return wanted
+
+    def _try_release(self, now: float) -> None:
+        try:
+            self.releases.tick(now)
+        except Exception as error:
+            self.failed("releases", error)
+        if self.state.reason != "reload":
+            self.releases.arrived()
 
     def _look(self, now: float) -> list[Child]:
         """Take over what the workers say of themselves."""
@@ -330,7 +400,7 @@ class Supervisor:
     def _seen(self, child: Child, now: float) -> replacement.Seen:
         asked = child.asked
         if (asked == "memory_growth" and not self._growth.allowed(now)) or (
-                self._upgrading() and asked not in replacement.BROKEN):
+                (self._upgrading() or self.releases.frozen) and asked not in replacement.BROKEN):
             asked = ""
         return replacement.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
                                 now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
@@ -345,7 +415,8 @@ class Supervisor:
         close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
         step = replacement.next_step(
-            before, seen, now, base=base, surge=not self._upgrading() and self.fleet.may_surge(), close_time=close_time,
+            before, seen, now, base=base, close_time=close_time,
+            surge=not (self._upgrading() or self.releases.frozen) and self.fleet.may_surge(),
             kill_timeout=self.kill_timeout() + 2.0,  # the dead man's switch in the worker comes first
             room=self.fleet.room(), patience=replacement.ready_timeout(self._boots, float(cfg.timeout or 0)))
         if step.action is Action.GIVE_UP:
@@ -391,6 +462,8 @@ class Supervisor:
                 child.send(signal.SIGTERM)
 
     def _spare_room(self) -> int:
+        if self.releases.frozen:
+            return 0
         return spare_workers.room(self.arbiter.base, self.spares, most=self.settings.spare_max,
                                   rows=len(self.board.rows), memory=self.fleet.room())
 

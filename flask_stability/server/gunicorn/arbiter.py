@@ -20,14 +20,13 @@ from gunicorn.errors import HaltServer
 from ... import logs
 from ..workers import Child, alive
 from .exit_statuses import told_of_exits
+from .former import Former
 
 STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and silence says nothing
 PAUSED = 5.0  #: seconds of its own standstill that the master tells
 LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
 AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
 BOOT_ATTEMPTS = 64  #: workers that did not boot, collected in one go
-#: What a failed reload puts back.
-_RELOADED = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
 
 class EndOfService(Exception):
@@ -61,6 +60,9 @@ class Supervision(Protocol):
 
     def may_fork(self) -> bool:
         """Whether one worker more may be started."""
+
+    def may_fork_in_reload(self) -> bool:
+        """The same within gunicorn's reload: of a release on trial one worker is started."""
 
     def look_again(self, at: float) -> None:
         """The next look is due then at the latest."""
@@ -113,11 +115,13 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     :ivar supervision: whom it asks.
     :ivar in_reload: within gunicorn's reload.
+    :ivar former: what it was before the latest reload that the supervision has not accepted.
     """
 
     supervision: Supervision
     _num_workers: int
     in_reload = False
+    former: Former | None = None
     _master = 0
     _newest_before = 0
     _looked = _abort_again = 0.0
@@ -212,7 +216,8 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     def spawn_worker(self) -> Any:
         """gunicorn's, if there is room for one."""
-        return super().spawn_worker() if self.supervision.may_fork() else None
+        may = self.supervision.may_fork() if not self.in_reload else self.supervision.may_fork_in_reload()
+        return super().spawn_worker() if may else None
 
     def murder_workers(self) -> None:
         """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
@@ -278,7 +283,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         """
         if not self.supervision.begin_reload():
             return
-        before = {name: getattr(self, name) for name in _RELOADED if hasattr(self, name)}
+        self.former = Former(self)
         self._newest_before, self.in_reload = self.worker_age, True
         try:
             super().reload()
@@ -286,7 +291,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         except (Exception, SystemExit) as error:
             if os.getpid() != self._master or any(getattr(item, "sock", item) is None for item in self.LISTENERS):
                 raise
-            self._undo_reload(before, error)
+            self._undo_reload(error)
         finally:
             self.in_reload = False
             self.WORKERS.update(self._hidden)
@@ -299,11 +304,17 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         for pid in [pid for pid, worker in self.WORKERS.items() if worker.age <= self._newest_before]:
             self._hidden[pid] = self.WORKERS.pop(pid)
 
-    def _undo_reload(self, before: dict[str, Any], error: BaseException) -> None:
-        for name, value in before.items():
-            setattr(self, name, value)
-        self.app.cfg = self.cfg
-        os.environ.update(self.cfg.env)
+    def restore_former(self) -> None:
+        """Configuration and environment are again those of before the latest reload. Never raises."""
+        former, self.former = self.former, None
+        if former is not None:
+            try:
+                former.restore()
+            except Exception as error:
+                self.supervision.failed("restore", error)
+
+    def _undo_reload(self, error: BaseException) -> None:
+        self.restore_former()
         what = self.supervision.reload_failed(error)
         self.log.error("flask_stability: the reload failed (%s): the service goes on as it was", what)
 

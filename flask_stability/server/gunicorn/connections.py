@@ -112,13 +112,16 @@ class Connections:
     :ivar serving: by thread.
     :ivar aside: kept aside, by descriptor, the oldest first.
     :ivar hurry: called, not too often, while requests wait for a thread.
+    :ivar on_trial: the worker takes few connections at a time.
     """
+
+    can_limit = True  #: whether `limit` does anything
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.serving: dict[int, Served] = {}
         self.aside: dict[int, Waiting] = {}
-        self.ending = False
+        self.ending = self.on_trial = False
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0
         self._secure = bool(worker.cfg.is_ssl)
@@ -127,6 +130,13 @@ class Connections:
         self._close_gracefully = getattr(util, "close_graceful", None)
         if self._close_gracefully is not None and not self._secure:
             vars(util)["close_graceful"] = self.close
+
+    def limit(self, most: int | None) -> None:
+        """From another thread: take so many connections at a time at the most; 0 = accept none, None = as configured.
+
+        What was accepted is served.
+        """
+        raise NotImplementedError
 
     def overdue(self, now: float, seconds: float) -> int:
         """From the guard: shut down what was kept aside too long; returns how many heads did not come.

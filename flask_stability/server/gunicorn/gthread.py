@@ -194,11 +194,30 @@ class Threaded(Connections):
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
         self._enqueue, self._handle = worker.enqueue_req, worker.handle
+        self._usual: int | None = None
         worker.enqueue_req, worker.handle = self.enqueue, self.handle
         worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
         if not hasattr(worker, "set_accept_enabled"):
             worker.accept = self.accept_23
         on_leaving(worker, self.end)
+
+    @property
+    def can_limit(self) -> bool:  # type: ignore[override]
+        """gunicorn 23 serves no connection at all while it accepts none."""
+        return hasattr(self.worker, "set_accept_enabled")
+
+    def limit(self, most: int | None) -> None:
+        """See `Connections.limit`."""
+        if not self.can_limit:
+            return
+        worker = self.worker
+        if self._usual is None:
+            self._usual = int(worker.worker_connections)
+        worker.worker_connections = self._usual if most is None else min(most, self._usual)
+        if most is None:
+            self._usual = None
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            worker.method_queue.defer(int)  # its loop looks at that number after each event
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""

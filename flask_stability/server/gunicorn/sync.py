@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import threading
@@ -26,6 +27,7 @@ class Single(Connections):
         worker.accept, worker.handle, worker.run = self.accept, self.handle, self.run
         worker.wait_fds.append(self._epoll)
         self._ready: list[Waiting] = []
+        self._parked = False
         for listener in worker.sockets:
             with contextlib.suppress(OSError, AttributeError):
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
@@ -37,6 +39,8 @@ class Single(Connections):
         """
         if self._serve_next() or listener is self._epoll:
             return
+        if self._parked and self.worker.alive:
+            raise BlockingIOError(errno.EAGAIN, "the worker accepts nothing now")
         sock, address = listener.accept()
         waiting = Waiting(sock, listener, address)
         try:
@@ -49,6 +53,15 @@ class Single(Connections):
             self._serve(waiting)
         else:
             self._keep(waiting)
+
+    def limit(self, most: int | None) -> None:
+        """See `Connections.limit`: it never takes more than one."""
+        worker, self._parked = self.worker, most == 0
+        listeners = list(worker.sockets)
+        others = [one for one in worker.wait_fds if one not in listeners]
+        worker.wait_fds = others if self._parked else [*listeners, *others]
+        with contextlib.suppress(OSError):
+            os.write(worker.PIPE[1], b".")  # its loop waits for what it waited for before
 
     def _serve_next(self) -> bool:
         if not self._ready:
