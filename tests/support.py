@@ -196,7 +196,8 @@ class Server:
         self._use_hooks, self._app = use_hooks, app
         self._env = {**os.environ, "SERVER_PORT": str(self.port), "PYTHONPATH": f"{folder}:{ROOT}",
                      "STABILITY_LOG_DIR": str(self.logs_dir), "STABILITY_HEALTH_DETAILS": "always",
-                     "STABILITY_HEALTH_INTERVAL": "2", "SAMPLE_INSTANCE": str(folder / "instance"),
+                     "STABILITY_HEALTH_INTERVAL": "2", "STABILITY_RELEASE_JUDGE": "off",
+                     "SAMPLE_INSTANCE": str(folder / "instance"),
                      "PYTHONWARNINGS": "default", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._output = folder / "output.log"

@@ -81,12 +81,24 @@ def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
                    sign=lambda: (_full(row), int(row.words[board.W_DB_BREAKER]))),
              Check("disk", lambda: _disk(settings)),
              Check("response_time", _ResponseTime(settings, shared)),
+             Check("release", lambda: _release(shared), interval=min(INTERVAL, settings.health_interval),
+                   sign=lambda: shared.master.releases.writes),
              Check("restarts", lambda: _restarts(shared)), Check("logs", _LogDrops(shared))]
     if settings.slo is not None:
         found.append(Check("slo", BurnRate(settings.slo, shared)))
     if settings.health_certificates:
         found.append(Check("certificates", Certificates(settings.health_certificates, settings.health_timeout)))
     return found
+
+
+def _release(shared: Scoreboard) -> Details:
+    """Warn of a release that was refused, until the next one is accepted."""
+    found = shared.master.releases.read_json({})
+    details = {"serving": found.get("serving"), "on_trial": found.get("coming") or None, "phase": found.get("phase")}
+    refused = found.get("refused")
+    if refused:
+        raise Worry(str(refused["text"]), refused=refused["release"], **details)
+    return details
 
 
 def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:

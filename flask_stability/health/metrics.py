@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections import Counter as Counted
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,10 +105,18 @@ class _Collector:
                        ((state, _sum(rows, word)) for state, word in _CONNECTIONS))
         for name, text, word in _COUNTERS:
             yield Counter(_PREFIX + name, text, value=totals.counters[word])
+        yield labelled(Gauge, "release_workers", "Workers by release.", "release", _by_release(rows))
+        yield Gauge(_PREFIX + "release_refused", "1: a release was refused, and the one before serves on.",
+                    value=int(bool(self._board.master.releases.read_json({}).get("refused"))))
         build = Gauge(_PREFIX + "build_info", "Version of this package, release of the service.",
                       labels=["version", "release"])
         build.add_metric([_version(), self._settings.release_id or ""], 1)
         yield build
+
+
+def _by_release(rows: list[Row]) -> Iterator[tuple[str, float]]:
+    found = Counted(str(row.release.read_json({}).get("id") or "") for row in rows)
+    yield from found.items()
 
 
 def _sum(rows: list[Row], word: int) -> int:

@@ -48,6 +48,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "disk": _part(found.get("disk")),
         "response_time": _response_time(found.get("response_time"), totals),
         "availability": _availability(shared, totals),
+        "release": release(shared),
         "requests": {"total": totals.requests, "errors": totals.errors,
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "refused": totals.refused, "slowest": _slowest(totals)},
@@ -248,6 +249,12 @@ def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
             for (method, endpoint), words in heapq.nlargest(5, totals.endpoints.items(), mean)]
 
 
+def release(shared: Scoreboard) -> dict[str, Any]:
+    """Which release serves, which is on trial, which was refused and why."""
+    found = shared.master.releases.read_json({})
+    return {name: found.get(name) or None for name in ("serving", "coming", "phase", "refused")}
+
+
 def _worker(row: Row, now: int) -> dict[str, Any]:
     words = row.words
     return {"slot": row.slot, "pid": row.pid, "state": STATE_NAMES[min(max(words[board.W_STATE], 0), 4)],
@@ -255,7 +262,8 @@ def _worker(row: Row, now: int) -> dict[str, Any]:
             "rss_bytes": int(words[board.W_RSS]), "requests": row.requests,
             "errors": row.errors, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]),
-            "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]]}
+            "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]],
+            "release": row.release.read_json({}).get("id") or None}
 
 
 def _exceptions(rows: list[Row], shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What an operator's orders do: retire, gc, mute, unmute. Run by the master, in its tick."""
+"""What an operator's orders do: reload, retire, gc, mute, unmute. Run by the master, in its tick."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import logs
@@ -17,11 +17,13 @@ LONGEST_MUTE = 30 * 86400.0  #: seconds
 MOST_MUTES = 32
 
 
-def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child]) -> dict[str, Any]:
+def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child],
+              reload: Callable[[bool], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Carry out one order.
 
     :param order: ``command``, and what it needs: ``pid`` (retire, gc; without it all), ``check`` and ``seconds``.
     :param uid: of the user who asks, for the log.
+    :param reload: begins a reload, whose release is judged or not.
     :returns: what was done.
     :raises ControlError: if it cannot be done.
     """
@@ -36,12 +38,14 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
             elif not child.asked:
                 child.ask("asked")
         done: dict[str, Any] = {"pids": [child.pid for child in found]}
+    elif command == "reload" and reload is not None:
+        done = reload(bool(order.get("force")))
     elif command == "mute":
         done = _mute(board, order, uid)
     elif command == "unmute":
         done = _unmute(board, order)
     else:
-        raise ControlError(f"{str(command)[:50]!r} is no order: retire, gc, mute or unmute")
+        raise ControlError(f"{str(command)[:50]!r} is no order: reload, retire, gc, mute or unmute")
     logs.process("order", command=command, uid=uid, **done)
     return done
 

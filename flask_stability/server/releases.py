@@ -174,6 +174,7 @@ class Releases:
         elif self.comparing:
             self._settle(now)
         self.outcome = "under way"
+        self._publish()
 
     def prepare(self, problem: str) -> None:
         """The new configuration is read; `problem`: why its release is not judged, "" if it is."""

@@ -24,6 +24,7 @@ def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any
             "held": bool(words[board.M_HOLD_UNTIL_NS]), "degraded": bool(words[board.M_DEGRADED]),
             "draining": bool(words[board.M_DRAINING]), "reloads": int(words[board.M_RELOADS]),
             "error_rate": {window: errors.get(window) for window in ("1m", "5m")},
+            "release": report.release(shared),
             "mutes": report.mutes(shared), "requests": totals.requests, "errors": totals.errors,
             "restarts": totals.restarts,
             "workers": [worker_block(row, now) for row in shared.live()]}

@@ -8,6 +8,7 @@ Nothing here raises but `EndOfService`, on purpose.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import deque
@@ -258,8 +259,14 @@ class Supervisor:
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
-            order, user, self.board, self.children.values()), uid)
+            order, user, self.board, self.children.values(), self._order_reload), uid)
         return self.control.open()
+
+    def _order_reload(self, force: bool) -> dict[str, Any]:
+        """Reload as SIGHUP does."""
+        self.releases.force = force
+        os.kill(os.getpid(), signal.SIGHUP)
+        return {"reloads": int(self.words[scoreboard.M_RELOADS]), "force": force}
 
     def forking(self, worker: Any) -> None:
         """pre_fork: a row for the worker."""

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from .. import extension, logs, request, scoreboard
@@ -13,6 +14,7 @@ from ..errors import hooks as process_hooks
 from ..request import in_flight
 from ..wsgi import middleware
 from ..wsgi.middleware import outermost
+from . import probes
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
 from .gunicorn.compat import is_a
@@ -37,7 +39,7 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
     for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
-                 _watch_forks, _start_process, _say_ready):
+                 _watch_forks, _start_process, _prove, _say_ready):
         contained("post_worker_init", step, (worker,))
 
 
@@ -123,6 +125,20 @@ def _watch_forks(worker: Any) -> None:
 
 def _start_process(worker: Any) -> None:
     extension.start_process()
+
+
+def _prove(worker: Any) -> None:
+    """A worker whose release is on trial says which release it is, and leaves if its probes fail."""
+    row = scoreboard.my_row()
+    settings = next((state.settings for state in extension.apps()), process.settings)
+    said = {"id": settings.release_id or ""}
+    if row.orders[scoreboard.O_TRIAL]:
+        said["failed"] = probes.failing(worker.wsgi, replace(settings, release_probes=process.settings.release_probes))
+        row.forget_requests()
+    row.release.write_json(said)
+    if said.get("failed"):
+        logs.process("release_probe_failed", level="ERROR", reason=said["failed"])
+        sys.exit(0)
 
 
 def _say_ready(worker: Any) -> None:

@@ -17,6 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
                 str(Path(__file__).resolve().parents[1] / "live")]
 
 from release_app import PATHS, SOURCE  # noqa: E402
+
 from support import Load, Server, wait_until  # noqa: E402
 
 RATE, SECONDS = 120, 30.0
@@ -79,10 +80,10 @@ def good(worker_class: str, number: int) -> None:
                 times.append(time.monotonic() - began)
                 wait_until(lambda old=old: old.isdisjoint(server.worker_pids()), 60)
             result = load.stop()
-            print(f"{worker_class:8} {number} good releases: refused "
-                  f"{len(server.records('process-manager', 'release_refused'))}, lost {result.errors()} of {result.total}, "
-                  f"seconds to the end of the watch of 2 s: median {sorted(times)[number // 2]:.1f}, most "
-                  f"{max(times):.1f}", flush=True)
+            refused = server.records("process-manager", "release_refused")
+            print(f"{worker_class:8} {number} good releases: refused {len(refused)}, lost {result.errors()} of "
+                  f"{result.total}, seconds to the end of the watch of 2 s: median {sorted(times)[number // 2]:.1f}, "
+                  f"most {max(times):.1f}", flush=True)
         finally:
             server.stop()
 
