@@ -6,7 +6,8 @@ import random
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from flask_stability.server.release import Figures, Finding, Judge, Key, Route, Verdict
+from flask_stability.server.release import Finding, Judge, Verdict
+from flask_stability.server.release_counts import Figures, Key, Route
 
 LOOK = 0.1  #: seconds between two looks
 OCTAVES = [2 ** exponent * 65536e-9 for exponent in range(22)]  #: seconds

@@ -2,18 +2,9 @@
 
 Two releases serve side by side, and each look hands their workers' counts to a `Judge`. It compares shares: of failed
 requests and of slow ones, per route and over all routes, of exceptions of a kind that was unknown before, and of
-windows in which a request costs more processor time. It may look as often as it likes and stop as soon as it knows:
-each comparison is an e-process, a bet that wins nothing on average while the new release is no worse. By Ville's
-inequality its wealth ever exceeds 1/α with probability α at the most.
-
-- The bet on two shares: R. Turner, A. Ly, P. Grünwald, "Generic E-variables for exact sequential k-sample tests that
-  allow for optional stopping", Journal of Statistical Planning and Inference 230 (2024). What each look finds is a
-  block; over all routes it is the product of theirs, so that no mix of routes is mistaken for an effect.
-- One bet for each of a few effects, mixed with fixed weights: H. Robbins, "Statistical methods related to the law of
-  the iterated logarithm", Annals of Mathematical Statistics 41 (1970).
-- Bets that begin later join with weights that add up to one, as in J. Shin, A. Ramdas, A. Rinaldo, "E-detectors"
-  (2024): a moment in which both releases failed does not hide what follows.
-- Several hypotheses: each e-process has a weight, and the weights add up to one (weighted Bonferroni).
+windows in which a request costs more processor time. Each comparison is an e-process (`bets`), so that it may look as
+often as it likes and stop as soon as it knows; over all routes it is the product of theirs, so that no mix of routes is
+mistaken for an effect. Each has a weight, and the weights add up to one (weighted Bonferroni).
 
 Memory, crashes and hangs follow rules, since one segmentation fault is no matter of shares.
 """
@@ -21,39 +12,39 @@ Memory, crashes and hangs follow rules, since one segmentation fault is no matte
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-Key = tuple[str, str]  #: method and endpoint of a route; class and route of an exception
+from .bets import EFFECTS, MOST_WEALTH, STAKE, Bet, Shares, bet_on_all, log_ratio, share
+from .release_counts import (
+    BASELINE,
+    LEAST_SLOW,
+    NOWHERE,
+    Hung,
+    Key,
+    Latency,
+    Memory,
+    Route,
+    Steps,
+    Workers,
+    slow_from,
+)
 
 ALPHA = 0.001  #: probability with which a release that is no worse is called worse, over all comparisons
-COLD = 10  #: first requests of a route in a worker that do not count for latency and processor time (5 were too few)
 WARM = 3.0  #: seconds of service after which latency, processor time and memory count
 EARLY, AMPLE, EACH = 5.0, 200, 10  #: seconds, requests, and requests of each frequent route for an early end
 FREQUENT = 0.02  #: share of the old release's requests above which a route is frequent
 ENOUGH = 20  #: requests of the new release without which nothing is known of it
-EFFECTS = (0.02, 0.1, 0.3, 0.6, 0.95)  #: shares of the old release's good requests that the bets take for lost
-STAKE = 0.95  #: share of the wealth in each bet: one block cannot lose all of it
-MOST_WEALTH = 1e60
-#: How α is divided.
 WEIGHTS = {"failed": 0.15, "failed_route": 0.4, "exceptions": 0.15, "slow": 0.1, "slow_route": 0.1, "processor": 0.1}
 LATER = 0.1  #: share of a measure's weight for routes that appear later
 
 FEWEST_FAILED, LEAST_FAILED = 3, 0.02  #: failed requests, and the difference of shares, that are worth a word
-LEAST_SLOW = 0.25  #: difference of the shares of slow requests that is worth a word
-RECENT = 20  #: latest requests of a route, of which as many must be slow
-BASELINE = 20  #: requests of a route from which its usual latency is known
-SLOW_OCTAVE = 6  #: number of the octave below which no request is called slow: 2 ms
 WINDOW = 1.0  #: seconds of a window of processor time
 BUSY, COSTLIER, COST = 10, 2.0, 0.002  #: requests in it; times as much as the old release's; seconds more
 COLDEST = 0.2  #: share of cold requests above which a window does not count
 CHANCE, WAGER = 0.1, 0.8  #: windows that may look costly by chance; that are taken to be if it is costlier
-GROWN, STEPS, STEP = 1.25, 3, 4 << 20  #: × the old workers' memory; samples in a row, each with more bytes
-APART = 0.9  #: seconds between two samples
-ROOM, PER_REQUEST = 32 << 20, 128 << 10  #: bytes above that; bytes for each request
 HANGS, SLOWEST = 3.0, 5.0  #: seconds, and × the slowest answer of that route, after which a request hangs
 
 #: Ends of a worker of which one is enough: the app's own.
@@ -71,57 +62,6 @@ class Verdict(enum.Enum):
     TOO_FEW = "too few requests"  #: the time is over, and nothing is known
 
 
-@dataclass(frozen=True)
-class Route:
-    """Requests of a route that a worker answered.
-
-    :ivar requests: without those refused on purpose.
-    :ivar failed: server errors, and answers that were cut off.
-    :ivar times: numbers by octave of duration, the held time not included.
-    :ivar slowest_s: the slowest ever, seconds.
-    """
-
-    requests: int = 0
-    failed: int = 0
-    times: tuple[int, ...] = ()
-    slowest_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Hung:
-    """A request in flight that has not begun to answer.
-
-    :ivar where: its route, for people.
-    """
-
-    key: Key
-    where: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a worker has done since it began.
-
-    :ivar exceptions: recorded, by class and route.
-    :ivar processor_s: processor time, seconds.
-    :ivar resident: bytes of memory.
-    :ivar threads: that serve requests.
-    """
-
-    routes: Mapping[Key, Route] = field(default_factory=dict)
-    exceptions: Mapping[Key, int] = field(default_factory=dict)
-    processor_s: float = 0.0
-    resident: int = 0
-    threads: int = 1
-    hung: tuple[Hung, ...] = ()
-
-    @property
-    def requests(self) -> int:
-        """Of all routes."""
-        return sum(route.requests for route in self.routes.values())
-
-
 class Window(NamedTuple):
     """Processor time in seconds, requests, and cold requests of the new release among them."""
 
@@ -133,9 +73,6 @@ class Window(NamedTuple):
 
 
 NO_WINDOW = Window(0.0, 0, 0.0, 0, 0)
-Workers = Mapping[int, Figures]
-NOBODY = Figures()
-NOWHERE = Route()
 
 
 @dataclass(frozen=True)
@@ -151,216 +88,6 @@ class Finding:
     text: str = ""
     measure: str = ""
     requests: int = 0
-
-
-class Bet:
-    """The wealth of a bet that something is more frequent in the new release; 1 at first."""
-
-    def __init__(self) -> None:
-        self._wealth = [0.0] * len(EFFECTS)
-        self._blocks = 0
-
-    @property
-    def wealth(self) -> float:
-        """Of all effects; what has not been staked yet counts as it is."""
-        unstaked = 1.0 / (self._blocks + 1)
-        return sum(self._wealth) / len(EFFECTS) + unstaked
-
-    def win(self, factors: Sequence[float]) -> None:
-        """Go on by a block's factor for each effect."""
-        self._blocks += 1
-        joining = 1.0 / (self._blocks * (self._blocks + 1))  # these add up to one
-        self._wealth = [min(MOST_WEALTH, (wealth + joining) * factor)
-                        for wealth, factor in zip(self._wealth, factors, strict=True)]
-
-
-class Shares:
-    """Two shares, of the old and of the new release.
-
-    :param past: numbers of the old release before: all, and those that count.
-    :ivar old, new: numbers since: all, and those that count.
-    """
-
-    def __init__(self, past: tuple[int, int] = (0, 0)) -> None:
-        self._past = past
-        self.old, self.new = (0, 0), (0, 0)
-        self._block = 0, 0, 0, 0
-        self.bet = Bet()
-
-    def add(self, old: tuple[int, int], new: tuple[int, int]) -> list[float] | None:
-        """Take one look's numbers; return the factors for each effect if they made a block.
-
-        A block has numbers of both sides. Where it ends depends on how many there are, never on how many count.
-        """
-        self._block = tuple(map(sum, zip(self._block, (*old, *new), strict=True)))  # type: ignore[assignment]
-        old_all, old_hits, new_all, new_hits = self._block
-        if not old_all or not new_all:
-            return None
-        self._block = 0, 0, 0, 0
-        usual = self._usual()
-        factors = [block_factor(usual, usual + effect * (1.0 - usual), old_all, old_hits, new_all, new_hits)
-                   for effect in EFFECTS]
-        self.bet.win(factors)
-        self.old = self.old[0] + old_all, self.old[1] + old_hits
-        self.new = self.new[0] + new_all, self.new[1] + new_hits
-        return factors
-
-    def _usual(self) -> float:
-        number, hits = self._past[0] + self.old[0], self._past[1] + self.old[1]
-        return min(0.98, (hits + 0.02) / (number + 1.0))
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """Of the old release (with its past, if there is nothing else) and of the new one, up to now."""
-        old = self.old if self.old[0] else self._past
-        return share(old), share(self.new)
-
-
-def share(numbers: tuple[int, int]) -> float:
-    """How many of all."""
-    return numbers[1] / numbers[0] if numbers[0] else 0.0
-
-
-def block_factor(usual: float, worse: float, old_all: int, old_hits: int, new_all: int, new_hits: int) -> float:
-    """The e-variable of a block: how much likelier it is under two shares than under the one between them, which is
-    the nearest of all pairs where the new share is no higher. Of this, `STAKE` is at stake.
-    """
-    between = (old_all * usual + new_all * worse) / (old_all + new_all)
-    log = (_log(usual, between, old_all, old_hits) + _log(worse, between, new_all, new_hits))
-    return 1.0 - STAKE + STAKE * math.exp(min(log, 100.0))
-
-
-def _log(share: float, other: float, number: int, hits: int) -> float:
-    """Log-likelihood ratio of two shares."""
-    return hits * math.log(share / other) + (number - hits) * math.log((1.0 - share) / (1.0 - other))
-
-
-class Steps:
-    """What happened to the workers of one release between two looks; what came before the first look is its past."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, Figures] = {}
-        self._warm: set[tuple[int, Key]] = set()
-
-    def take(self, workers: Workers) -> tuple[dict[Key, Route], dict[Key, int], float, int]:
-        """Return by how much each route, each kind of exception and the processor time grew, and how many requests were
-        cold.
-
-        Times begin to count at the first look at which the worker has answered `COLD` requests of that route.
-        """
-        routes: dict[Key, Route] = {}
-        exceptions: dict[Key, int] = {}
-        processor, cold = 0.0, 0
-        for pid, figures in workers.items():
-            before = self._known.get(pid, NOBODY)
-            for key, now in figures.routes.items():
-                then = before.routes.get(key, NOWHERE)
-                if then.requests == now.requests and pid in self._known:
-                    continue
-                times, more = self._counted(pid, key, then, now), max(0, now.requests - then.requests)
-                cold += max(0, more - sum(times))
-                known = routes.get(key, NOWHERE)
-                routes[key] = Route(known.requests + more,
-                                    known.failed + max(0, now.failed - then.failed),
-                                    added(known.times, times), max(known.slowest_s, now.slowest_s))
-            for kind, number in figures.exceptions.items():
-                grown = number - before.exceptions.get(kind, 0)
-                if grown > 0:
-                    exceptions[kind] = exceptions.get(kind, 0) + grown
-            processor += max(0.0, figures.processor_s - before.processor_s)
-            self._known[pid] = figures
-        return routes, exceptions, processor, cold
-
-    def _counted(self, pid: int, key: Key, then: Route, now: Route) -> tuple[int, ...]:
-        if (pid, key) not in self._warm:
-            if now.requests < COLD:
-                return ()
-            self._warm.add((pid, key))
-            # a worker that has served for long is warm; what it did before counts as its past
-            return now.times if not then.requests and now.requests > 10 * COLD else ()
-        return tuple(max(0, one - other) for one, other in zip(now.times, then.times or (0,) * len(now.times),
-                                                               strict=True))
-
-
-def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """The sum of two histograms."""
-    if not one or not other:
-        return one or other
-    return tuple(map(sum, zip(one, other, strict=True)))
-
-
-def slow_from(times: tuple[int, ...]) -> int | None:
-    """The octave from which on a request is slow: the first one entirely above twice the median; None if too few are
-    known.
-    """
-    total = sum(times)
-    if total < BASELINE:
-        return None
-    seen = 0
-    for octave, number in enumerate(times):
-        seen += number
-        if 2 * seen >= total:
-            return max(octave + 2, SLOW_OCTAVE)
-    return None
-
-
-class Latency:
-    """Slow requests of one route.
-
-    :param past: times of the old release before.
-    """
-
-    def __init__(self, past: tuple[int, ...]) -> None:
-        self._past = past
-        self._from: int | None = None
-        self.shares = Shares()
-        self._recent: list[tuple[int, int]] = []
-
-    def add(self, old: tuple[int, ...], new: tuple[int, ...]) -> list[float] | None:
-        """Take one look's times; see `Shares.add`."""
-        if self._from is None:
-            self._from = slow_from(self._past)
-            if self._from is None:
-                self._past = added(self._past, old)
-                return None
-            self.shares = Shares(self._split(self._past))
-        found = self._split(new)
-        if found[0]:
-            self._recent.append(found)
-            while sum(number for number, _ in self._recent[1:]) >= RECENT:
-                del self._recent[0]
-        return self.shares.add(self._split(old), found)
-
-    def _split(self, times: tuple[int, ...]) -> tuple[int, int]:
-        return sum(times), sum(times[self._from:]) if self._from is not None else 0
-
-    def still_slow(self) -> bool:
-        """The latest requests are as slow as all: what caches warmed by now is forgiven."""
-        recent = sum(number for number, _ in self._recent), sum(hits for _, hits in self._recent)
-        return recent[0] >= min(RECENT, self.shares.new[0]) and share(recent) - self.shares.shares[0] >= LEAST_SLOW
-
-
-class Memory:
-    """Resident memory of the new release's workers: bytes."""
-
-    def __init__(self) -> None:
-        self._samples: dict[int, list[tuple[float, int, int]]] = {}
-
-    def leaks(self, now: float, old: Workers, new: Workers) -> int:
-        """Return the process id of a worker that has outgrown the old ones and grows with its requests; 0 = none."""
-        usual = max((figures.resident for figures in old.values()), default=0)
-        for pid, figures in new.items():
-            samples = self._samples.setdefault(pid, [])
-            if figures.resident and (not samples or (now - samples[-1][0] >= APART and
-                                                     samples[-1][1] != figures.resident)):
-                samples.append((now, figures.resident, figures.requests))
-                del samples[:-STEPS - 1]
-            if not usual or len(samples) <= STEPS or figures.resident < GROWN * usual + ROOM:
-                continue
-            if all(later[1] - sooner[1] >= max(STEP, PER_REQUEST * (later[2] - sooner[2]))
-                   for sooner, later in itertools.pairwise(samples)):
-                return pid
-        return 0
 
 
 class Judge:
@@ -452,7 +179,7 @@ class Judge:
             factors = shares.add((one.requests, one.failed), (other.requests, other.failed))
             if factors is not None:
                 found.append(factors)
-        _bet_on_all(self._all_failed, found)
+        bet_on_all(self._all_failed, found)
 
     def _add_slow(self, old: dict[Key, Route], new: dict[Key, Route]) -> None:
         found = []
@@ -461,7 +188,7 @@ class Judge:
             factors = latency.add(old.get(key, NOWHERE).times, new.get(key, NOWHERE).times)
             if factors is not None:
                 found.append(factors)
-        _bet_on_all(self._all_slow, found)
+        bet_on_all(self._all_slow, found)
 
     def _add_exceptions(self, old: dict[Key, Route], new: dict[Key, Route], old_kinds: dict[Key, int],
                         new_kinds: dict[Key, int]) -> None:
@@ -613,7 +340,7 @@ class Alarm:
                 number, slow = sum(route.times), sum(route.times[since:])
                 found["slow"].append(self._bet("slow", key, min(0.98, self._slow[key]), number, slow))
         for measure, factors in found.items():
-            _bet_on_all(self._all[measure], factors)
+            bet_on_all(self._all[measure], factors)
             if self._all[measure].wealth * ALPHA * WEIGHTS[measure] >= 1.0:
                 return f"all routes: {measure}"
         for (measure, key), bet in self._bets.items():
@@ -622,27 +349,10 @@ class Alarm:
         return ""
 
     def _bet(self, measure: str, key: Key, usual: float, number: int, hits: int) -> list[float]:
-        factors = [1.0 - STAKE + STAKE * math.exp(min(100.0, _log(usual + effect * (1.0 - usual), usual, number, hits)))
-                   for effect in EFFECTS]
+        logs = [log_ratio(usual + effect * (1.0 - usual), usual, number, hits) for effect in EFFECTS]
+        factors = [1.0 - STAKE + STAKE * math.exp(min(100.0, log)) for log in logs]
         self._bets.setdefault((measure, key), Bet()).win(factors)
         return factors
-
-
-def together(workers: Workers) -> dict[Key, Route]:
-    """All routes of several workers."""
-    found: dict[Key, Route] = {}
-    for figures in workers.values():
-        for key, route in figures.routes.items():
-            known = found.get(key, NOWHERE)
-            found[key] = Route(known.requests + route.requests, known.failed + route.failed,
-                               added(known.times, route.times), max(known.slowest_s, route.slowest_s))
-    return found
-
-
-def _bet_on_all(bet: Bet, found: list[list[float]]) -> None:
-    """One bet on all routes: the product of theirs."""
-    if found:
-        bet.win([min(MOST_WEALTH, math.prod(factors)) for factors in zip(*found, strict=True)])
 
 
 def _worth(failed: int, old: float, new: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from .. import scoreboard
 from ..scoreboard import Row
 from ..scoreboard.times import by_route
-from .release import Figures, Hung, Key, Route
+from .release_counts import Figures, Hung, Key, Route
 from .workers import Child
 
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -28,7 +28,8 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..scoreboard import Scoreboard
 from . import release_figures
-from .release import FATAL, Alarm, Figures, Finding, Judge, Key, Verdict, together
+from .release import FATAL, Alarm, Finding, Judge, Verdict
+from .release_counts import Figures, Key, together
 from .workers import Child
 
 LOOK = 0.1  #: seconds between two looks while releases are compared
@@ -70,6 +71,9 @@ class Fleet(Protocol):
 
     def base(self) -> int:
         """How many workers there are to be."""
+
+    def may_keep(self) -> bool:
+        """There is memory for the workers of two releases."""
 
 
 class Releases:
@@ -313,7 +317,7 @@ class Releases:
         if found.verdict is Verdict.WORSE:
             self._refuse(now, found)
         elif sum(child.serves() for child in new) >= self._fleet.base():
-            if not self.settings.release_watch or not self._park(old, True):
+            if not self.settings.release_watch or not self._fleet.may_keep() or not self._park(old, True):
                 self._settle(now)
                 return
             self.phase, self._since = Phase.WATCHING, now
@@ -325,7 +329,7 @@ class Releases:
 
     def _watching(self, now: float, old: list[Child], new: list[Child]) -> None:
         self._fleet.look_again(now + LOOK)
-        if now - self._since >= self.settings.release_watch:
+        if now - self._since >= self.settings.release_watch or not self._fleet.may_keep():
             self._settle(now)
             return
         found = self._look(now, old, new)

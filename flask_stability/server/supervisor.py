@@ -207,6 +207,10 @@ class Supervisor:
         """See `Fleet`."""
         return self.arbiter.base
 
+    def may_keep(self) -> bool:
+        """See `Fleet`."""
+        return self.fleet.may_surge()
+
     def drain(self) -> bool:
         """Keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; at a second SIGTERM no longer."""
         if not self.settings.drain_delay or self._drain_until:

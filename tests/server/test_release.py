@@ -6,21 +6,9 @@ import random
 
 import pytest
 
-from flask_stability.server import release
-from flask_stability.server.release import (
-    NOBODY,
-    Bet,
-    Figures,
-    Finding,
-    Hung,
-    Judge,
-    Key,
-    Route,
-    Shares,
-    Verdict,
-    block_factor,
-    slow_from,
-)
+from flask_stability.server.bets import EFFECTS, Bet, Shares, block_factor
+from flask_stability.server.release import Finding, Judge, Verdict
+from flask_stability.server.release_counts import NOBODY, SLOW_OCTAVE, Figures, Hung, Key, Route, slow_from
 from support_release import Release, Weather, good, judged, weather
 
 PAY: Key = ("GET", "pay")
@@ -191,9 +179,9 @@ def test_a_bet_begins_with_one_and_keeps_what_it_has_not_staked() -> None:
     bet = Bet()
     for _ in range(5):
         assert bet.wealth == pytest.approx(1.0)
-        bet.win([1.0] * len(release.EFFECTS))
+        bet.win([1.0] * len(EFFECTS))
     for _ in range(200):
-        bet.win([0.0] * len(release.EFFECTS))
+        bet.win([0.0] * len(EFFECTS))
     assert 0.0 < bet.wealth < 0.01
 
 
@@ -210,5 +198,5 @@ def test_a_block_waits_for_both_sides() -> None:
 def test_slow_is_more_than_twice_the_median() -> None:
     """From an octave that begins above it; never what nobody notices; unknown with few requests."""
     assert slow_from((0, 0, 0, 0, 0, 0, 0, 0, 20, 3)) == 10
-    assert slow_from((20, 3)) == release.SLOW_OCTAVE
+    assert slow_from((20, 3)) == SLOW_OCTAVE
     assert slow_from((0, 0, 19)) is None

@@ -148,8 +148,9 @@ def started(app: str | None, config: str | None, directory: str,
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory(prefix="drill-") as run_dir:
         # a run directory of its own: the command line is not to take it for the service that runs here
         process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                   start_new_session=True, env={**os.environ, "SERVER_PORT": str(port),
-                                                                "STABILITY_RUN_DIR": run_dir})
+                                   start_new_session=True, env={
+                                       "STABILITY_RELEASE_JUDGE": "off",  # the drill looks at the reload itself
+                                       **os.environ, "SERVER_PORT": str(port), "STABILITY_RUN_DIR": run_dir})
         try:
             service = Service(f"http://127.0.0.1:{port}", process.pid, paths)
             deadline = time.monotonic() + 60

@@ -1,0 +1,214 @@
+"""What is counted of a release's workers, and what follows from it alone: latency and memory. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .bets import Shares, share
+
+Key = tuple[str, str]  #: method and endpoint of a route; class and route of an exception
+COLD = 10  #: first requests of a route in a worker that do not count for latency and processor time (5 were too few)
+LEAST_SLOW = 0.25  #: difference of the shares of slow requests that is worth a word
+RECENT = 20  #: latest requests of a route, of which as many must be slow
+BASELINE = 20  #: requests of a route from which its usual latency is known
+SLOW_OCTAVE = 6  #: number of the octave below which no request is called slow: 2 ms
+GROWN, STEPS, STEP = 1.25, 3, 4 << 20  #: × the old workers' memory; samples in a row, each with more bytes
+APART = 0.9  #: seconds between two samples
+ROOM, PER_REQUEST = 32 << 20, 128 << 10  #: bytes above that; bytes for each request
+
+
+@dataclass(frozen=True)
+class Route:
+    """Requests of a route that a worker answered.
+
+    :ivar requests: without those refused on purpose.
+    :ivar failed: server errors, and answers that were cut off.
+    :ivar times: numbers by octave of duration, the held time not included.
+    :ivar slowest_s: the slowest ever, seconds.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    times: tuple[int, ...] = ()
+    slowest_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hung:
+    """A request in flight that has not begun to answer.
+
+    :ivar where: its route, for people.
+    """
+
+    key: Key
+    where: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a worker has done since it began.
+
+    :ivar exceptions: recorded, by class and route.
+    :ivar processor_s: processor time, seconds.
+    :ivar resident: bytes of memory.
+    :ivar threads: that serve requests.
+    """
+
+    routes: Mapping[Key, Route] = field(default_factory=dict)
+    exceptions: Mapping[Key, int] = field(default_factory=dict)
+    processor_s: float = 0.0
+    resident: int = 0
+    threads: int = 1
+    hung: tuple[Hung, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """Of all routes."""
+        return sum(route.requests for route in self.routes.values())
+
+
+Workers = Mapping[int, Figures]
+NOBODY = Figures()
+NOWHERE = Route()
+
+
+class Steps:
+    """What happened to the workers of one release between two looks; what came before the first look is its past."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Figures] = {}
+        self._warm: set[tuple[int, Key]] = set()
+
+    def take(self, workers: Workers) -> tuple[dict[Key, Route], dict[Key, int], float, int]:
+        """Return by how much each route, each kind of exception and the processor time grew, and how many requests were
+        cold.
+
+        Times begin to count at the first look at which the worker has answered `COLD` requests of that route.
+        """
+        routes: dict[Key, Route] = {}
+        exceptions: dict[Key, int] = {}
+        processor, cold = 0.0, 0
+        for pid, figures in workers.items():
+            before = self._known.get(pid, NOBODY)
+            for key, now in figures.routes.items():
+                then = before.routes.get(key, NOWHERE)
+                if then.requests == now.requests and pid in self._known:
+                    continue
+                times, more = self._counted(pid, key, then, now), max(0, now.requests - then.requests)
+                cold += max(0, more - sum(times))
+                known = routes.get(key, NOWHERE)
+                routes[key] = Route(known.requests + more,
+                                    known.failed + max(0, now.failed - then.failed),
+                                    added(known.times, times), max(known.slowest_s, now.slowest_s))
+            for kind, number in figures.exceptions.items():
+                grown = number - before.exceptions.get(kind, 0)
+                if grown > 0:
+                    exceptions[kind] = exceptions.get(kind, 0) + grown
+            processor += max(0.0, figures.processor_s - before.processor_s)
+            self._known[pid] = figures
+        return routes, exceptions, processor, cold
+
+    def _counted(self, pid: int, key: Key, then: Route, now: Route) -> tuple[int, ...]:
+        if (pid, key) not in self._warm:
+            if now.requests < COLD:
+                return ()
+            self._warm.add((pid, key))
+            # a worker that has served for long is warm; what it did before counts as its past
+            return now.times if not then.requests and now.requests > 10 * COLD else ()
+        return tuple(max(0, one - other) for one, other in zip(now.times, then.times or (0,) * len(now.times),
+                                                               strict=True))
+
+
+def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The sum of two histograms."""
+    if not one or not other:
+        return one or other
+    return tuple(map(sum, zip(one, other, strict=True)))
+
+
+def slow_from(times: tuple[int, ...]) -> int | None:
+    """The octave from which on a request is slow: the first one entirely above twice the median; None if too few are
+    known.
+    """
+    total = sum(times)
+    if total < BASELINE:
+        return None
+    seen = 0
+    for octave, number in enumerate(times):
+        seen += number
+        if 2 * seen >= total:
+            return max(octave + 2, SLOW_OCTAVE)
+    return None
+
+
+class Latency:
+    """Slow requests of one route.
+
+    :param past: times of the old release before.
+    """
+
+    def __init__(self, past: tuple[int, ...]) -> None:
+        self._past = past
+        self._from: int | None = None
+        self.shares = Shares()
+        self._recent: list[tuple[int, int]] = []
+
+    def add(self, old: tuple[int, ...], new: tuple[int, ...]) -> list[float] | None:
+        """Take one look's times; see `Shares.add`."""
+        if self._from is None:
+            self._from = slow_from(self._past)
+            if self._from is None:
+                self._past = added(self._past, old)
+                return None
+            self.shares = Shares(self._split(self._past))
+        found = self._split(new)
+        if found[0]:
+            self._recent.append(found)
+            while sum(number for number, _ in self._recent[1:]) >= RECENT:
+                del self._recent[0]
+        return self.shares.add(self._split(old), found)
+
+    def _split(self, times: tuple[int, ...]) -> tuple[int, int]:
+        return sum(times), sum(times[self._from:]) if self._from is not None else 0
+
+    def still_slow(self) -> bool:
+        """The latest requests are as slow as all: what caches warmed by now is forgiven."""
+        recent = sum(number for number, _ in self._recent), sum(hits for _, hits in self._recent)
+        return recent[0] >= min(RECENT, self.shares.new[0]) and share(recent) - self.shares.shares[0] >= LEAST_SLOW
+
+
+class Memory:
+    """Resident memory of the new release's workers: bytes."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, list[tuple[float, int, int]]] = {}
+
+    def leaks(self, now: float, old: Workers, new: Workers) -> int:
+        """Return the process id of a worker that has outgrown the old ones and grows with its requests; 0 = none."""
+        usual = max((figures.resident for figures in old.values()), default=0)
+        for pid, figures in new.items():
+            samples = self._samples.setdefault(pid, [])
+            if figures.resident and (not samples or (now - samples[-1][0] >= APART and
+                                                     samples[-1][1] != figures.resident)):
+                samples.append((now, figures.resident, figures.requests))
+                del samples[:-STEPS - 1]
+            if not usual or len(samples) <= STEPS or figures.resident < GROWN * usual + ROOM:
+                continue
+            if all(later[1] - sooner[1] >= max(STEP, PER_REQUEST * (later[2] - sooner[2]))
+                   for sooner, later in itertools.pairwise(samples)):
+                return pid
+        return 0
+
+
+def together(workers: Workers) -> dict[Key, Route]:
+    """All routes of several workers."""
+    found: dict[Key, Route] = {}
+    for figures in workers.values():
+        for key, route in figures.routes.items():
+            known = found.get(key, NOWHERE)
+            found[key] = Route(known.requests + route.requests, known.failed + route.failed,
+                               added(known.times, route.times), max(known.slowest_s, route.slowest_s))
+    return found
