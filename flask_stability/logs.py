@@ -328,7 +328,8 @@ def _record(name: str, level: str, fields: dict[str, Any]) -> logging.LogRecord:
     row = scoreboard.row_or_none()
     worker = row.slot if row is not None and _role == "worker" else _role or None
     record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
-    record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker, **fields}
+    record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker,
+                     **({"release": _settings.release_id} if _settings.release_id else {}), **fields}
     return record
 
 

@@ -97,6 +97,7 @@ class Guard:
     def start(self) -> None:
         """Begin."""
         leak_suspected.connect(self._leaked)
+        self._follow_release()
         if self._threads > 1:
             bulkhead.threads_from(self.give_threads)
         self._thread.start()

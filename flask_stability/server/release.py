@@ -21,6 +21,7 @@ from .bets import EFFECTS, MOST_WEALTH, STAKE, Bet, Shares, bet_on_all, log_rati
 from .release_counts import (
     BASELINE,
     LEAST_SLOW,
+    NO_WORKERS,
     NOWHERE,
     Hung,
     Key,
@@ -96,13 +97,16 @@ class Judge:
     :param now: monotonic seconds, of this and all later looks.
     :param old: the old release's workers, whose past is known.
     :param known: kinds of exceptions that were seen before.
+    :param new: the new release's workers, where they have served before.
     :param limit: seconds from the first service of the new release after which it is judged by what is known.
     """
 
-    def __init__(self, now: float, old: Workers, known: Iterable[Key] = (), *, limit: float = 10.0) -> None:
+    def __init__(self, now: float, old: Workers, known: Iterable[Key] = (), new: Workers = NO_WORKERS, *,
+                 limit: float = 10.0) -> None:
         self._limit, self._begun = limit, 0.0
         self._old, self._new = Steps(), Steps()
         past, exceptions, _, _ = self._old.take(old)
+        self._new.take(new)
         self._past = past
         self._kinds = {*known, *exceptions}
         self._failed = {key: Shares((route.requests, route.failed)) for key, route in past.items()}

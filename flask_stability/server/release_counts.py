@@ -73,6 +73,7 @@ class Figures:
 Workers = Mapping[int, Figures]
 NOBODY = Figures()
 NOWHERE = Route()
+NO_WORKERS: Workers = {}
 
 
 class Steps:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from .. import logs, scoreboard
@@ -132,7 +133,7 @@ class Releases:
         if not self.comparing:
             return []
         on_trial = self.phase is Phase.JUDGING
-        return [child for child in children if not child.term_at and self.is_new(child) is on_trial]
+        return [child for child in children if not _leaves(child) and self.is_new(child) is on_trial]
 
     def wanted(self, aside: int) -> int:
         """How many of those there are to be."""
@@ -370,15 +371,15 @@ class Releases:
             self._fleet.terminate(child, now)
         self._kill_at = now + HANGING if found.measure == "hang" else 0.0
         self._fleet.restore()
-        text = (f"release {self._coming} refused after {found.requests} requests: {found.text}; {self._serving} serves "
-                "on")
+        requests = sum(one.requests for one in {**self._gone[1], **self._figures(new)}.values())
+        text = f"release {self._coming} refused after {requests} requests: {found.text}; {self._serving} serves on"
         self._refused = {"release": self._coming, "text": text, "time": round(time.time(), 3)}
         self.outcome, self.held = "refused", True
         logs.process("release_refused", level="ERROR", release=self._coming, against=self._serving, text=text,
-                     measure=found.measure, reason=found.text, requests=found.requests, turned_back=turned_back,
+                     measure=found.measure, reason=found.text, requests=requests, turned_back=turned_back,
                      seconds=round(now - self._begun, 1), remedy="repair it, or put the former version back, and "
                      "reload; `flask stability reload --force` takes it all the same")
-        self._end("turned back" if turned_back else "refused", found)
+        self._end("turned back" if turned_back else "refused", replace(found, requests=requests))
 
     def _settle(self, now: float) -> None:
         """The release is accepted for good: the old workers leave."""
@@ -402,7 +403,7 @@ class Releases:
 
     def _side(self, *, new: bool) -> list[Child]:
         return [child for child in self._fleet.children.values()
-                if self.is_new(child) is new and child.pid and not (child.term_at or child.killed)]
+                if self.is_new(child) is new and child.pid and not (child.killed or _leaves(child))]
 
     def _figures(self, children: list[Child]) -> dict[int, Figures]:
         return release_figures.read(child for child in children if child.ready_at)
@@ -419,7 +420,7 @@ class Releases:
             for entry in blob.read_json([]) or []:
                 if isinstance(entry, dict):
                     known.add((str(entry.get("class"))[:200], str(entry.get("route"))[:200]))
-        return Judge(now, self._figures(self._side(new=False)), known, limit=limit)
+        return Judge(now, self._figures(self._side(new=False)), known, self._figures(self._side(new=True)), limit=limit)
 
     def _park(self, old: list[Child], parked: bool) -> bool:
         """Have the old workers accept nothing, or accept again; False if one of them cannot be parked."""
@@ -444,6 +445,11 @@ class Releases:
                 "refused": self._refused, "verdicts": self._verdicts}
         while not self._board.master.releases.write_json(blob) and blob["verdicts"]:
             blob["verdicts"] = blob["verdicts"][1:]  # type: ignore[index]
+
+
+def _leaves(child: Child) -> bool:
+    """It was told to go, or is of a release before the two."""
+    return bool(child.term_at) or child.asked == "reload"
 
 
 def half(base: int) -> int:

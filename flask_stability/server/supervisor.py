@@ -333,8 +333,10 @@ class Supervisor:
         if not self.notifier.wanted or self.arbiter.predecessor:
             return  # after SIGUSR2 the first master speaks, as long as it is there
         waits = self.state.reason == "reload"
+        aside = self.releases.aside(self.children.values())
         self.notifier.follow(Service(
-            sum(bool(child.ready_at) and not child.term_at for child in self.children.values()), self.arbiter.base,
+            sum(bool(child.ready_at) and not child.term_at and child not in aside for child in self.children.values()),
+            self.arbiter.base,
             ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state) or self.releases.under_way,
             stalled=waits and self.reloads.stalled, draining=self.settings.drain_delay if self._drain_until else 0.0,
             stopping=self.stopping, succeeded=bool(self.arbiter.successor), degraded=self._degraded), now)

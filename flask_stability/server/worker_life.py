@@ -12,7 +12,7 @@ from typing import Any
 from .. import extension, logs, request, scoreboard
 from ..errors import hooks as process_hooks
 from ..request import in_flight
-from ..wsgi import middleware
+from ..wsgi import last_good, middleware
 from ..wsgi.middleware import outermost
 from . import probes
 from .forks import Forks, ignore
@@ -164,6 +164,9 @@ def worker_exit(server: Any, worker: Any) -> None:
     if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
+    if scoreboard.my_row().orders[scoreboard.O_RETIRE_REASON] == scoreboard.CODE["release_refused"]:
+        serving = scoreboard.current().master.releases.read_json({}).get("serving") or ""
+        contained("worker_exit", last_good.drop_refused, (serving,))
     extension.stop_process()
     if process.guard is not None:
         contained("worker_exit", process.guard.last_words, ())

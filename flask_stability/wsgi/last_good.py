@@ -59,6 +59,7 @@ _PRIVATE = frozenset({"private", "no-store", "no-cache"})
 _HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]{1,255}").fullmatch
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}").fullmatch
 
+_codes: set[str] = set()  # versions of the files of all kept views
 _apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
 _apps_lock = threading.Lock()
 
@@ -89,6 +90,7 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
     def decorate(view: F) -> F:
         kept = Kept(float(fresh), float(stale), None if vary is None else tuple(sorted({one.lower() for one in vary})),
                     tuple(sorted(set(query))), _code_of(view))
+        _codes.add(kept.code)
         is_async = inspect.iscoroutinefunction(view)
 
         @functools.wraps(view)
@@ -137,6 +139,15 @@ def release_digest(release: str) -> str:
     return hashlib.blake2b(release.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
 
 
+def drop_refused(serving: str) -> None:
+    """Remove the answers that this process's release has stored, since it was refused. Never raises.
+
+    :param serving: the release that serves on: what both stored under the same name stays.
+    """
+    for found in list(_apps.values()):
+        found.drop(serving)
+
+
 class LastGood:
     """The answers that one app keeps, as this process sees them."""
 
@@ -151,6 +162,16 @@ class LastGood:
         self._store: AnswerStore | None = None
         self._try_again = 0.0
         self._told: set[str] = set()
+
+    def drop(self, serving: str) -> None:
+        """See `drop_refused`."""
+        if self._store is None or self.settings.release_id == serving:
+            return
+        try:
+            for name in [self.settings.release_id] if self.settings.release_id else list(_codes):
+                self._store.drop_release(release_digest(name))
+        except OSError as error:
+            self.warn(error)
 
     def forget(self) -> None:
         """In a forked child: the parent's threads do their work there."""
