@@ -162,6 +162,7 @@ class Supervisor:
                                    wait=self.releases.waits() and not self.stopping)
         if begun:
             self.releases.before_reload(time.monotonic())
+            self.undo_on_reload = lambda: None
             self._tell_systemd(time.monotonic())
         return begun
 
