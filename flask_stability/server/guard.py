@@ -246,7 +246,7 @@ class Guard:
         """Seconds for which a sync worker with no request in flight has let others wait: a slow client's keeps it, that
         is still to be read.
         """
-        if not self._worker.alive or not knocking(self._worker.sockets):
+        if not self._worker.alive or self._row.words[scoreboard.W_PARKED] > 0 or not knocking(self._worker.sockets):
             self._deaf_since = 0.0
         elif not self._deaf_since or self._worker.nr != self._deaf_nr:
             self._deaf_since, self._deaf_nr = now, self._worker.nr

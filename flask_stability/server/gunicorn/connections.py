@@ -113,6 +113,7 @@ class Connections:
     :ivar aside: kept aside, by descriptor, the oldest first.
     :ivar hurry: called, not too often, while requests wait for a thread.
     :ivar on_trial: the worker takes few connections at a time.
+    :ivar limited: it takes fewer than it could: what waits to be accepted is for others.
     """
 
     can_limit = True  #: whether `limit` does anything
@@ -121,7 +122,7 @@ class Connections:
         self.worker = worker
         self.serving: dict[int, Served] = {}
         self.aside: dict[int, Waiting] = {}
-        self.ending = self.on_trial = False
+        self.ending = self.on_trial = self.limited = False
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0
         self._secure = bool(worker.cfg.is_ssl)

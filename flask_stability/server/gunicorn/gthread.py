@@ -153,7 +153,9 @@ def queued(worker: Any) -> int:
     One whose connections are all taken, by idle clients for the most part, accepts no more: then whether any wait.
     """
     try:
-        return int(worker.tpool._work_queue.qsize()) or int(_full(worker) and knocking(worker.sockets))
+        limited = getattr(getattr(worker, "stability_connections", None), "limited", False)
+        return int(worker.tpool._work_queue.qsize()) or int(
+            not limited and _full(worker) and knocking(worker.sockets))
     except (AttributeError, OSError):
         return 0
 
@@ -210,7 +212,7 @@ class Threaded(Connections):
         """See `Connections.limit`."""
         if not self.can_limit:
             return
-        worker = self.worker
+        worker, self.limited = self.worker, most is not None
         if self._usual is None:
             self._usual = int(worker.worker_connections)
         worker.worker_connections = self._usual if most is None else min(most, self._usual)

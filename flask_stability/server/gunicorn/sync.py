@@ -56,7 +56,7 @@ class Single(Connections):
 
     def limit(self, most: int | None) -> None:
         """See `Connections.limit`: it never takes more than one."""
-        worker, self._parked = self.worker, most == 0
+        worker, self._parked, self.limited = self.worker, most == 0, most is not None
         listeners = list(worker.sockets)
         others = [one for one in worker.wait_fds if one not in listeners]
         worker.wait_fds = others if self._parked else [*listeners, *others]
