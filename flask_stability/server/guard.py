@@ -158,7 +158,7 @@ class Guard:
                 soon = (self._stuck.since or self._lasts or self._pressed
                         or (self._ending_since and not self._cut_told))
                 interval = min(interval, self._memory.next_interval(), SOON if soon else interval,
-                               AT_ONCE if self._row.words[scoreboard.W_PARKED] > 0 else interval,
+                               SOON if self._row.words[scoreboard.W_PARKED] > 0 else interval,
                                AT_ONCE if self._growing else interval)
             except BaseException as error:
                 self._tell_failure("next_interval", error)
