@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from .. import durations
-from ..server import control
-from .find_service import config_option, find, find_master
+from ..server.control import ControlError, path_of
+from .control import ask
+from .find_service import config_option, find, find_master, master_option
 
 FAILED, UNKNOWN = 1, 3  #: exit statuses: it was refused or failed; its end was not seen
-_master = click.option("--master", type=int, help="Process id of the master, if several services run here.")
 
 
 @click.command("reload")
@@ -22,14 +22,14 @@ _master = click.option("--master", type=int, help="Process id of the master, if 
 @click.option("--wait", is_flag=True, help="Wait until the new release serves (exit status 0), or is refused (1).")
 @click.option("--timeout", metavar="TIME", default="5m", callback=durations.option, show_default=True,
               help="With --wait: for how long; then the exit status is 3.")
-@_master
+@master_option
 @config_option
 def reload_command(force: bool, wait: bool, timeout: float, master: int | None, config: str | None) -> None:
     """Load the new code and configuration, as SIGHUP does: a release that is worse is refused by itself."""
     pid, board = find_master(master, config)
     try:
-        before = control.ask(control.path_of(board.path or ""), {"command": "reload", "force": force}, master=pid)
-    except control.ControlError as error:
+        before = ask(path_of(board.path or ""), {"command": "reload", "force": force}, master=pid)
+    except ControlError as error:
         raise click.ClickException(str(error)) from error
     if not wait:
         click.echo("the reload begins")
@@ -58,7 +58,7 @@ def _end(found: dict[str, Any]) -> None:
 
 @click.command("releases")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_master
+@master_option
 @config_option
 def releases_command(as_json: bool, master: int | None, config: str | None) -> None:
     """The release that serves, and the last ten verdicts with their figures."""

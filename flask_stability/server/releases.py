@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from .. import logs, scoreboard
 from ..config import Settings
-from ..scoreboard import Scoreboard
+from ..scoreboard import Reason, Scoreboard
 from . import release_figures
 from .release import FATAL, Alarm, Finding, Judge, Verdict
 from .release_counts import Figures, Key, together
@@ -37,7 +37,6 @@ LOOK = 0.1  #: seconds between two looks while releases are compared
 KEPT = 10  #: verdicts that are remembered
 UNPARKED = 2.0  #: seconds that the old workers have to serve again before the new ones leave
 HANGING = 3.0  #: seconds that workers of a release that hangs have to leave
-REFUSED = "release_refused"  #: the reason with which they leave
 
 
 class Phase(enum.Enum):
@@ -235,16 +234,16 @@ class Releases:
         if child.row is not None and (self.starting or self.phase is Phase.JUDGING):
             child.row.orders[scoreboard.O_TRIAL] = 1
 
-    def exited(self, child: Child, reason: str, detail: str) -> bool:
+    def exited(self, child: Child, reason: Reason, detail: str) -> bool:
         """A worker is gone; whether that is this trial's business alone."""
-        if not self.comparing or child.term_at or child.killed == "reload":
+        if not self.comparing or child.term_at or child.killed is Reason.RELOAD:
             return False
         if child.row is not None:
             self._gone[self.is_new(child)][child.pid] = release_figures.figures(child.row, child.pid)
             self._probed(child)
         new = self.is_new(child)
         if child.pid not in self._told:
-            self._ends[new].append("killed" if reason == "crash_signal" and detail == "SIGKILL" else reason)
+            self._ends[new].append("killed" if reason is Reason.CRASH_SIGNAL and detail == "SIGKILL" else reason)
             self._fleet.look_again(time.monotonic() + 0.01)
         return new and self.phase is Phase.JUDGING
 
@@ -255,8 +254,8 @@ class Releases:
         if self._kill_at and now >= self._kill_at:
             self._kill_at = 0.0
             for child in self._fleet.children.values():
-                if child.asked == REFUSED:
-                    child.kill(REFUSED)
+                if child.asked is Reason.RELEASE_REFUSED:
+                    child.kill(Reason.RELEASE_REFUSED)
         if not self.comparing:
             return
         old, new = self._side(new=False), self._side(new=True)
@@ -366,8 +365,8 @@ class Releases:
         old, new = self._side(new=False), self._side(new=True)
         self._park(old, False)
         for child in new:
-            child.asked = ""
-            child.ask(REFUSED)
+            child.asked = Reason.NONE
+            child.ask(Reason.RELEASE_REFUSED)
             self._fleet.terminate(child, now)
         self._kill_at = now + HANGING if found.measure == "hang" else 0.0
         self._fleet.restore()
@@ -449,7 +448,7 @@ class Releases:
 
 def _leaves(child: Child) -> bool:
     """It was told to go, or is of a release before the two."""
-    return bool(child.term_at) or child.asked == "reload"
+    return bool(child.term_at) or child.asked is Reason.RELOAD
 
 
 def half(base: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from .. import extension, logs, request, scoreboard
 from ..errors import hooks as process_hooks
 from ..request import in_flight
+from ..scoreboard import Reason
 from ..wsgi import last_good, middleware
 from ..wsgi.middleware import outermost
 from . import probes
@@ -97,7 +98,7 @@ def _start_guard(worker: Any) -> None:
         worker, board, row, process.settings, int(worker.cfg.workers),
         supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
         connections=getattr(worker, "stability_connections", None))
-    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect())
+    signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
     guard.start()
@@ -116,7 +117,7 @@ def _leave_well(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
         leave = leave_well(worker, last)
         if process.guard is not None:
-            process.guard.leave = leave
+            process.guard.closing.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:
@@ -164,12 +165,12 @@ def worker_exit(server: Any, worker: Any) -> None:
     if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
-    if scoreboard.my_row().orders[scoreboard.O_RETIRE_REASON] == scoreboard.CODE["release_refused"]:
+    if scoreboard.my_row().orders[scoreboard.O_RETIRE_REASON] == Reason.RELEASE_REFUSED.code:
         serving = scoreboard.current().master.releases.read_json({}).get("serving") or ""
         contained("worker_exit", last_good.drop_refused, (serving,))
     extension.stop_process()
     if process.guard is not None:
-        contained("worker_exit", process.guard.last_words, ())
+        contained("worker_exit", process.guard.memory.last_words, ())
     if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
         tell_cut()
         sys.stderr.flush()

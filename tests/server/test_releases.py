@@ -10,7 +10,7 @@ import pytest
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.scoreboard import Scoreboard
+from flask_stability.scoreboard import Reason, Scoreboard
 from flask_stability.server import releases
 from flask_stability.server.releases import Phase, Releases
 from flask_stability.server.workers import Child
@@ -146,7 +146,7 @@ def test_a_worse_one_leaves_and_everything_is_as_it_was() -> None:
     trial = Trial(release_id="41")
     trial.run(3.0, status=500)
     assert trial.releases.phase is Phase.QUIET
-    assert (trial.new.asked, bool(trial.new.term_at)) == (releases.REFUSED, True)
+    assert (trial.new.asked, bool(trial.new.term_at)) == (Reason.RELEASE_REFUSED, True)
     assert (trial.fleet.restored, trial.releases.held) == (1, True)
     assert trial.board.master.words[sb.M_KEEP_CODE] == 1
     assert all(not child.term_at for child in trial.old)
@@ -219,17 +219,17 @@ def test_without_requests_the_setting_says(undecided: str, phase: Phase) -> None
 def test_a_crash_of_the_new_worker_is_this_trials_alone() -> None:
     """It is no crash loop of the service; an operator's SIGKILL is forgiven once."""
     trial = Trial()
-    assert trial.releases.exited(trial.new, "crash_signal", "SIGKILL")
+    assert trial.releases.exited(trial.new, Reason.CRASH_SIGNAL, "SIGKILL")
     trial.releases.tick(trial.now)
     assert trial.releases.phase is Phase.JUDGING
     assert trial.releases.wanted(0) == 1
-    assert not trial.releases.exited(trial.old[0], "crash_signal", "SIGSEGV")
+    assert not trial.releases.exited(trial.old[0], Reason.CRASH_SIGNAL, "SIGSEGV")
 
 
 def test_a_segmentation_fault_refuses_at_once() -> None:
     """One is enough."""
     trial = Trial()
-    trial.releases.exited(trial.new, "crash_signal", "SIGSEGV")
+    trial.releases.exited(trial.new, Reason.CRASH_SIGNAL, "SIGSEGV")
     trial.releases.tick(trial.now)
     assert trial.said()["verdicts"][-1]["measure"] == "crash"
 
@@ -239,7 +239,7 @@ def test_a_probe_that_fails_refuses() -> None:
     trial = Trial()
     assert trial.new.row is not None
     trial.new.row.release.write_json({"id": "42", "failed": "probe GET /: 500"})
-    trial.releases.exited(trial.new, "boot_failure", "exit 0")
+    trial.releases.exited(trial.new, Reason.BOOT_FAILURE, "exit 0")
     trial.releases.tick(trial.now)
     assert trial.said()["refused"]["text"] == "release 42 refused after 0 requests: probe GET /: 500; #1 serves on"
 
@@ -257,7 +257,7 @@ def test_too_few_old_workers_end_the_trial() -> None:
     """With less than half of them there is nothing to turn back to."""
     trial = Trial()
     for child in trial.old:
-        child.killed = "test"
+        child.killed = Reason.STUCK
     trial.releases.tick(trial.now)
     assert trial.releases.phase is Phase.FOLLOWING
     assert trial.releases.base(2, []) == 2

@@ -112,7 +112,6 @@ class Connections:
     :ivar serving: by thread.
     :ivar aside: kept aside, by descriptor, the oldest first.
     :ivar hurry: called, not too often, while requests wait for a thread.
-    :ivar on_trial: the worker takes few connections at a time.
     :ivar limited: it takes fewer than it could: what waits to be accepted is for others.
     """
 
@@ -122,7 +121,7 @@ class Connections:
         self.worker = worker
         self.serving: dict[int, Served] = {}
         self.aside: dict[int, Waiting] = {}
-        self.ending = self.on_trial = self.limited = False
+        self.ending = self.limited = False
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0
         self._secure = bool(worker.cfg.is_ssl)
