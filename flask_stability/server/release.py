@@ -325,7 +325,7 @@ class Alarm:
 
     def __init__(self, usual: Mapping[Key, Route]) -> None:
         self._usual: dict[Key, tuple[float, int | None]] = {
-            key: (min(0.98, (route.failed + 4.0) / (route.requests + 80.0)), slow_from(route.times))
+            key: (min(0.98, (route.failed + 4.0) / (route.requests + 8.0)), slow_from(route.times))
             for key, route in usual.items()}
         self._slow = {key: (sum(usual[key].times[since:]) + 8.0) / (sum(usual[key].times) + 32.0)
                       for key, (_, since) in self._usual.items() if since is not None}

@@ -204,6 +204,18 @@ class Memory:
         return 0
 
 
+def since(before: Mapping[Key, Route], now: Mapping[Key, Route]) -> dict[Key, Route]:
+    """What was added to the routes."""
+    found = {}
+    for key, route in now.items():
+        then = before.get(key, NOWHERE)
+        times = tuple(max(0, one - other) for one, other in zip(route.times, then.times or (0,) * len(route.times),
+                                                                strict=True))
+        found[key] = Route(max(0, route.requests - then.requests), max(0, route.failed - then.failed), times,
+                           route.slowest_s)
+    return found
+
+
 def together(workers: Workers) -> dict[Key, Route]:
     """All routes of several workers."""
     found: dict[Key, Route] = {}

@@ -30,7 +30,7 @@ from ..config import Settings
 from ..scoreboard import Reason, Scoreboard
 from . import release_figures
 from .release import FATAL, Alarm, Finding, Judge, Verdict
-from .release_counts import Figures, Key, together
+from .release_counts import Figures, Key, Route, since, together
 from .workers import Child
 
 LOOK = 0.1  #: seconds between two looks while releases are compared
@@ -102,6 +102,7 @@ class Releases:
         self._ends: tuple[list[str], list[str]] = [], []
         self._told: set[int] = set()
         self._gone: tuple[dict[int, Figures], dict[int, Figures]] = {}, {}
+        self._before: dict[Key, Route] = {}
         self._kill_at = self._asked_at = 0.0
         self._told_empty = False
         self._publish()
@@ -342,6 +343,7 @@ class Releases:
         self.phase, self._found = Phase.CONFIRMING, found if found.verdict is Verdict.WORSE else None
         self._asked_at = now
         self._judge = self._new_judge(now, self.settings.release_time)
+        self._before = together({**self._figures(old), **figures})
         logs.process("release_suspected", level="WARNING", release=self._coming, reason=found.text or text)
 
     def _confirming(self, now: float, old: list[Child], new: list[Child]) -> None:
@@ -355,7 +357,8 @@ class Releases:
         elif found.verdict is not Verdict.UNDECIDED:
             self._park(old, True)
             self.phase = Phase.WATCHING
-            self._alarm = Alarm(together({**self._figures(old), **self._figures(new)}))
+            # what both suffer now is usual from now on
+            self._alarm = Alarm(since(self._before, together({**self._figures(old), **self._figures(new)})))
 
     # -- what follows --------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ const CHINESE = [
   [/^the error budget of (\S+) % is being spent (.+) times too fast over (\S+) and (.+) times over (\S+)$/,
     "$1% 目标的错误预算消耗过快：$3 内为 $2 倍，$5 内为 $4 倍"],
   [/^the service is being stopped$/, "服务正在停止"],
+  [/^release (\S+) refused after (\d+) requests: (.+)$/, "新版本 $1 在 $2 个请求后被拒绝：$3"],
+  [/^(\S+) serves on$/, "$1 继续服务"],
   [/^restarts are held back$/, "重启被暂缓"],
   [/^(CircuitOpen|DatabaseUnavailable|PoolTimeout)\b(.*)$/, "数据库不可用（$1$2）"],
   [/^error (\d+): (.+)$/, "错误 $1：$2"],
