@@ -49,7 +49,7 @@ class Guard:
         self.retirement = retirement = Retirement(worker, board, row, supervised=supervised)
         self.threads = Threads(worker, row, settings, clients, retirement, self._tell_failure)
         self.one_thread = OneThread(worker, board, row, retirement)
-        self.requests = Requests(row, clients, retirement)
+        self.requests = Requests(board, row, clients, retirement)
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self.threads.own > 1 else 0.0)
         self.memory = Memory(worker, board, row, settings, workers, handover, retirement)

@@ -10,13 +10,13 @@ from ... import logs, scoreboard
 from ...errors import own_line
 from ...errors.report import request_fields, stack_of
 from ...request import RequestRecord, in_flight
-from ...scoreboard import Reason, Row
+from ...scoreboard import Reason, Row, Scoreboard
 from ...signals import request_overdue, send
 from ..slow_clients import SlowClients
 from .retirement import Retirement
 
 SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
-SHOWN_ON_TRIAL = 2.0  #: the same in a worker whose release is on trial
+SHOWN_ON_TRIAL = 2.0  #: the same while two releases are compared
 MOST_SHOWN = 20
 #: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
 TELL_STACKS = signal.SIGURG
@@ -28,7 +28,8 @@ class Requests:
     :param clients: its slow clients, None where they are not watched.
     """
 
-    def __init__(self, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
+    def __init__(self, board: Scoreboard, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
+        self._master = board.master.words
         self._row, self._clients, self._retirement = row, clients, retirement
         self._hung, self._hung_at = 0, 0.0
 
@@ -51,7 +52,7 @@ class Requests:
         if now - self._hung_at < 1.0:
             return
         self._hung_at = now
-        after = SHOWN_ON_TRIAL if self._row.orders[scoreboard.O_TRIAL] else SHOWN_AFTER
+        after = SHOWN_ON_TRIAL if self._master[scoreboard.M_KEEP_CODE] else SHOWN_AFTER
         found = sorted((record for record in in_flight() if record.seconds() > after
                         and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
         if found or self._hung:
