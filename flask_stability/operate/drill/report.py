@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 from xml.etree import ElementTree
 
 from ..loadgen import Result
@@ -67,11 +68,15 @@ class Report:
         """No target was missed."""
         return all(verdict.passed is not False for verdict in self.verdicts)
 
-    def as_json(self) -> str:
+    def as_dict(self) -> dict[str, Any]:
         """Everything, for machines."""
-        return json.dumps({"passed": self.passed, "summary": self.summary(), "notes": self.notes,
-                           "steps": [asdict(step) for step in self.steps],
-                           "verdicts": [asdict(verdict) for verdict in self.verdicts]}, indent=2)
+        return {"passed": self.passed, "summary": self.summary(), "notes": self.notes,
+                "steps": [asdict(step) for step in self.steps],
+                "verdicts": [asdict(verdict) for verdict in self.verdicts]}
+
+    def as_json(self) -> str:
+        """`as_dict` as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def as_junit(self) -> str:
         """One test case per figure, for CI."""

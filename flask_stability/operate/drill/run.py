@@ -6,20 +6,23 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import psutil
+
 from ...dburl import DatabaseURL
 from ..loadgen import Load
 from .faults import FAULTS, drop_database_connections
 from .report import STEADY, Report, Step, verdicts
-from .service import Service
+from .service import DrillError, Service
 
 
 def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL | None = None,
-        progress: Callable[[str], None] = lambda _: None) -> Report:
-    """All faults in turn under load.
+        progress: Callable[[str], None] = lambda _: None, tolerant: bool = False) -> Report:
+    """Put the service under load and do one fault after the other to it.
 
     :param rate: requests a second.
     :param database: whose connections are dropped, too.
     :param seconds: observed after each fault, at least; longer if the workers are not back by then (at most 60).
+    :param tolerant: a service that a fault leaves without a worker is measured on, not an error.
     :raises DrillError: if the paths are none to measure by.
     """
     service.count()
@@ -39,7 +42,11 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
         for name, fault in faults:
             progress(name)
             at = time.monotonic()
-            fault(service)
+            try:
+                fault(service)
+            except (DrillError, psutil.Error):
+                if not tolerant:
+                    raise
             time.sleep(seconds)
             step = Step(name, restored=service.settle(60))
             steps.append(step)

@@ -134,16 +134,18 @@ def _status(url: str, timeout: float) -> int:
 
 
 @contextlib.contextmanager
-def started(app: str | None, config: str | None, directory: str,
-            paths: Sequence[str] = ("/",)) -> Iterator[Service]:
-    """The app under gunicorn on a free port of the loopback interface; ended afterwards.
+def started(app: str | None, config: str | None, directory: str, paths: Sequence[str] = ("/",), *,
+            without: Sequence[str] | None = None) -> Iterator[Service]:
+    """Start the app under gunicorn on a free port of the loopback interface, and end it afterwards.
 
+    :param without: further arguments for gunicorn; given, the app runs without the extension (see `without`).
     :raises DrillError: with the end of its log, if it does not start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket",
+    command = [sys.executable, "-m", "gunicorn" if without is None else f"{__package__}.without",
+               "--bind", f"127.0.0.1:{port}", "--no-control-socket", *(without or ()),
                *gunicorn_arguments(config, app, directory)]
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory(prefix="drill-") as run_dir:
         # a run directory of its own: the command line is not to take it for the service that runs here

@@ -32,16 +32,20 @@ def _target_lines(report: Report) -> list[tuple[str, ...]]:
 
 def show(report: Report) -> None:
     """Two tables for a person, in plain text where rich is not installed, and a closing line."""
-    for title, heads, lines in (("Faults", FAULT_HEADS, _fault_lines(report)),
-                                ("Targets", TARGET_HEADS, _target_lines(report))):
-        try:
-            _rich_table(title, heads, lines)
-        except ImportError:
-            click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
+    table("Faults", FAULT_HEADS, _fault_lines(report))
+    table("Targets", TARGET_HEADS, _target_lines(report))
     failures = _failures(report)
     for line in (*(["Failures", *failures, ""] if failures else []), *(f"note: {note}" for note in report.notes),
                  report.summary()):
         click.echo(line)
+
+
+def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table: by rich if it is installed, else plain."""
+    try:
+        _rich_table(title, heads, lines)
+    except ImportError:
+        click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
 
 
 def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
