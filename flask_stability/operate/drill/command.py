@@ -28,13 +28,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _CannotRun(click.ClickException):
-    """Exit status 2, apart from that of targets that were missed."""
+    """The drill cannot be run: exit status 2, unlike that of missed targets."""
 
     exit_code = 2
 
 
 def _master(run_dir: str | None, config: str | None) -> int:
-    """The master's process id, by its scoreboard.
+    """Return the master's process id, found by its scoreboard.
 
     :raises DrillError: if there is none, or more than one.
     """
@@ -48,9 +48,9 @@ def _master(run_dir: str | None, config: str | None) -> int:
 
 
 def _address(app: str | None, config: str | None) -> DatabaseURL:
-    """Where the service's own database is.
+    """Return the address of the service's own database.
 
-    :raises DrillError: if it is no MySQL or MariaDB, or cannot be told.
+    :raises DrillError: if it is no MySQL or MariaDB, or unknown.
     """
     try:
         found = facts.read(gunicorn_arguments(config, app), flask_app=facts.flask_app() if app is None else None)
@@ -67,7 +67,7 @@ def _address(app: str | None, config: str | None) -> DatabaseURL:
 
 @contextlib.contextmanager
 def _writable(junit: str | None) -> Iterator[None]:
-    """Find out before the drill whether its report can be written; a file made for that goes if the drill fails.
+    """Check before the drill that its report can be written; remove a file made for that if the drill fails.
 
     :raises DrillError: if it cannot.
     """

@@ -20,10 +20,10 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
     """Put the service under load and do one fault after the other to it.
 
     :param rate: requests a second.
-    :param database: whose connections are dropped, too.
-    :param seconds: observed after each fault, at least; longer if the workers are not back by then (at most 60).
-    :param tolerant: a service that a fault leaves without a worker is measured on, not an error.
-    :raises DrillError: if the paths are none to measure by.
+    :param database: drop the connections of this database as well.
+    :param seconds: how long each fault is observed; up to 60 s longer until the workers are back.
+    :param tolerant: go on measuring a service that a fault leaves without a worker, instead of raising.
+    :raises DrillError: if the paths cannot be measured.
     """
     service.count()
     notes = service.examine()
@@ -33,7 +33,7 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
     if database is not None:
         faults.append(("database connections dropped", partial(drop_database_connections, database)))
     load = Load(service.url, service.paths, rate).start()
-    # whatever was due before the first fault, and after the last, belongs to a row too
+    # requests before the first fault and after the last belong to a row too
     steps, begun = [Step(STEADY)], [0.0]
     try:
         progress(STEADY)
@@ -55,7 +55,7 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
     finally:
         service.thaw()
         result = load.stop()
-    # each row reaches to the next one: no failure is in none
+    # each row reaches to the next one, so every failure is in one
     ends = [*begun[1:], float("inf")]
     for step, start, end in zip(steps, begun, ends, strict=True):
         part = result.between(start, end)

@@ -1,4 +1,4 @@
-"""How a person sees a drill: what is being done, and two tables at the end."""
+"""Show a drill to a person: the current fault, and two tables at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _fault_lines(report: Report) -> list[tuple[str, ...]]:
 
 
 def _failures(report: Report) -> list[str]:
-    """What failed in each row that has failures: lines of their own, since no column is wide enough."""
+    """Return the failures of each row, in lines of their own, since no column is wide enough."""
     return [f"  {step.name}: " + ", ".join(f"{count} × {name}" for name, count in step.errors.items())
             for step in report.steps if step.errors]
 
@@ -31,7 +31,7 @@ def _target_lines(report: Report) -> list[tuple[str, ...]]:
 
 
 def show(report: Report) -> None:
-    """Two tables for a person, in plain text where rich is not installed, and a closing line."""
+    """Print two tables and a closing line; in plain text if rich is not installed."""
     table("Faults", FAULT_HEADS, _fault_lines(report))
     table("Targets", TARGET_HEADS, _target_lines(report))
     failures = _failures(report)
@@ -41,7 +41,7 @@ def show(report: Report) -> None:
 
 
 def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print a table: by rich if it is installed, else plain."""
+    """Print a table, with rich if it is installed."""
     try:
         _rich_table(title, heads, lines)
     except ImportError:
@@ -67,7 +67,7 @@ def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]
 
 @contextlib.contextmanager
 def display(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Tells what is being done: live with rich, else line by line."""
+    """Yield a function that shows the current step: live with rich, else line by line."""
     if quiet:
         yield lambda text: None
         return
