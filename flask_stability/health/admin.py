@@ -140,7 +140,7 @@ class _UnixServer(_TCPServer):
         made = f"{path}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(made)
-        os.fchmod(self.socket.fileno(), 0o600)  # inherited by the file that bind makes; its name may lead elsewhere by then
+        os.fchmod(self.socket.fileno(), 0o600)  # bind makes the file with this mode; by name it may be another
         self.socket.bind(made)
         try:
             self._inode = os.lstat(made).st_ino
