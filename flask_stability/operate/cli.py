@@ -1,7 +1,8 @@
 """``flask stability …``: the operator's commands. None needs HTTP.
 
 ``status`` reads the scoreboard's file, so it works while no worker answers, and needs no app. Orders (``reload``,
-``retire``, ``gc``, ``mute``) go to the master through its control socket. Only the service's user and root may use either.
+``retire``, ``gc``, ``mute``) go to the master through its control socket. Only the service's user and root
+may use either.
 """
 
 from __future__ import annotations
@@ -24,5 +25,6 @@ def stability() -> None:
 
 
 for _command in (status_command, reload_command, releases_command, retire_command, gc_command, mute_command,
-                 unmute_command, alert_test_command, drill_command, check_db_command, clean_logs_command, doctor_command):
+                 unmute_command, alert_test_command, drill_command, check_db_command, clean_logs_command,
+                 doctor_command):
     stability.add_command(_command)
