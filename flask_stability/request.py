@@ -215,6 +215,11 @@ class RequestRecord:
         self.environ = OVER
 
 
+def id_prefix() -> str:
+    """What the ids of this process's requests begin with, before the hyphen."""
+    return _prefix
+
+
 def in_flight() -> list[RequestRecord]:
     """All requests that this process serves now."""
     return [record for record in list(inflight.values()) if record is not None]

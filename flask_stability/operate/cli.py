@@ -1,8 +1,8 @@
 """``flask stability …``: what an operator asks and orders, without HTTP.
 
 ``status`` reads the scoreboard's file: it tells the truth while no worker answers, and needs no app. Orders
-(``retire``, ``gc``, ``mute``) go to the master by its control socket. Both are for the service's own user (and root)
-only.
+(``retire``, ``gc``, ``mute``) and the question for ``stacks`` go to the master by its control socket. Both are for the
+service's own user (and root) only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .clean_logs import clean_logs_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .find_service import config_option, find, find_master
+from .stacks import stacks_command
 
 _COLUMNS = ("slot", "pid", "state", "uptime_s", "busy", "threads", "queue", "rss_bytes", "limit_bytes", "requests",
             "errors", "retiring")
@@ -38,6 +39,7 @@ stability.add_command(drill_command)
 stability.add_command(check_db_command)
 stability.add_command(clean_logs_command)
 stability.add_command(doctor_command)
+stability.add_command(stacks_command)
 
 
 @stability.command()

@@ -22,11 +22,15 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from .primitives import Blob
+
 SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
 SLOT_BYTES = 384
 HEAD_BYTES = 64
 ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 ID_BYTES = 128
+ROUTES_BYTES = 2 * 65536 + Blob.HEAD
+_COMMON_BYTES = (ROUTES_BYTES + 63) & ~63
 
 # A slot's words. The first sixteen, two cache lines, are packed; the others are written where they are needed.
 (_KEY, _KIND, _ANSWERING, _BEFORE, _GROWN, _BODY, _PATH) = range(7)
@@ -74,22 +78,26 @@ class BlackBox:
     """The mapping of all workers' parts.
 
     :param rows: how many workers there can be, the scoreboard's number.
+    :ivar routes: the rules of the app, as `server.routes` reads them; written by any worker that has loaded it.
     """
 
     def __init__(self, rows: int) -> None:
-        self._view = memoryview(mmap.mmap(-1, max(1, rows) * ROW_BYTES))
+        self._view = memoryview(mmap.mmap(-1, _COMMON_BYTES + max(1, rows) * ROW_BYTES))
         self.rows = rows
+        self.routes = Blob(self._view[:ROUTES_BYTES])
 
-    def _area(self, row: int) -> memoryview:
-        return self._view[row * ROW_BYTES:(row + 1) * ROW_BYTES]
+    def part(self, row: int) -> memoryview:
+        """The bytes of a row's part."""
+        start = _COMMON_BYTES + row * ROW_BYTES
+        return self._view[start:start + ROW_BYTES]
 
     def clear(self, row: int) -> None:
         """Forget what a worker was doing. Only by the master, while nobody has the row."""
-        self._area(row)[:] = bytes(ROW_BYTES)
+        self.part(row)[:] = bytes(ROW_BYTES)
 
     def read(self, row: int) -> list[InFlight]:
         """What the worker of a row is doing, or was doing when it ended, the oldest request first."""
-        area = self._area(row)
+        area = self.part(row)
         prefix = bytes(area[:16]).rstrip(b"\0").decode("ascii", "replace")
         found = (_read(area[HEAD_BYTES + number * SLOT_BYTES:HEAD_BYTES + (number + 1) * SLOT_BYTES], prefix)
                  for number in range(SLOTS))
@@ -115,7 +123,8 @@ def _read(slot: memoryview, prefix: str) -> InFlight | None:
     code = kind & 0xFF
     method = _METHODS[code] if code < len(_METHODS) else _METHODS[-1]
     given = copy[_ID * 8:].rstrip(b"\0").decode("ascii", "replace") if kind & _GIVEN else ""
-    return InFlight(given or f"{prefix}-{started:x}", numbers[_THREAD], method, readable(path.decode("utf-8", "ignore")),
+    text = readable(path.decode("utf-8", "ignore"))
+    return InFlight(given or f"{prefix}-{started:x}", numbers[_THREAD], method, text,
                     fingerprint(method, path, numbers[_KEY]), started, bool(numbers[_ANSWERING]), numbers[_GROWN],
                     numbers[_BODY])
 
@@ -264,7 +273,7 @@ def install(row: int, prefix: str) -> None:
     """
     if _box is None or not 0 <= row < _box.rows:
         return
-    area = _box._area(row)
+    area = _box.part(row)
     area[:16] = prefix.encode("ascii")[:16].ljust(16, b"\0")
     _use(area[HEAD_BYTES:])
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import struct
@@ -59,7 +60,8 @@ def _is_own(folder: str) -> bool:
 class Listener:
     """The master's end.
 
-    :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error.
+    :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error. What it returns
+        as ``descriptors`` is sent as such, and closed here.
     :param uid: the workers' user, who may give orders too, if it is another; the socket becomes theirs, where nobody
         else can have put another file in its place.
     """
@@ -118,9 +120,18 @@ class Listener:
             self._clients.remove((client, until))
             with contextlib.suppress(OSError), client:
                 if data:
-                    client.send(self._answer(client, data))
+                    self._send(client, *self._answer(client, data))
 
-    def _answer(self, client: socket.socket, data: bytes) -> bytes:
+    @staticmethod
+    def _send(client: socket.socket, answer: bytes, descriptors: list[int]) -> None:
+        try:
+            socket.send_fds(client, [answer], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _answer(self, client: socket.socket, data: bytes) -> tuple[bytes, list[int]]:
+        descriptors: list[int] = []
         try:
             _, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
             if uid not in (0, os.geteuid(), self._uid):
@@ -129,10 +140,11 @@ class Listener:
             if not isinstance(order, dict):
                 raise ControlError("an order is a JSON object")
             answer: dict[str, Any] = {"ok": True, **self._handle(order, uid)}
+            descriptors = answer.pop("descriptors", [])
         except Exception as error:
             answer = {"ok": False, "error": str(error)[:500] or type(error).__name__}
         found = json.dumps(answer, default=str).encode()
-        return found if len(found) <= MOST else b'{"ok": true}'
+        return found if len(found) <= MOST else b'{"ok": true}', descriptors
 
     def close(self, *, inherited: bool = False) -> None:
         """Listen no more. Never raises.
@@ -150,12 +162,14 @@ class Listener:
                     os.unlink(self._path)
 
 
-def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None) -> dict[str, Any]:
+def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None,
+        descriptors: list[int] | None = None) -> dict[str, Any]:
     """Give the master an order and return its answer.
 
     :param path: see `path_of`.
     :param timeout: seconds; the master answers in its tick, about once a second.
     :param master: process id of the master: what another process listens there for is not told.
+    :param descriptors: gets those that come with the answer; they are the caller's to close.
     :raises ControlError: if it cannot be asked, or refuses.
     """
     deadline = time.monotonic() + timeout
@@ -169,7 +183,14 @@ def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | N
                 raise ControlError(f"process {pid} listens at {path}, and not the master {master}")
             link.send(json.dumps(order).encode())
             link.settimeout(max(0.1, deadline - time.monotonic()))
-            data = link.recv(MOST)
+            if pid == master:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGCHLD)  # it looks now, and not within a second
+            if descriptors is None:
+                data = link.recv(MOST)
+            else:
+                data, got, _, _ = socket.recv_fds(link, MOST, 253, socket.MSG_CMSG_CLOEXEC)
+                descriptors += got
     except FileNotFoundError:
         raise ControlError(f"the master has no control socket at {path}: process-manager.log says why") from None
     except PermissionError:

@@ -22,7 +22,7 @@ from ..memory import autopsy, cgroup, collect
 from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
-from ..scoreboard import CODE, Row, Scoreboard
+from ..scoreboard import CODE, Row, Scoreboard, black_box
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from ..takeover import Farewells
 from .descriptors import Filling, limit, make_room
@@ -44,8 +44,6 @@ PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) h
 FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
-#: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
-TELL_STACKS = signal.SIGURG
 
 
 class Guard:
@@ -364,6 +362,9 @@ class Guard:
 
     def _look_at_memory(self, now: float) -> None:
         decision = self._memory.tick(now)
+        resident = int(self._row.words[scoreboard.W_RSS])
+        for record in in_flight():
+            black_box.grown(record.place, record.started_ns, resident)
         if decision.action is Action.RETIRE:
             self.retire(decision.reason, decision.text)
         elif decision.action is Action.RETIRE_NOW:
@@ -414,11 +415,6 @@ def wake_master(worker: Any) -> None:
             os.kill(worker.ppid, signal.SIGCHLD)
         except OSError:
             pass
-
-
-def tell_stacks_on_demand() -> None:
-    """`TELL_STACKS` writes the stacks of all threads to error.log, in C: also while no thread of Python's runs."""
-    faulthandler.register(TELL_STACKS, file=logs.error_file(), all_threads=True)
 
 
 def tell_cut() -> None:
