@@ -12,8 +12,10 @@ from typing import Any
 import click
 
 from .. import durations
-from ..server import control, stacks
-from .find_service import config_option, find_master
+from ..server import stacks
+from ..server.control import ControlError, path_of
+from .control import ask
+from .find_service import config_option, find_master, master_option
 
 PATIENCE = 0.7  #: seconds that workers have to write their stacks
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
@@ -21,7 +23,7 @@ _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)")
 
 @click.command("stacks")
 @click.argument("pid", type=int, required=False)
-@click.option("--master", type=int, help="Process id of the master, if several services run here.")
+@master_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stacks_command(pid: int | None, master: int | None, config: str | None, as_json: bool) -> None:
@@ -31,8 +33,8 @@ def stacks_command(pid: int | None, master: int | None, config: str | None, as_j
     """
     found_master, board = find_master(master, config)
     try:
-        workers, left_out = read(control.path_of(board.path or ""), found_master, pid)
-    except control.ControlError as error:
+        workers, left_out = read(path_of(board.path or ""), found_master, pid)
+    except ControlError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(workers, indent=2))
@@ -50,9 +52,9 @@ def read(path: str, master: int, pid: int | None = None) -> tuple[list[dict[str,
     """
     descriptors: list[int] = []
     try:
-        done = control.ask(path, {"command": "stacks", "pid": pid}, master=master, descriptors=descriptors)
+        done = ask(path, {"command": "stacks", "pid": pid}, master=master, descriptors=descriptors)
         if not descriptors:
-            raise control.ControlError("the master sent no stacks")
+            raise ControlError("the master sent no stacks")
         workers: list[dict[str, Any]] = json.loads(stacks.read(descriptors[0]))
         texts = stacks.collect(descriptors[1:], time.monotonic() + PATIENCE)
     finally:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..scoreboard import black_box
+from ..scoreboard import Reason, black_box
 from ..scoreboard.black_box import InFlight
 from . import routes
 from .routes import Routes
 
 MOST = 10  #: requests that one record names
 #: Exits in which memory is to blame: the heaviest request comes first.
-_OF_MEMORY = frozenset({"out_of_memory", "memory", "memory_hard", "memory_pressure"})
+_OF_MEMORY = frozenset({Reason.OUT_OF_MEMORY, Reason.MEMORY, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE})
 
 
 class LastRequests:

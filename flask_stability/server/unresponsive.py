@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..scoreboard import Reason
 from . import replacement, stacks
 from .gunicorn.arbiter import STARVED
 from .workers import Child, stopped
@@ -43,11 +44,11 @@ class Unresponsive:
             logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, again=child.thawed,
                          stopped_s=round(now - child.stopped_at, 1))
             if child.thawed:
-                child.kill("frozen")
+                child.kill(Reason.FROZEN)
                 continue
             child.thawed = True
             if not child.asked:
-                child.ask("frozen")
+                child.ask(Reason.FROZEN)
             child.send(signal.SIGCONT)
 
     def silent(self, now: float, children: list[Child]) -> None:
@@ -68,7 +69,7 @@ class Unresponsive:
                 stacks.ask(child)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
                 self._telling[child] = now + TELLING
                 self._look_again(now + TELLING)
-                child.ask("stuck")
+                child.ask(Reason.STUCK)
 
     def write_down(self, now: float, children: list[Child]) -> None:
         """Append the stacks that silent workers have told to error.log."""

@@ -15,7 +15,7 @@ import requests
 from supervised import Supervised, starting
 
 from flask_stability.operate import stacks
-from flask_stability.server import control
+from flask_stability.server.control import path_of
 from support import PYTHON, wait_until
 
 Start = Callable[..., Supervised]
@@ -45,7 +45,7 @@ def last_exit(server: Supervised, reason: str) -> dict[str, Any]:
 
 def shown(server: Supervised) -> list[dict[str, Any]]:
     """What `flask stability stacks` finds."""
-    return stacks.read(control.path_of(server.board().path or ""), server.pid)[0]
+    return stacks.read(path_of(server.board().path or ""), server.pid)[0]
 
 
 def test_a_crash_names_its_request_without_query_or_address(supervised: Start, worker_class: str) -> None:
