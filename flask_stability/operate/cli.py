@@ -1,7 +1,8 @@
 """``flask stability …``: the operator's commands. None needs HTTP.
 
 ``status`` reads the scoreboard's file, so it works while no worker answers, and needs no app. Orders (``retire``,
-``gc``, ``mute``) and ``stacks`` go to the master through its control socket. Only the service's user and root may use either.
+``gc``, ``mute``) and ``stacks`` go to the master through its control socket. Only the service's user and root may use
+either.
 """
 
 from __future__ import annotations
