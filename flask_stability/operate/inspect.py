@@ -40,7 +40,7 @@ class AppFacts:
     :ivar settings: its own, app.config over the environment.
     :ivar wants_database: it names a database, or settings of one.
     :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
-        latency_ms, pool. Empty unless `read` was asked for them.
+        latency_ms, pool, uncut. Empty unless `read` was asked for them.
     :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
     :ivar credentials: the app gives the database's user and password itself.
