@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import create_engine, event, exc, text
@@ -69,8 +68,8 @@ def test_pool_pre_ping_asks_each_time(engines: Engines) -> None:
     assert (plain, asking) == (2.0, 3.0)  # SELECT, ROLLBACK
 
 
-@pytest.mark.parametrize(("how", "expected"), [("rollback", 2.0), ("commit", 2.0), (None, 2.0)])
-def test_pool_reset_on_return(engines: Engines, how: str | None, expected: float) -> None:
+@pytest.mark.parametrize("how", ["rollback", "commit", None])
+def test_pool_reset_on_return(engines: Engines, how: str | None) -> None:
     """What the driver's own connection left open is rolled back, committed or left."""
     engine = engines.make(pool_reset_on_return=how)
     with engine.begin() as connection:
@@ -84,14 +83,12 @@ def test_pool_reset_on_return(engines: Engines, how: str | None, expected: float
     stored = engines.database.admin("SELECT COUNT(*) FROM app.left_open")[0][0]
     assert stored == (1 if how == "commit" else 0)
     assert found == (0 if how == "rollback" else 1)
-    assert expected
 
 
 def test_pool_recycle_limits_a_connections_life(engines: Engines) -> None:
     """In seconds; a younger one is used again."""
     engine = engines.make(pool_recycle=2)
     first = session_of(engine)
-    assert session_of(engine) == first or True  # on a machine that stands still for two seconds it is another one
     wait_until(lambda: session_of(engine) != first, 30, 0.1, "another connection")
     lasting = engines.make()
     assert session_of(lasting) == session_of(lasting)
@@ -125,9 +122,10 @@ def test_echo_pool_writes_to_the_log(engines: Engines, caplog: pytest.LogCapture
 
 
 def test_an_async_engine_is_refused() -> None:
-    """When it is made, with the name of the pool."""
+    """When it is made, with the name of the pool. SQLAlchemy does not get as far as its driver."""
     with pytest.raises(exc.ArgumentError, match="StabilityPool cannot be used with asyncio"):
-        create_async_engine("sqlite+aiosqlite://", poolclass=StabilityPool, module=sqlite3)
+        create_async_engine("mysql+aiomysql://host/app", poolclass=StabilityPool,
+                            module=mock.MagicMock(paramstyle="format"))
 
 
 def test_a_close_that_is_interrupted_frees_its_place(engines: Engines) -> None:
@@ -179,8 +177,6 @@ with engine.begin() as connection:
 def test_a_script_without_an_app_ends_by_itself(mariadb: MariaDB) -> None:
     """Without `init_app`, a request, a dispose: nothing holds it up, nothing is complained about."""
     url = mariadb.url.replace("mysql://", "mysql+pymysql://")
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT, url], capture_output=True, text=True,
                           timeout=100)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
-    assert started
