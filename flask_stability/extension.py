@@ -33,6 +33,7 @@ from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, broken_database_check, database_check, engine_check
 from .health.monitor import Monitor
+from .runtime import runtime
 from .wsgi import last_good
 from .wsgi.middleware import StabilityMiddleware
 
@@ -132,7 +133,7 @@ class _Process:
                 return
             states = list(self.states)
             settings = states[0].settings if states else Settings.from_environ()
-            self.monitor = Monitor(settings, scoreboard.current(), scoreboard.my_row(), [])
+            self.monitor = Monitor(settings, runtime.my_board(), runtime.my_row(), [])
             self._watched = weakref.WeakSet()
             for state in states:
                 self._watch(state)
@@ -402,7 +403,7 @@ _OF_THE_PROCESS = ("alert_webhook", "admin_bind", "health_interval", "health_tim
 
 def _warn_of_disagreement(states: list[AppState]) -> None:
     """Say once for each app, not in each worker, which of its settings are not used."""
-    if len(states) < 2 or scoreboard.my_row().words[scoreboard.W_AGE] > 1:
+    if len(states) < 2 or runtime.my_row().words[scoreboard.W_AGE] > 1:
         return
     first, *others = states
     for state in others:

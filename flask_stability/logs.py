@@ -31,6 +31,7 @@ from . import files, scoreboard
 from .config import Settings
 from .console import ConsoleLine
 from .patient import Patient
+from .runtime import runtime
 
 NAMES = {"error": "error.log", "health": "health.log", "process": "process-manager.log"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -265,7 +266,7 @@ def count_drop() -> None:
     """One more record that could be written nowhere."""
     global _drops
     _drops += 1
-    scoreboard.my_row().add(scoreboard.W_LOG_DROPS)
+    runtime.my_row().add(scoreboard.W_LOG_DROPS)
 
 
 def drops() -> int:
@@ -325,7 +326,7 @@ _logger = logging.getLogger("flask_stability")
 
 
 def _record(name: str, level: str, fields: dict[str, Any]) -> logging.LogRecord:
-    row = scoreboard.row_or_none()
+    row = runtime.row
     worker = row.slot if row is not None and _role == "worker" else _role or None
     record = logging.LogRecord(_logger.name, _LEVELS.get(level, logging.ERROR), "", 0, name, None, None)
     record.fields = {"ts": _timestamp(), "level": level, "event": name, "pid": os.getpid(), "worker": worker, **fields}
@@ -431,7 +432,7 @@ def sample(key: object, now: float | None = None) -> int | None:
             left_out, state[2] = int(state[2]), 0.0
             return left_out
         state[2] += 1
-    scoreboard.my_row().add(scoreboard.W_LOG_SAMPLED)
+    runtime.my_row().add(scoreboard.W_LOG_SAMPLED)
     return None
 
 

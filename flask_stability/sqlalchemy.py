@@ -34,6 +34,7 @@ from .database.pool import Pool
 from .database.record import ConnectionRecord, not_the_app
 from .database.statements import TRANSACTION, stays_within
 from .dberrors import CONSEQUENCES, means_unavailable
+from .runtime import runtime
 
 __all__ = ["CircuitOpen", "PoolTimeout", "StabilityPool", "Unavailable"]
 
@@ -345,7 +346,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         """The error as SQLAlchemy's users know it: the driver's own where that is what failed."""
         cause = error.__cause__
         if isinstance(error, exceptions.CircuitOpen) or means_unavailable(cause):
-            scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
+            runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
         if type(error) is exceptions.DatabaseUnavailable and cause is not None:
             return cause.with_traceback(None)
         if isinstance(error, exceptions.PoolTimeout):

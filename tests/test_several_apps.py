@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 
 from flask_stability import StabilityExt, extension, logs, scoreboard
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import W_DB_IN_USE, W_DB_MAX
 from support import wait_until
 
@@ -91,7 +92,7 @@ def test_the_figures_of_all_pools_count(tmp_path: Path) -> None:
     stability = StabilityExt()
     apps = [_app(name, tmp_path, stability, STABILITY_DB_MAX_SIZE=size) for name, size in (("shop", 3), ("admin", 4))]
     extension.start_process()
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     with apps[0].app_context(), stability.connection(), apps[1].app_context(), stability.connection():
         wait_until(lambda: words[W_DB_IN_USE] == 2, message="the connections of both")
         assert words[W_DB_MAX] == 7

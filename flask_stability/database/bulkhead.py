@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .. import scoreboard
 from ..config import Settings
 from ..exceptions import TooManyRequests
+from ..runtime import runtime
 
 #: A thread that is longer than this inside the database closes the bulkhead, seconds.
 SLOW = 1.0
@@ -51,7 +52,7 @@ class Bulkhead:
     @property
     def threads(self) -> int:
         """Threads of this worker that serve requests; 0 = not known."""
-        return int(scoreboard.my_row().words[scoreboard.W_THREADS])
+        return int(runtime.my_row().words[scoreboard.W_THREADS])
 
     def admit(self, now: float, *, room: bool = True) -> None:
         """Let a request's thread go inside.

@@ -15,9 +15,10 @@ import weakref
 from time import monotonic
 from typing import Any
 
-from .. import request, scoreboard
+from .. import request
 from ..config import Settings
 from ..exceptions import PoolTimeout, TooManyRequests
+from ..runtime import runtime
 from .availability import Availability
 from .bulkhead import Bulkhead
 from .connection import PooledConnection
@@ -297,7 +298,7 @@ class Pool:
 
     def publish_figures(self) -> None:
         """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
-        row = scoreboard.my_row()
+        row = runtime.my_row()
         self.counters.publish(row, self.stats())
         publish_gauges(row, [(pool.stats(), pool.leaks.full_since) for pool in list(_pools) if pool.calls.watched])
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..request import RequestRecord, current
+from ..runtime import runtime
 from . import own_line
 
 _MARK = "__flask_stability_recorded__"
@@ -79,7 +80,7 @@ def record(error: BaseException, *, event: str = "exception", level: str = "ERRO
         if recorded(error, request):
             return
         mark(error, request)
-        row = scoreboard.my_row()
+        row = runtime.my_row()
         row.add(scoreboard.W_EXCEPTIONS)
         _remember(error, request, row)
         left_out = logs.sample(_kind(error))

@@ -16,9 +16,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import logs, scoreboard
+from .. import logs
 from ..config import Settings
 from ..config_types import SHORTEST_TOKEN
+from ..runtime import runtime
 from . import sessions
 
 if TYPE_CHECKING:
@@ -100,12 +101,12 @@ class Access:
         """The session of this cookie is over, for every worker."""
         login = self._login(cookie)
         if login is not None:
-            sessions.end(scoreboard.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
+            sessions.end(runtime.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
 
     def _is_login(self, cookie: str) -> bool:
         login = self._login(cookie)
         return login is not None and not sessions.is_ended(
-            scoreboard.current(), sessions.fingerprint(login.signature), login.issued)
+            runtime.my_board(), sessions.fingerprint(login.signature), login.issued)
 
     def _login(self, cookie: str) -> _Login | None:
         match = _COOKIE.fullmatch(cookie)

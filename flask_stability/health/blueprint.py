@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..runtime import runtime
 from . import metrics, report
 from .access import WAIT, Access
 from .dashboard import Dashboard
@@ -65,7 +66,7 @@ class _Views:
 
     def health(self) -> Response:
         """The whole service; 503 when a critical check fails."""
-        board = scoreboard.current()
+        board = runtime.my_board()
         if not self._access.may_see(request):
             return _answer({"status": report.summary(board)})
         return _answer(report.build(board, self._settings))
@@ -76,11 +77,11 @@ class _Views:
 
     def startup(self) -> Response:
         """The app is loaded and the first round of checks is done."""
-        return _answer({"status": PASS if report.started(scoreboard.current()) else FAIL})
+        return _answer({"status": PASS if report.started(runtime.my_board()) else FAIL})
 
     def ready(self) -> Response:
         """Takes traffic: not draining, and no gate fails."""
-        board = scoreboard.current()
+        board = runtime.my_board()
         if board.master.words[scoreboard.M_DRAINING]:
             return _answer({"status": FAIL})
         gates = self._settings.health_ready_checks
@@ -93,7 +94,7 @@ class _Views:
         """
         if not self._access.may_see(request):
             return _forbidden()
-        board = scoreboard.current()
+        board = runtime.my_board()
         history, known = History(board.master.history), History(board.master.history).count
         try:
             since, limit, changes = (max(0, int(request.args.get(name, str(default)))) for name, default in (
@@ -127,7 +128,7 @@ class _Views:
         if not self._access.may_see(request):
             return _forbidden()
         try:
-            body, kind = metrics.exposition(scoreboard.current(), self._settings, request.headers.get("Accept", ""))
+            body, kind = metrics.exposition(runtime.my_board(), self._settings, request.headers.get("Accept", ""))
         except metrics.NotInstalled as error:
             return _answer({"status": FAIL, "notes": [f"metrics need prometheus_client: {error}"]}, 501)
         return Response(body, content_type=kind, headers={"Cache-Control": "no-store"})

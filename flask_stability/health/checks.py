@@ -14,6 +14,7 @@ from ..database.probe import is_busy, round_trip
 from ..memory import cgroup
 from ..memory.policy import container_too_small, limit_too_low
 from ..memory.trackers import growing
+from ..runtime import runtime
 from ..scoreboard import Row, Scoreboard, Totals, percentile
 from .certificates import Certificates
 from .checks_base import Check, Details, Worry
@@ -43,13 +44,13 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
             seconds = round_trip(pool.driver, patience)
         except Exception as error:
             # other connections work: no request fails for it
-            if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in board.current().live()):
+            if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in runtime.my_board().live()):
                 raise Worry("the database takes no more connections now", kind=pool.driver.kind) from error
             raise
         return {"latency_ms": round(seconds * 1000, 2), "kind": pool.driver.kind}
 
     def sign() -> object:
-        rows = board.current().live() if shared else [board.my_row()]
+        rows = runtime.my_board().live() if shared else [runtime.my_row()]
         return [(int(row.words[board.W_DB_CONNECT_ERRORS]), int(row.words[board.W_DB_BREAKER])) for row in rows]
 
     return Check("database", ask, critical=True, shared=shared, sign=sign)
@@ -61,7 +62,7 @@ def engine_check(engine: Engine, name: str) -> Check:
     """
     watch_engine(engine)
     return Check(name, partial(engine_probe, engine), critical=True,
-                 sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in board.current().live()])
+                 sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in runtime.my_board().live()])
 
 
 def broken_database_check(error: Exception) -> Check:

@@ -11,6 +11,7 @@ from typing import Any
 from .. import config, environment, logs, scoreboard
 from ..config import Settings
 from ..exceptions import ConfigError
+from ..runtime import runtime
 from . import orphans
 from .gunicorn import compat, port_in_use
 from .gunicorn.adjust import adjust, refit
@@ -56,7 +57,7 @@ def on_starting(server: Any) -> None:
     board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
-    scoreboard.install(board, None)
+    runtime.install(board, None)
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
     arbiter = supervise(server)
@@ -116,7 +117,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.forking(worker)
     else:
-        board = scoreboard.current()
+        board = runtime.my_board()
         worker.stability_row = board.allocate(worker.age)
         board.master.words[scoreboard.M_BOOTS] += 1
 
@@ -125,7 +126,7 @@ def child_exit(server: Any, worker: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.exited(worker)
     elif getattr(worker, "stability_row", None) is not None:
-        board, row = scoreboard.current(), worker.stability_row
+        board, row = runtime.my_board(), worker.stability_row
         begun = row.words[scoreboard.W_STARTED_NS]
         uptime = (time.monotonic_ns() - begun) / 1e9 if begun else 0.0
         reason = scoreboard.REASONS[row.words[scoreboard.W_RETIRE_REASON]] if (
@@ -139,4 +140,4 @@ def on_exit(server: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.left()
     logs.process("stopped")
-    scoreboard.current().unlink()
+    runtime.my_board().unlink()

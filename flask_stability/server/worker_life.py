@@ -11,6 +11,7 @@ from typing import Any
 from .. import extension, logs, request, scoreboard
 from ..errors import hooks as process_hooks
 from ..request import in_flight
+from ..runtime import runtime
 from ..wsgi import middleware
 from ..wsgi.middleware import outermost
 from .forks import Forks, ignore
@@ -27,7 +28,7 @@ def post_fork(server: Any, worker: Any) -> None:
     if process.once is not None:
         tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
-    scoreboard.install(scoreboard.current(), row)
+    runtime.install(runtime.my_board(), row)
     if row is not None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
@@ -84,7 +85,7 @@ def _watch_connections(worker: Any) -> None:
 
 
 def _start_guard(worker: Any) -> None:
-    board, row = scoreboard.current(), scoreboard.my_row()
+    board, row = runtime.my_board(), runtime.my_row()
     if not is_a(type(worker), "sync", "gthread"):
         def beat() -> None:
             row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
@@ -102,7 +103,7 @@ def _start_guard(worker: Any) -> None:
 
 
 def _leave_well(worker: Any) -> None:
-    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
+    words, orders = runtime.my_board().master.words, runtime.my_row().orders
 
     def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
@@ -126,7 +127,7 @@ def _start_process(worker: Any) -> None:
 
 
 def _say_ready(worker: Any) -> None:
-    row = scoreboard.my_row()
+    row = runtime.my_row()
     row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
     row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
     if process.supervisor is not None:
@@ -144,7 +145,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     """The worker's last act: threads that refuse to end must not hold the process."""
     if os.getpid() != worker.pid:
         return  # gunicorn calls it in the master too, for a worker that vanished
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING

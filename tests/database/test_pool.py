@@ -21,6 +21,7 @@ from flask_stability.database import guarded_calls, inventory, waiters
 from flask_stability.database.bulkhead import threads_from
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
+from flask_stability.runtime import runtime
 from support import wait_until
 from support_db import FaultProxy, MariaDB, dbapi, full, serving
 
@@ -32,7 +33,7 @@ MakePool = Callable[..., Pool]
 @pytest.fixture
 def four_threads() -> Iterator[None]:
     """This process says that it serves with four threads."""
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     before, words[scoreboard.W_THREADS] = words[scoreboard.W_THREADS], 4
     yield
     words[scoreboard.W_THREADS] = before

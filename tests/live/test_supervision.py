@@ -467,7 +467,8 @@ def test_the_ready_word_comes_after_the_users_post_worker_init(supervised: Start
     server = supervised(worker_class=worker_class, config="""
 def post_worker_init(worker):
     from flask_stability import scoreboard
-    words = scoreboard.my_row().words
+    from flask_stability.runtime import runtime
+    words = runtime.my_row().words
     with open("states", "a") as file:
         file.write(f"{words[scoreboard.W_STATE]} {words[scoreboard.W_READY_NS]}\\n")
 """)
