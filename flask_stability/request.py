@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 import secrets
 import threading
@@ -19,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from flask import current_app, has_request_context, request_started
 from flask import request as flask_request
 
+from .runtime import Part, runtime
 from .takeover import SOCKET, AppSocket
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,13 +35,6 @@ class Resource(Protocol):
 #: few times. Each store is atomic; others than the thread itself ask `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
 
-#: The longest deadline that any view asked for, seconds; 0.0 = none did.
-longest_timeout = 0.0
-
-#: Set by the server's hooks in a worker: every request is a server's, whatever the server calls itself.
-under_hooks = False
-
-_prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
 _MIN_RATE = "flask_stability.client_min_rate"
@@ -123,7 +116,7 @@ class RequestRecord:
     @property
     def id(self) -> str:
         """The client's id where that is trusted and well formed, else our own: process and time of arrival."""
-        return self.given_id or f"{_prefix}-{self.started_ns:x}"
+        return self.given_id or f"{_requests.prefix}-{self.started_ns:x}"
 
     @property
     def deadline(self) -> float:
@@ -136,7 +129,7 @@ class RequestRecord:
         be hidden: it may be empty, or another.
         """
         software = self.environ.get("SERVER_SOFTWARE")
-        if software is not None and (under_hooks or SOCKET in self.environ):
+        if software is not None and (runtime.under_hooks or SOCKET in self.environ):
             return True
         return bool(software) and not str(software).startswith("Werkzeug")
 
@@ -238,8 +231,7 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
     """
     if seconds < 0:
         raise ValueError(f"request_timeout({seconds}): give seconds of at least 0")
-    global longest_timeout
-    longest_timeout = max(longest_timeout, seconds)
+    runtime.longest_timeout = max(runtime.longest_timeout, seconds)
 
     def decorate(view: F) -> F:
         is_async = inspect.iscoroutinefunction(view)
@@ -284,14 +276,19 @@ def min_rate(record: RequestRecord, default: float) -> float:
     return float(record.environ.get(_MIN_RATE, default))
 
 
-def _after_fork() -> None:
-    """In a forked child: only this thread is left, with its request if a view forked; its ids are its own."""
-    global _prefix
-    mine = inflight.get(threading.get_ident())
-    inflight.clear()
-    if mine is not None:
-        inflight[mine.thread_id] = mine
-    _prefix = secrets.token_hex(6)
+class _Requests(Part):
+    """The table, and what this process's ids of requests begin with."""
+
+    def __init__(self) -> None:
+        self.prefix = secrets.token_hex(6)
+
+    def reset_after_fork(self) -> None:
+        """Only this thread is left, with its request if a view forked; the child's ids are its own."""
+        mine = inflight.get(threading.get_ident())
+        inflight.clear()
+        if mine is not None:
+            inflight[mine.thread_id] = mine
+        self.prefix = secrets.token_hex(6)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_requests = runtime.add("requests", _Requests())

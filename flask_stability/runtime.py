@@ -69,7 +69,8 @@ class Runtime:
         self.longest_timeout = 0.0
         self.broken = ""
         self._making = threading.RLock()
-        self._parts: dict[str, Part] = {}
+        #: By name; `ORDER` is the order that counts.
+        self.parts: dict[str, Part] = {}
 
     # -- the board -----------------------------------------------------------------------------------------------
 
@@ -123,39 +124,38 @@ class Runtime:
         :param name: one of `ORDER`.
         :raises ValueError: for another name, or one that is taken.
         """
-        if name not in ORDER or name in self._parts:
+        if name not in ORDER or name in self.parts:
             raise ValueError(f"{name!r} is no free part of the process: add it to ORDER, once")
-        self._parts[name] = part
+        self.parts[name] = part
         return part
 
-    def parts(self) -> list[Part]:
-        """Return the parts there are, in the order of `ORDER`."""
-        return [self._parts[name] for name in ORDER if name in self._parts]
+    def _ordered(self) -> list[Part]:
+        return [self.parts[name] for name in ORDER if name in self.parts]
 
     # -- forks ---------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """Let every part prepare, in the reverse of `ORDER`."""
-        _all([part.before_fork for part in reversed(self.parts())])
+        _all([part.before_fork for part in reversed(self._ordered())])
 
     def after_fork_in_parent(self) -> None:
         """Let every part undo that, in `ORDER`."""
-        _all([part.after_fork_in_parent for part in self.parts()])
+        _all([part.after_fork_in_parent for part in self._ordered()])
 
     def reset_after_fork(self) -> None:
         """In a forked child: reset every part, in `ORDER`, whatever one of them raises."""
         self._making = threading.RLock()
         self.row = self.more_threads = None
-        _all([part.reset_after_fork for part in self.parts()])
+        _all([part.reset_after_fork for part in self._ordered()])
 
 
 def _all(steps: list[Callable[[], None]]) -> None:
     """Take every step; then raise what the first bad one raised, which Python reports as unraisable."""
-    failed: Exception | None = None
+    failed: BaseException | None = None
     for step in steps:
         try:
             step()
-        except Exception as error:
+        except BaseException as error:
             failed = failed or error
     if failed is not None:
         raise failed

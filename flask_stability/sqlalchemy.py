@@ -46,7 +46,6 @@ _A_YEAR = 365 * 86400.0
 #: Spare threads that a worker gets for such an engine at the most.
 _MOST_THREADS = 100
 #: Held while the one connection of a database in memory is made known.
-_first = threading.Lock()
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -202,6 +201,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._asks_always = bool(kw.pop("pre_ping", False))
         self._house: _House | None = None
         self._shared: Any = None
+        self._first = threading.Lock()
         self._on_disk = False
         super().__init__(creator, **kw)
 
@@ -373,7 +373,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             self._on_disk = True
             record.close()
             return False
-        with _first:
+        with self._first:
             if self._shared is None:
                 self._shared = record
         return True

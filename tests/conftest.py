@@ -43,12 +43,12 @@ def _process_hooks() -> Iterator[None]:
     """Hooks, handlers, background threads, counters and apps of the extension end with the test."""
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
-    from flask_stability import extension
+    from flask_stability.apps import apps
     from flask_stability.errors import hooks as process_hooks
     from flask_stability.runtime import runtime
 
     process_hooks.uninstall()
-    extension.stop_process()
-    extension.forget_apps()
+    apps.stop()
+    apps.forget()
     runtime.forget_board()
     sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import logs
 from ..config import Settings
 from ..config_types import SHORTEST_TOKEN
-from ..runtime import runtime
+from ..runtime import Part, runtime
 from . import sessions
 
 if TYPE_CHECKING:
@@ -146,10 +146,14 @@ class Guesses:
             return 0.0
 
 
-class Refused:
+class Refused(Part):
     """Tells of wrong tokens: the first one at once, then once a minute how many there were."""
 
     def __init__(self) -> None:
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """The parent tells of its own."""
         self._lock = threading.Lock()
         self._counts: dict[str, tuple[int, str]] = {}  # of each event since it was told: how many, the last address
         self._told: dict[str, float] = {}
@@ -174,4 +178,4 @@ class Refused:
             logs.error(event, level="WARNING", count=number, address=address)
 
 
-refused = Refused()
+refused = runtime.add("access", Refused())

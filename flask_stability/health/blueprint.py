@@ -29,14 +29,10 @@ MATCHED: dict[str, Any] = {"merge_slashes": False, "strict_slashes": True}
 SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics", "/dashboard")
 
 
-_broken = ""
-
-
 def declare_broken(reason: str) -> None:
     """This process cannot go on: from now on its /health/live says 503, so that it is replaced from outside."""
-    global _broken
-    _broken = reason or "declared broken"
-    logs.error("declared_broken", level="CRITICAL", reason=_broken[:500])
+    runtime.broken = reason or "declared broken"
+    logs.error("declared_broken", level="CRITICAL", reason=runtime.broken[:500])
 
 
 def make_health_app(settings: Settings) -> Flask:
@@ -73,7 +69,7 @@ class _Views:
 
     def live(self) -> Response:
         """This worker answers; 503 only if the app called itself broken."""
-        return _answer({"status": FAIL if _broken else PASS})
+        return _answer({"status": FAIL if runtime.broken else PASS})
 
     def startup(self) -> Response:
         """The app is loaded and the first round of checks is done."""

@@ -15,13 +15,13 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
-from ..database import bulkhead
 from ..errors import own_line
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, cgroup, collect
 from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
 from ..request import RequestRecord, in_flight
+from ..runtime import runtime
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from ..takeover import Farewells
@@ -93,7 +93,7 @@ class Guard:
         """Begin."""
         leak_suspected.connect(self._leaked)
         if self._threads > 1:
-            bulkhead.threads_from(self.give_threads)
+            runtime.more_threads = self.give_threads
         self._thread.start()
 
     def ask_collect(self) -> None:

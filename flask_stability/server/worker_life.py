@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Any
 
-from .. import extension, logs, request, scoreboard
+from .. import logs, scoreboard
+from ..apps import apps
 from ..errors import hooks as process_hooks
 from ..request import in_flight
 from ..runtime import runtime
-from ..wsgi import middleware
 from ..wsgi.middleware import outermost
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
@@ -56,19 +56,19 @@ def _set_up_logs(worker: Any) -> None:
     signal.signal(signal.SIGUSR1, reopen)
     signal.siginterrupt(signal.SIGUSR1, False)
     process_hooks.install()
-    middleware.stopping = lambda: not worker.alive
-    request.under_hooks = True
+    runtime.stopping = lambda: not worker.alive
+    runtime.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:
-    settings = next((state.settings for state in extension.apps()), process.settings)
+    settings = next((state.settings for state in apps.all()), process.settings)
     if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
         wrap_app(worker, lambda app: outermost(app, settings))
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
-    longest = request.longest_timeout
+    longest = runtime.longest_timeout
     if is_a(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
         worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
                            "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
@@ -81,7 +81,7 @@ def _tell_stacks(worker: Any) -> None:
 def _watch_connections(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
-        middleware.watches_uploads = worker.stability_connections is not None
+        runtime.watches_uploads = worker.stability_connections is not None
 
 
 def _start_guard(worker: Any) -> None:
@@ -119,11 +119,11 @@ def _leave_well(worker: Any) -> None:
 
 
 def _watch_forks(worker: Any) -> None:
-    Forks(worker).watch()
+    process.forks = Forks(worker)
 
 
 def _start_process(worker: Any) -> None:
-    extension.start_process()
+    apps.start()
 
 
 def _say_ready(worker: Any) -> None:
@@ -149,7 +149,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
-    extension.stop_process()
+    apps.stop()
     if process.guard is not None:
         contained("worker_exit", process.guard.last_words, ())
     if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:

@@ -25,6 +25,7 @@ from werkzeug.wsgi import ClosingIterator
 from ..config import Settings
 from ..errors import report
 from ..request import NO_RULE, RequestRecord, current, inflight
+from ..runtime import runtime
 from ..takeover import SOCKET, WEBSOCKET, AppSocket
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .upload import Upload
@@ -35,16 +36,6 @@ MARK = "flask_stability.wrapped"
 
 _now = time.monotonic_ns
 
-
-def _may_be_stopping() -> bool:
-    return True
-
-
-#: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
-#: gunicorn's own signal handlers pass.
-stopping: Callable[[], bool] = _may_be_stopping
-#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
-watches_uploads = False
 
 
 class StabilityMiddleware:
@@ -108,7 +99,7 @@ class StabilityMiddleware:
             environ[SOCKET] = AppSocket(client, exchange)
         elif environ.get(WEBSOCKET) is not None:
             exchange.take()
-        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+        if runtime.watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
             environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
             if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
@@ -208,7 +199,7 @@ class StabilityMiddleware:
         """
         if not record.supervised or (self._propagate is not None and self._propagate()):
             raise error
-        if isinstance(error, SystemExit) and stopping():
+        if isinstance(error, SystemExit) and runtime.stopping():
             handler = report.server_handler(error)
             if handler is not None:
                 event = "request_timeout" if handler == "handle_abort" else "request_shutdown"

@@ -20,7 +20,6 @@ from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
 from flask_stability.request import RequestRecord, current, in_flight, inflight, remaining
 from flask_stability.runtime import runtime
-from flask_stability.wsgi import middleware as module
 from flask_stability.wsgi.middleware import MARK, StabilityMiddleware
 
 SETTINGS = Settings()
@@ -439,7 +438,7 @@ def test_a_system_exit_of_the_view_does_not_pass_while_the_worker_stops(serve: S
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does one that merely looks like the server's while the worker is not told to end."""
     assert serve(wrap(lambda environ, start: _raise_as("app", "handle_abort")())).status == 500
-    monkeypatch.setattr(module, "stopping", lambda: False)
+    monkeypatch.setattr(runtime, "stopping", lambda: False)
     assert serve(wrap(lambda environ, start: _raise_as("gunicorn.workers.base", "handle_abort")())).status == 500
 
 

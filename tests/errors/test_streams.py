@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from flask import Flask, Response, send_file, stream_with_context
 
-from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.health import metrics
 from flask_stability.runtime import runtime
@@ -37,8 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(exchange, "_now", clock)
     monkeypatch.setattr(middleware, "_now", clock)
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    runtime.forget_board()
     return clock
 
 

@@ -13,12 +13,12 @@ from flask import Flask
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import QueuePool
 
-from flask_stability import StabilityExt, scoreboard
+from flask_stability import StabilityExt
+from flask_stability.apps import apps
 from flask_stability.config import Settings
 from flask_stability.database import Pool
 from flask_stability.database.engine import engine_probe
 from flask_stability.database.probe import round_trip
-from flask_stability.extension import stop_process
 from flask_stability.health import checks
 from flask_stability.health.checks import Worry, builtin, database_check
 from flask_stability.runtime import runtime
@@ -30,10 +30,9 @@ from support_db import FaultProxy, MariaDB, full
 @pytest.fixture(autouse=True)
 def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A scoreboard of the test's own."""
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    runtime.forget_board()
     yield
-    stop_process()
+    apps.stop()
 
 
 def _pool_check() -> Any:
