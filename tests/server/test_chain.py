@@ -13,6 +13,7 @@ from gunicorn.config import Config
 
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
+from flask_stability.runtime import runtime
 from flask_stability.server import hooks, install, master
 from flask_stability.server.hooks import ARITY
 from flask_stability.server.process import process
