@@ -19,7 +19,6 @@ from flask import current_app, has_request_context, request_started
 from flask import request as flask_request
 
 from .runtime import Part, runtime
-from .takeover import SOCKET, AppSocket
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,12 +30,24 @@ class Resource(Protocol):
         """Give back; called more than once without harm."""
 
 
+class ClientSocket(Protocol):
+    """What an app speaks on with the client itself."""
+
+    def say_goodbye(self) -> None:
+        """Tell the client that the server goes away; never waits, never raises."""
+
+    def cut(self) -> None:
+        """Have the app's next read find the end of the stream; never waits, never raises."""
+
+
 #: Requests in flight by thread; None between two of them, since a dict that entries leave and enter is made anew every
 #: few times. Each store is atomic; others than the thread itself ask `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
 
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+#: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
+SOCKET, WEBSOCKET = "gunicorn.socket", "wsgi.websocket"
 _MIN_RATE = "flask_stability.client_min_rate"
 
 
@@ -109,7 +120,7 @@ class RequestRecord:
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
         self.taken_ns = 0
-        self.client_socket: AppSocket | None = None
+        self.client_socket: ClientSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
 
@@ -171,7 +182,7 @@ class RequestRecord:
             self.resources = []
         self.resources.append(resource)
 
-    def take(self, client_socket: AppSocket | None = None) -> None:
+    def take(self, client_socket: ClientSocket | None = None) -> None:
         """The app speaks with the client itself from now on: its answer has begun."""
         if not self.taken_ns:
             self.client_socket = client_socket

@@ -24,7 +24,7 @@ from ..request import RequestRecord, in_flight
 from ..runtime import runtime
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
-from ..takeover import Farewells
+from ..wsgi.takeover import Farewells
 from .descriptors import Filling, limit, make_room
 from .gunicorn.connections import Connections, clients
 from .gunicorn.gthread import add_threads, number, queued

@@ -38,10 +38,9 @@ from .. import logs
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..request import current, remaining
+from ..request import SOCKET, current, remaining
 from ..runtime import Part, runtime
 from ..scoreboard import default_run_dir
-from ..takeover import SOCKET
 from .answer_store import Answer, AnswerStore, KeyLock
 from .middleware import MARK, StabilityMiddleware
 
