@@ -21,7 +21,7 @@ from ..scoreboard import Blob, Row, Scoreboard
 from . import access, report
 from .admin import AdminListener
 from .alerts import Alerts
-from .checks import Check, Worry, builtin
+from .checks import Check, CheckWarning, builtin
 from .history import History, Memory, Sample
 from .state import ORDER, PASS, CheckState
 
@@ -174,7 +174,7 @@ class Monitor:
         ok, error, worry, cause, detail = True, "", "", "", {}
         try:
             detail = _clean(run.check.function())
-        except Worry as trouble:
+        except CheckWarning as trouble:
             worry, detail = str(trouble)[:200], _clean(trouble.details)
         except BaseException as failure:
             ok, error, cause = False, _class_of(failure), cause_of(failure, self._secrets)

@@ -1,4 +1,4 @@
-"""The logs: what is written (`events`), how often (`storms`), in which form (`lines`, `console`), and where (`handler`)."""
+"""The logs: what is written (`events`), how often (`storms`), in which form (`lines`, `console`), where (`handler`)."""
 
 from .events import NAMES as NAMES
 from .events import count_drop as count_drop

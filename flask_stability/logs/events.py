@@ -18,7 +18,6 @@ import stat
 import sys
 from typing import IO, Any
 
-from ..runtime import runtime
 from .. import files, scoreboard
 from ..config import Settings
 from ..runtime import Part, runtime

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from flask_stability.config import Settings
-from flask_stability.database import Pool, PooledConnection, transaction
+from flask_stability.database import Pool, PooledConnection, retries
+from flask_stability.database.retries import Budget
 from flask_stability.database.statements import stays_within
-from flask_stability.database.transaction import Budget, Transactions
+from flask_stability.database.transaction import Transactions
 from flask_stability.exceptions import CommitUnknown, StabilityError
 from support_db import FaultProxy, MariaDB, dbapi, serving
 
@@ -333,7 +334,7 @@ def test_pauses_between_runs_are_random_and_grow(failing: Pool, monkeypatch: pyt
         asked.append((low, high))
         return 0.0
 
-    monkeypatch.setattr(transaction.random, "uniform", uniform)
+    monkeypatch.setattr(retries.random, "uniform", uniform)
 
     @Transactions(lambda: failing)(attempts=8)
     def unit(connection: PooledConnection) -> None:

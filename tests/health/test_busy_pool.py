@@ -20,7 +20,7 @@ from flask_stability.database import Pool
 from flask_stability.database.engine import engine_probe
 from flask_stability.database.probe import round_trip
 from flask_stability.health import checks
-from flask_stability.health.checks import Worry, builtin, database_check
+from flask_stability.health.checks import CheckWarning, builtin, database_check
 from flask_stability.runtime import runtime
 from flask_stability.scoreboard import W_DB_FULL_NS, W_DB_SIZE, W_ENGINE_ERRORS
 from support import wait_until
@@ -50,7 +50,7 @@ def test_the_database_passes_while_the_pool_is_full(make_pool: Callable[..., Poo
     with pool.connection():
         assert database_check(pool, pool.settings, shared=True).function()["latency_ms"] >= 0  # type: ignore[index]
         wait_until(lambda: sign()[0], message="its sign wakes the check")
-        with pytest.raises(Worry, match="all connections have been in use"):
+        with pytest.raises(CheckWarning, match="all connections have been in use"):
             check.function()
     wait_until(lambda: not runtime.my_row().words[W_DB_FULL_NS], message="there is room again")
     assert check.function()["waiting"] == 0
@@ -65,7 +65,7 @@ def test_a_server_without_a_free_connection_is_a_warning_while_the_pools_have_so
         with pytest.raises(pool.driver.dbapi.OperationalError):
             check.function()
         runtime.my_row().words[W_DB_SIZE] = 1
-        with pytest.raises(Worry, match="no more connections"):
+        with pytest.raises(CheckWarning, match="no more connections"):
             check.function()
 
 

@@ -14,8 +14,8 @@ import pytest
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.database import Pool
-from flask_stability.health import report
-from flask_stability.health.checks import Check, Worry, database_check
+from flask_stability.health import checks, report
+from flask_stability.health.checks import Check, CheckWarning, database_check
 from flask_stability.health.history import History, Sample
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
@@ -173,7 +173,7 @@ def test_a_worry_warns_at_once_and_is_told_of_when_it_lasts(board: Scoreboard,
                                                             monitor: Callable[..., Monitor]) -> None:
     """It is a success with a note, critical or not."""
     def check() -> None:
-        raise Worry("queue is long", length=7)
+        raise CheckWarning("queue is long", length=7)
 
     monitor(_worker(board, 11), Check("queue", check, critical=True, interval=0.1))
     found = wait_until(lambda: _checks(board).get("queue"))
@@ -388,3 +388,11 @@ def test_a_database_that_is_away_is_told_in_words(board: Scoreboard, monitor: Ca
     assert any("start the server" in text for text in alerts)
     assert "hunter2" not in str(document) + str(alerts)
     assert document["detailed"]["database"]["error"].startswith("OperationalError")
+
+
+def test_the_old_name_of_a_warning_still_works() -> None:
+    """With a word on the new one; another name is none."""
+    with pytest.warns(DeprecationWarning, match="CheckWarning"):
+        assert checks.Worry is CheckWarning
+    with pytest.raises(AttributeError, match="Sorrow"):
+        _ = checks.Sorrow
