@@ -44,7 +44,7 @@ def make(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Make]:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
     runtime.forget_board()
     yield

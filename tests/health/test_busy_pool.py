@@ -28,7 +28,7 @@ from support_db import FaultProxy, MariaDB, full
 
 
 @pytest.fixture(autouse=True)
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
     runtime.forget_board()
     yield
