@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import requests
 
+from flask_stability.health.results import CheckResult
 from flask_stability.operate.loadgen import Load, Result
 
 __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "open_to_all", "runs",
@@ -310,3 +311,10 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self._process = None
+
+
+def check_result(status: str = "pass", **more: Any) -> CheckResult:
+    """A result of a check, a shared and critical one of now."""
+    return CheckResult(**{"status": status, "settled": status, "down": False, "ok": status == "pass",
+                          "at_ns": time.monotonic_ns(), "took_ms": 1.5, "failures": 0, "critical": True, "shared": True,
+                          "interval": 30.0, "timeout": 2.0, **more})

@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from .. import logs, scoreboard
 from ..config import Settings
 from ..runtime import runtime
-from . import metrics, report
+from . import metrics, report, results
 from .access import WAIT, Access
 from .dashboard import Dashboard
 from .history import MOST, SAMPLES, History, Sample, trends
@@ -64,7 +64,7 @@ class _Views:
         """The whole service; 503 when a critical check fails."""
         board = runtime.my_board()
         if not self._access.may_see(request):
-            return _answer({"status": report.summary(board)})
+            return _answer({"status": results.summary(board)})
         return _answer(report.build(board, self._settings))
 
     def live(self) -> Response:
@@ -73,7 +73,7 @@ class _Views:
 
     def startup(self) -> Response:
         """The app is loaded and the first round of checks is done."""
-        return _answer({"status": PASS if report.started(runtime.my_board()) else FAIL})
+        return _answer({"status": PASS if results.started(runtime.my_board()) else FAIL})
 
     def ready(self) -> Response:
         """Takes traffic: not draining, and no gate fails."""
@@ -81,7 +81,7 @@ class _Views:
         if board.master.words[scoreboard.M_DRAINING]:
             return _answer({"status": FAIL})
         gates = self._settings.health_ready_checks
-        closed = bool(gates) and (not report.started(board) or any(report.is_down(board, name) for name in gates))
+        closed = bool(gates) and (not results.started(board) or any(results.is_down(board, name) for name in gates))
         return _answer({"status": FAIL if closed else PASS})
 
     def history(self) -> Response:
