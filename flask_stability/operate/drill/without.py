@@ -9,7 +9,6 @@ itself, such as ``stability.connection()``, stay: it could not run without them.
 from __future__ import annotations
 
 import runpy
-import sys
 from collections.abc import Callable
 from typing import Any
 
