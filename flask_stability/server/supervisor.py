@@ -115,6 +115,14 @@ class Supervisor:
             if pid and child.pid == pid:
                 child.status = status
 
+    def timed_out(self, pid: int) -> None:
+        """See `Supervision`. What the row says later is of no use: SIGABRT ends a call that hung, and then the worker
+        waits for the client of that request to close its side. It says nothing either while its guard is silent.
+        """
+        for child in self.children.values():
+            if child.pid == pid:
+                child.kept_by_client = child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0)
+
     def boot_failed(self, reason: str) -> bool:
         """See `Supervision`."""
         if self.stopping or self._worked():
@@ -247,8 +255,7 @@ class Supervisor:
         known = exit_reasons.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(child.worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            client=child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0),
-            max_requests=bool(self.arbiter.cfg.max_requests),
+            client=child.kept_by_client, max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
         self._oom_kills = kills
         return exit_reasons.reason_of(child.status, known)

@@ -23,6 +23,7 @@ class Child:
     :ivar thawed: it was stopped, and we let it go on.
     :ivar asked: the reason to replace it, "" for none.
     :ivar killed: the reason we killed it for, "" if we did not.
+    :ivar kept_by_client: a slow client kept it when gunicorn's timeout ended it.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
@@ -35,6 +36,7 @@ class Child:
     ready_at: float = 0.0
     stopped_at: float = 0.0
     thawed: bool = False
+    kept_by_client: bool = False
     status: int | None = None
 
     @property
