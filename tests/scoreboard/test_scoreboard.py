@@ -59,7 +59,7 @@ def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
 def test_no_count_is_lost_where_threads_and_signals_interrupt_each_other(whole_statements: bool,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """However often: threads are switched each microsecond, and a signal's handler counts as well."""
-    monkeypatch.setattr(sb, "WHOLE_STATEMENTS", whole_statements)
+    monkeypatch.setattr(sb.row, "WHOLE_STATEMENTS", whole_statements)
     row = Scoreboard.anonymous(1).rows[0]
     handled = 0
 
@@ -250,7 +250,7 @@ def test_five_hundred_workers_over_time_fit_into_a_few_rows() -> None:
         row.observe("POST", "orders", 201, 5000)
         row.checks.write_json({"age": age})
         board.release(row)
-        board.add_restart("memory", 1000 + age, 1.0, row.slot)
+        board.add_restart(sb.Reason.MEMORY, 1000 + age, 1.0, row.slot)
     totals = board.totals()
     assert totals.requests == 500
     assert totals.restarts == {"memory": 500}
@@ -550,4 +550,4 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
         _join(pid)
         assert board.totals().requests == 0
     finally:
-        sb.board._board = sb.board._row = None
+        sb.forget()
