@@ -133,6 +133,7 @@ def test_a_child_that_is_terminated_leaves_the_queue_to_the_worker(supervised: S
     assert answers == [str(-signal.SIGTERM)]
     for client in clients:
         assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
     assert server.get("/at-once").text == str(-signal.SIGTERM)
     assert server.exits() == []
 

@@ -80,6 +80,7 @@ def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: st
     (server.folder / "told").touch()
     for client in clients:
         assert client.recv(100).startswith(b"HTTP/1.1 200"), "answered"
+        client.close()
     slow.join(60)
     server.process.wait(60)
     wait_until(lambda: not runs(worker))

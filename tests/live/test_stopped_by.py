@@ -46,6 +46,7 @@ def answered(clients: list[socket.socket]) -> list[bool]:
             found.append(client.recv(100).startswith(b"HTTP/1.1 200"))
         except OSError:
             found.append(False)
+        client.close()  # a sync worker that leaves waits for that
     return found
 
 
