@@ -57,7 +57,7 @@ class Supervisor:
         self.due = 0.0
         self.stopping = self.ever_ready = False
         self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
-        self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
+        self._growth = Pace(lambda early: growth_pause(self.settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
         self._stillborn: list[Reason] = []
         self._degraded = False
@@ -202,6 +202,12 @@ class Supervisor:
         return ""
 
     # -- called by the hooks -------------------------------------------------------------------------------------
+
+    def configure(self, settings: Settings) -> None:
+        """Take the settings of a reload; what has happened so far counts on under them."""
+        self.settings = self.fleet.settings = self._unresponsive.settings = settings
+        self.restarts.limit(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
+                            min_uptime=settings.crash_min_uptime)
 
     def listen(self, uid: int = -1) -> str:
         """Take orders from now on; return why that cannot be, or "".

@@ -158,6 +158,21 @@ def test_silence_that_the_master_shared_is_nobodys(monkeypatch: pytest.MonkeyPat
         file.close()
 
 
+def test_the_settings_of_a_reload_are_the_supervisors_own() -> None:
+    """All that it was made with: of restarts, of retiring workers, of memory and of silence; crashes so far count on."""
+    _, supervisor = supervised(max_restarts=1000, retire_mercy=7.0)
+    now = time.monotonic()
+    for _ in range(4):
+        supervisor.restarts.crashed(now, 100.0)
+    assert not supervisor.restarts.too_many(now)
+    changed = Settings(max_restarts=3, retire_mercy=9.0, surge=False, guard_interval=4.0)
+    supervisor.configure(changed)
+    assert supervisor.restarts.too_many(now)
+    assert supervisor.kill_timeout() == 9.0
+    assert not supervisor.fleet.may_surge()
+    assert supervisor.settings is changed
+
+
 def test_no_worker_is_started_without_a_row() -> None:
     """However many are asked for: nobody could see what it does; that is told once a minute."""
     board = Scoreboard.anonymous(2)
