@@ -159,7 +159,7 @@ def test_silence_that_the_master_shared_is_nobodys(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_settings_of_a_reload_are_the_supervisors_own() -> None:
-    """All that it was made with: of restarts, of retiring workers, of memory and of silence; crashes so far count on."""
+    """All that it was made with: of restarts, retiring workers, memory and silence; crashes so far count on."""
     _, supervisor = supervised(max_restarts=1000, retire_mercy=7.0)
     now = time.monotonic()
     for _ in range(4):
