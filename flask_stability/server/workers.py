@@ -24,6 +24,7 @@ class Child:
     :ivar asked: the reason to replace it.
     :ivar killed: the reason we killed it for.
     :ivar kept_by_client: a slow client kept it when gunicorn's timeout ended it.
+    :ivar dump: descriptor of the file that it writes its stacks to, -1 without one.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
@@ -37,6 +38,7 @@ class Child:
     stopped_at: float = 0.0
     thawed: bool = False
     kept_by_client: bool = False
+    dump: int = -1
     status: int | None = None
 
     @property
