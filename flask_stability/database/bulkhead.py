@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from .. import scoreboard
 from ..config import Settings
 from ..exceptions import TooManyRequests
+from ..runtime import runtime
 
 #: A thread that is longer than this inside the database closes the bulkhead, seconds.
 SLOW = 1.0
-
-
-def _none(most: int) -> bool:
-    return False
-
-
-_more_threads: Callable[[int], bool] = _none
-
-
-def threads_from(give: Callable[[int], bool] | None) -> None:
-    """Where this process's spare threads come from.
-
-    :param give: gives the worker some, at most so many in all; False if no more are to be had. None: from nowhere.
-    """
-    global _more_threads
-    _more_threads = give or _none
 
 
 class Bulkhead:
@@ -51,7 +34,7 @@ class Bulkhead:
     @property
     def threads(self) -> int:
         """Threads of this worker that serve requests; 0 = not known."""
-        return int(scoreboard.my_row().words[scoreboard.W_THREADS])
+        return int(runtime.my_row().words[scoreboard.W_THREADS])
 
     def admit(self, now: float, *, room: bool = True) -> None:
         """Let a request's thread go inside.
@@ -67,7 +50,8 @@ class Bulkhead:
         return self._on and self._crowded(now, 0) and not self._relieved(room)
 
     def _relieved(self, room: bool) -> bool:
-        return room and not self.silent and _more_threads(self.most)
+        give = runtime.more_threads
+        return room and not self.silent and give is not None and give(self.most)
 
     def _crowded(self, now: float, spare: int) -> bool:
         threads = self.threads

@@ -13,11 +13,12 @@ from typing import Any
 
 from werkzeug.test import EnvironBuilder
 
-from .. import extension, scoreboard
+from ..apps import apps
 from ..config import Settings
-from ..health import report
-from ..health.checks_base import Worry
+from ..health import results
+from ..health.checks_base import CheckWarning
 from ..health.state import PASS
+from ..runtime import runtime
 
 PATIENCE = 10.0  #: seconds for the answer to one probe, unless a request may take less
 
@@ -37,10 +38,11 @@ def failing(app: Callable[..., Any], settings: Settings) -> str:
 
 def _checks(settings: Settings) -> str:
     """Run the app's critical checks that pass in the release that serves."""
-    known = report.results(scoreboard.current())
-    for state in extension.apps():
+    known = results.results(runtime.my_board())
+    for state in apps.all():
         for check in state.checks:
-            if not check.critical or not check.shared or known.get(check.name, {}).get("status") != PASS:
+            before = known.get(check.name)
+            if not check.critical or not check.shared or before is None or before.status != PASS:
                 continue
             problem = _within(check.timeout or settings.health_timeout, lambda check=check: _run(check))  # type: ignore[misc]
             if problem:
@@ -51,7 +53,7 @@ def _checks(settings: Settings) -> str:
 def _run(check: Any) -> str:
     try:
         check.function()
-    except Worry:
+    except CheckWarning:
         pass
     return ""
 

@@ -38,9 +38,9 @@ from .. import logs
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..request import current, remaining
+from ..request import SOCKET, current, remaining
+from ..runtime import Part, runtime
 from ..scoreboard import default_run_dir
-from ..takeover import SOCKET
 from .answer_store import Answer, AnswerStore, KeyLock
 from .middleware import MARK, StabilityMiddleware
 
@@ -59,9 +59,6 @@ _PRIVATE = frozenset({"private", "no-store", "no-cache"})
 _HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]{1,255}").fullmatch
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}").fullmatch
 
-_codes: set[str] = set()  # versions of the files of all kept views
-_apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
-_apps_lock = threading.Lock()
 
 
 class Kept(NamedTuple):
@@ -90,7 +87,7 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
     def decorate(view: F) -> F:
         kept = Kept(float(fresh), float(stale), None if vary is None else tuple(sorted({one.lower() for one in vary})),
                     tuple(sorted(set(query))), _code_of(view))
-        _codes.add(kept.code)
+        _kept.codes.add(kept.code)
         is_async = inspect.iscoroutinefunction(view)
 
         @functools.wraps(view)
@@ -121,15 +118,15 @@ def _code_of(view: Callable[..., Any]) -> str:
 
 def _of(app: Flask) -> LastGood | None:
     """An app's answers; None without the extension."""
-    found = _apps.get(app)
+    found = _kept.apps.get(app)
     if found is None:
         state = app.extensions.get("stability")
         if state is None:
             return None
-        with _apps_lock:
-            found = _apps.get(app)
+        with _kept.lock:
+            found = _kept.apps.get(app)
             if found is None:
-                found = _apps[app] = LastGood(app, state.settings)
+                found = _kept.apps[app] = LastGood(app, state.settings)
                 request_finished.connect(_on_finished, app)
     return found
 
@@ -144,7 +141,7 @@ def drop_refused(serving: str) -> None:
 
     :param serving: the release that serves on: what both stored under the same name stays.
     """
-    for found in list(_apps.values()):
+    for found in list(_kept.apps.values()):
         found.drop(serving)
 
 
@@ -168,7 +165,7 @@ class LastGood:
         if self._store is None or self.settings.release_id == serving:
             return
         try:
-            for name in [self.settings.release_id] if self.settings.release_id else list(_codes):
+            for name in [self.settings.release_id] if self.settings.release_id else list(_kept.codes):
                 self._store.drop_release(release_digest(name))
         except OSError as error:
             self.warn(error)
@@ -563,12 +560,19 @@ def _boot() -> str:
         return ""
 
 
-def _after_fork() -> None:
-    """In a forked child: the parent's threads do their work there."""
-    global _apps_lock
-    _apps_lock = threading.Lock()
-    for found in list(_apps.values()):
-        found.forget()
+class _Kept(Part):
+    """The answers of each app of this process."""
+
+    def __init__(self) -> None:
+        self.apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
+        self.lock = threading.Lock()
+        self.codes: set[str] = set()  # versions of the files of all kept views
+
+    def reset_after_fork(self) -> None:
+        """The parent's threads do their work there."""
+        self.lock = threading.Lock()
+        for found in list(self.apps.values()):
+            found.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_kept = runtime.add("kept_answers", _Kept())

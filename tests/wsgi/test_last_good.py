@@ -529,7 +529,7 @@ def test_a_fork_in_the_middle_takes_nothing_along(make: Make) -> None:
     def forks() -> str:
         pid = os.fork()
         if pid == 0:
-            os._exit(0 if not last_good._apps[service.app]._leading else 1)
+            os._exit(0 if not last_good._kept.apps[service.app]._leading else 1)
         return str(os.waitpid(pid, 0)[1])
 
     service.do = forks

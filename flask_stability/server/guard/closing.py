@@ -11,7 +11,7 @@ from ... import logs, scoreboard
 from ...config import Settings
 from ...request import in_flight
 from ...scoreboard import Row, Scoreboard
-from ...takeover import Farewells
+from ...wsgi.takeover import Farewells
 from ..gunicorn.listeners import let_go
 from .requests import tell_cut
 from .retirement import Retirement

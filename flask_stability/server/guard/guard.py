@@ -12,8 +12,8 @@ from typing import Any
 
 from ... import logs, scoreboard
 from ...config import Settings
-from ...database import bulkhead
 from ...request import in_flight
+from ...runtime import runtime
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.connections import Connections
 from ..gunicorn.gthread import queued
@@ -70,7 +70,7 @@ class Guard:
         self.retirement.watch_pools()
         self.two_releases.look(time.monotonic())
         if self.threads.own > 1:
-            bulkhead.threads_from(self.threads.give)
+            runtime.more_threads = self.threads.give
         self._thread.start()
 
     def kept(self) -> bool:
