@@ -131,7 +131,7 @@ def test_sys_exit_in_a_hook_does_not_end_the_master(name: str, records: Records)
     install(namespace)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "supervisor", SimpleNamespace(forking=lambda _: None, exited=lambda _: None,
-                                                              releases=SimpleNamespace()))
+                                                             configure=lambda _: None, releases=SimpleNamespace()))
         patch.setattr(master, "adjust", lambda *_: None)
         namespace[name](*range(ARITY[name]))
     assert [record["error"] for record in records()] == ["SystemExit: 1"]
