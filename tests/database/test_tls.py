@@ -17,6 +17,7 @@ from flask_stability.dberrors import ErrorClass
 from flask_stability.exceptions import DatabaseUnavailable
 from flask_stability.operate.database_checks import check_db
 from support_db import MariaDB, dbapi
+from support_mysql import MySQL
 
 pytestmark = [pytest.mark.long, pytest.mark.pymysql_too]
 
@@ -49,11 +50,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def tls_server(certificates: Path) -> Iterator[MariaDB]:
+@pytest.fixture(scope="module", params=[MariaDB, MySQL])
+def tls_server(request: pytest.FixtureRequest, certificates: Path) -> Iterator[MariaDB]:
     """A server with TLS; `strict` must use it, `known` has to show a certificate."""
-    found = MariaDB(f"--ssl-ca={certificates}/ca.pem", f"--ssl-cert={certificates}/server.pem",
-                    f"--ssl-key={certificates}/server.key")
+    found = request.param(f"--ssl-ca={certificates}/ca.pem", f"--ssl-cert={certificates}/server.pem",
+                          f"--ssl-key={certificates}/server.key")
     for user, demand in (("strict", "SSL"), ("known", "X509")):
         found.admin(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret' REQUIRE {demand}")
         found.admin(f"GRANT ALL ON app.* TO {user}@'%'")
