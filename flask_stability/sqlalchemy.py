@@ -125,6 +125,7 @@ class _House(Pool):
     """Our pool behind an engine."""
 
     _connector_class = _Connector
+    _holds_longer = True
 
     def __init__(self, settings: Settings, driver: EngineDriver, *, lifo: bool) -> None:
         self._lifo = lifo
@@ -134,6 +135,8 @@ class _House(Pool):
         super()._wire()
         self.inventory.fifo = not self._lifo
         self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
+        # the engine's check need not wait for its time
+        self.availability.changed = lambda: scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
     def _lend(self, entry: ConnectionRecord) -> Any:
         record = entry.steady

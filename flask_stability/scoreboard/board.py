@@ -61,7 +61,9 @@ PAGE = 4096
  W_DB_FULL_NS,
  # no counter: bytes of W_RSS that a preloaded app's processes have together
  W_COMMON_MEMORY,
- ) = range(60)
+ # no counter: requests that wait for a database that is away
+ W_DB_HELD,
+ ) = range(61)
 COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
 WORDS = 128
 

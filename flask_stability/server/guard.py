@@ -15,20 +15,21 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..config import Settings
-from ..database import bulkhead
+from ..database import bulkhead, hold
 from ..errors import own_line
 from ..errors.report import request_fields, stack_of
 from ..memory import autopsy, cgroup, collect
 from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
-from ..request import RequestRecord, in_flight
+from ..request import RequestRecord, held, in_flight
 from ..scoreboard import CODE, Row, Scoreboard
 from ..signals import POOL, leak_suspected, request_overdue, send, worker_retired
 from ..takeover import Farewells
 from .descriptors import Filling, limit, make_room
 from .gunicorn.connections import Connections, clients
-from .gunicorn.gthread import add_threads, number, queued
+from .gunicorn.gthread import queued
 from .gunicorn.listeners import knocking, let_go
+from .gunicorn.spare_threads import SpareThreads
 from .slow_clients import SlowClients
 from .threads import Stuck, for_clients, room
 
@@ -40,6 +41,7 @@ MOST_SHOWN = 20
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
+GIVE_WAY = 0.002  #: seconds in which another worker may accept a connection
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
@@ -63,7 +65,9 @@ class Guard:
         self._supervised = supervised
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
-        self._spare, self._given = threading.Lock(), 0
+        self._giving = threading.Lock()
+        self._spares = SpareThreads(worker, lambda: len(in_flight()), self._threads_changed)
+        self._slow_told = -SAME_FAILURE
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
@@ -83,6 +87,7 @@ class Guard:
         self._wake = threading.Event()
         if connections is not None:
             connections.hurry = self._wake.set
+            connections.give_way = self._give_way
         self._thread = threading.Thread(target=self._run, name="stability-guard", daemon=True)
         self._looks: tuple[Callable[[float], None], ...] = (
             self._slow_clients, self._beat, self._requests, self._show_hung, self._threads_stuck, self._parent,
@@ -94,6 +99,7 @@ class Guard:
         leak_suspected.connect(self._leaked)
         if self._threads > 1:
             bulkhead.threads_from(self.give_threads)
+        hold.hosted_by(self)
         self._thread.start()
 
     def ask_collect(self) -> None:
@@ -105,33 +111,45 @@ class Guard:
         return not hasattr(self._worker, "tpool") and any(record.seconds() > HANGS for record in in_flight())
 
     def give_threads(self, most: int) -> bool:
-        """As many spare threads again as a gthread worker has, for requests that wait for a slow database; False if
-        there were `most` of them before. Never raises.
+        """As many spare threads again as a gthread worker has, for requests that wait for the database; False if there
+        are `most` of them already. Never raises.
         """
-        failed: Exception | None = None
-        with self._spare:
-            more = min(self._threads, most - self._given, self._room())
-            if more <= 0 or not self._worker.alive:
-                return False
-            try:
-                given = add_threads(self._worker, more)
-            except Exception as error:
-                given, failed = False, error
-            if given:
-                self._given += more
-                self._stuck.added += more
-                self._row.add(scoreboard.W_THREADS, more)
-                first = self._given == more
-            else:
-                self._given = most  # no more are to be had: not tried again
-        if failed is not None:
-            self._tell_failure("give_threads", failed)
-        if not given:
+        try:
+            with self._giving:
+                more = min(self._threads, most - self._spares.number, self._room())
+                given = self._spares.add(more) if more > 0 and self._worker.alive else 0
+        except Exception as error:
+            self._tell_failure("give_threads", error)
             return False
-        if first:
+        now = time.monotonic()
+        if given and self._spares.number > self._threads and now - self._slow_told >= SAME_FAILURE:
+            self._slow_told = now
             logs.process("spare_threads", level="WARNING", reason="the database is slow", threads=self._threads,
                          most=most)
-        return True
+        return given > 0
+
+    def _threads_changed(self, number: int) -> None:
+        self._row.add(scoreboard.W_THREADS, number)
+        self._stuck.added = self._spares.number
+
+    def may_hold(self) -> bool:
+        """See `Host`: a gthread worker gets spare threads; of sync ones another has to be there for the rest."""
+        if self._threads > 1:
+            return True
+        return any(row.pid != os.getpid() and row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
+                   and not row.words[scoreboard.W_DB_HELD] and not row.words[scoreboard.W_STUCK]
+                   for row in self._board.live())
+
+    def _give_way(self) -> None:
+        """Leave a new connection to a worker that holds fewer requests: which of them accepts it is a race."""
+        mine = len(held)
+        if mine and any(row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
+                        and row.words[scoreboard.W_DB_HELD] < mine for row in self._board.live()):
+            time.sleep(GIVE_WAY)
+
+    def show_held(self, number: int) -> None:
+        """See `Host`."""
+        self._row.words[scoreboard.W_DB_HELD] = number
 
     def _run(self) -> None:
         interval = self._settings.guard_interval
@@ -164,7 +182,7 @@ class Guard:
 
     def _room(self) -> int:
         """How many threads more this worker may have."""
-        return room(number(self._worker) - self._threads, self._settings.spare_max, cgroup.available())
+        return room(self._spares.number, self._settings.spare_max, cgroup.available())
 
     # -- one look each -------------------------------------------------------------------------------------------
 
@@ -186,18 +204,16 @@ class Guard:
 
     def _in_their_place(self, now: float, waits: int, waiting: int) -> None:
         assert self._clients is not None
-        with self._spare:
-            more = for_clients(self._threads, number(self._worker), waiting, self._room())
-            if more and add_threads(self._worker, more):
-                self._row.add(scoreboard.W_THREADS, more)
-                self._stuck.added += more
+        with self._giving:
+            more = for_clients(self._threads, self._threads + self._spares.number, waiting, self._room())
+            if more and self._spares.add(more):
                 self._growing = True
                 if not self._told_clients:
                     self._told_clients = True
                     logs.process("spare_threads", level="WARNING", reason="slow clients", threads=self._threads,
                                  most=self._settings.spare_max)
                 return
-        if waiting + self._threads > number(self._worker):
+        if waiting > self._spares.number:
             self._clients.give_way(now, max(waits, waiting // 4))
 
     def _clients_to_blame(self) -> bool:
@@ -214,15 +230,18 @@ class Guard:
         if self._threads > 1:
             words[scoreboard.W_QUEUE] = queued(self._worker)
             return
-        if any(record.taken_ns for record in records):
-            self._worker.notify()  # its only thread serves a WebSocket: no silence for gunicorn's timeout
+        if held or any(record.taken_ns for record in records):
+            self._worker.notify()  # its only thread waits, or serves a WebSocket: no silence for gunicorn's timeout
         self._held(now)
 
     def _held(self, now: float) -> None:
         """A sync worker's one thread has been in the same request for long, and others wait: the master may help."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        seconds = max((record.seconds() for record in records), default=0.0) if records else self._deaf_for(now)
+        if held:  # another worker serves the rest, else it would not be
+            seconds = 0.0
+        else:
+            seconds = max((record.seconds() for record in records), default=0.0) if records else self._deaf_for(now)
         self._lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
         if self._computed[1] - before > 0.5 * (now - then) or any(record.resources for record in records):
@@ -264,8 +283,9 @@ class Guard:
         if now - self._hung_at < 1.0:
             return
         self._hung_at = now
-        found = sorted((record for record in in_flight() if record.seconds() > SHOWN_AFTER
-                        and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
+        found = sorted((record for record in in_flight() if record.thread_id not in held
+                        and record.seconds() - record.held_ns / 1e9 > SHOWN_AFTER and not record.response_started
+                        and not record.taken_ns), key=lambda record: record.started_ns)
         if found or self._hung:
             entries = [{"method": record.method[:16], "route": record.route[:200], "path": record.path[:200],
                         "started_ns": record.started_ns, "request_id": record.id,
@@ -278,14 +298,14 @@ class Guard:
         """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
         if self._threads < 2:
             return
-        if self._clients_to_blame():
+        if held or self._clients_to_blame():
             self._stuck.since = 0.0
             return
         records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self._back, record.started_ns / 1e9) for record in records]
         before = self._stuck.times
-        with self._spare:
+        with self._giving:
             wanted = self._stuck.look(now, queued(self._worker), progress, began)
         if self._stuck.times == before:
             return
@@ -293,7 +313,7 @@ class Guard:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self._threads, queued=queued(self._worker),
                        requests=[_with_stack(record) for record in records[:8]])
-        given = add_threads(self._worker, min(wanted, self._room()))
+        given = self._spares.add(min(wanted, self._room()))
         if sum(not record.taken_ns for record in records) < self._threads:
             if not self._sockets_told and wanted == 0:
                 self._sockets_told = True
@@ -327,6 +347,8 @@ class Guard:
             self._begin_ending(now)
         grace = float(self._worker.cfg.graceful_timeout)
         self._farewells.look(now, in_flight(), late=now - self._ending_since > grace - FAREWELL - 2.0)
+        if held and now - self._ending_since > grace - FAREWELL:
+            hold.let_go("the database does not answer, and the worker ends")
         if not self._cut_told and in_flight() and now - self._ending_since > max(0.5, grace - 1.5):
             self._cut_told = True
             tell_cut()

@@ -287,7 +287,7 @@ class Exchange(RequestRecord):
                     end = self.begun_ns
                 row.observe(environ["REQUEST_METHOD"], self.rule.endpoint,
                             scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
-                            end - self.started_ns)
+                            end - self.started_ns - self.held_ns)
                 if self.code >= 400:
                     self._note()
             except Exception as error:

@@ -335,7 +335,10 @@ class Flight:
 
     :ivar query: names of the query parameters that the view may see.
     :ivar reached: the view was run, or begun.
+    :cvar is_connection: a request that holds one may wait for a database that is away.
     """
+
+    is_connection = False
 
     def __init__(self, owner: LastGood, store: AnswerStore, key: str, kept: Kept, lock: KeyLock,
                  event: threading.Event | None = None) -> None:

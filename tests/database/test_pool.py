@@ -668,7 +668,7 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
 
 
 def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, four_threads: None) -> None:
-    """For who has a connection or may have one; not while it is silent, and not for who would wait for a connection."""
+    """For requests that have a connection or may have one; for those that would wait for one while none comes back."""
     pool = make_pool(db_max_size=2)
     now = time.monotonic()
     most: list[int] = []
@@ -688,18 +688,19 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
             with pytest.raises(TooManyRequests):
                 connection.execute("SELECT 1")  # there are no more
             most.clear()
-            pool.bulkhead.silent = True
-            with pytest.raises(TooManyRequests):
-                connection.execute("SELECT 1")
-            pool.bulkhead.silent = False
             pool.bulkhead.inside.clear()
             pool.connection()
             pool.bulkhead.inside.update(slow)
+            pool.inventory.given_at = now + 1000  # connections come back
             with pytest.raises(TooManyRequests):
                 pool.connection()  # both are in use
             assert not most
             connection.execute("SELECT 1")
             assert most == [2]
+            pool.inventory.given_at = now - 1000  # none does: it stands still
+            with pytest.raises(PoolTimeout):
+                pool.connection(timeout=0.01)
+            assert most == [2, 256]
     finally:
         threads_from(None)
 

@@ -112,12 +112,14 @@ class Connections:
     :ivar serving: by thread.
     :ivar aside: kept aside, by descriptor, the oldest first.
     :ivar hurry: called, not too often, while requests wait for a thread.
+    :ivar give_way: called before a connection is accepted; may wait for a moment, so that another worker is faster.
     """
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.serving: dict[int, Served] = {}
         self.aside: dict[int, Waiting] = {}
+        self.give_way: Callable[[], None] = lambda: None
         self.ending = False
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0
