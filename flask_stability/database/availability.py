@@ -19,7 +19,7 @@ from .bulkhead import Bulkhead
 from .drivers import Driver
 from .events import Events
 from .guarded_calls import LINK_LOST, GuardedCalls
-from .hold import Hold
+from .hold import Hold, hosted
 from .inventory import IN_USE, Inventory
 from .record import ConnectionRecord
 from .stats import Counters
@@ -239,7 +239,7 @@ class Availability:
             misses = self.misses
         if misses >= MISSES and self.breaker.trip(f"error {code}", started):
             self.gone(f"error {code}")
-        if self._bulkhead.full(monotonic(), room=True):
+        if self._bulkhead.helpless() and not (self._bulkhead.threads == 1 and hosted()):
             self.release_youngest()
 
     # -- one thread of the worker stays free ---------------------------------------------------------------------

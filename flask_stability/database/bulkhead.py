@@ -76,6 +76,11 @@ class Bulkhead:
         """Every thread is inside, one of them for long, and there are no more to be had."""
         return self._on and self._crowded(now, 0, room)
 
+    def helpless(self) -> bool:
+        """Every thread is inside, however long, and there are no more to be had."""
+        threads = self.threads
+        return 0 < threads <= len(self.inside) and not (threads > 1 and self._on and _more_threads(self._most_stalled))
+
     def _crowded(self, now: float, spare: int, room: bool) -> bool:
         threads = self.threads
         if threads < 2 or len(self.inside) < threads - spare:

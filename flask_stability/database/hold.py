@@ -53,6 +53,11 @@ def hosted_by(host: Host | None) -> None:
     _host, _leaving = host, False
 
 
+def hosted() -> bool:
+    """Whether requests of this process may be held, since its threads or other workers serve the rest."""
+    return _host is not None and not _leaving and _host.may_hold()
+
+
 def let_go(reason: str) -> None:
     """Refuse all requests that are held, and hold none any more: the process ends soon."""
     global _leaving
@@ -105,8 +110,8 @@ class Hold:
     def refuses(self, request: RequestRecord | None, now: float) -> bool:
         """Whether a request that comes during the outage is refused at once."""
         outage = self._outage
-        return (request is None or outage is None or now >= outage.began + self._patience or _leaving
-                or _host is None or len(held) >= self._most or not _host.may_hold())
+        return (request is None or outage is None or now >= outage.began + self._patience
+                or len(held) >= self._most or not hosted())
 
     def count_refused(self) -> None:
         """A request got no connection: it counts if the database is away, or was while others waited."""
@@ -185,7 +190,7 @@ class Hold:
         if self.on:
             if now >= outage.began + self._patience:
                 self.refuse(f"the database does not answer ({outage.reason}) since {now - outage.began:.0f} s")
-            elif self._waiting and _host is not None and not _host.may_hold():
+            elif self._waiting and not hosted():
                 self.refuse("the database does not answer, and no other worker is idle")
         elif not self._waiting or now - outage.ended > self._timeout:
             self._tell()

@@ -102,6 +102,8 @@ class _Collector:
         yield labelled(Gauge, "disk_free_bytes", "Free space.", "mount", _free(found))
         yield labelled(Gauge, "db_pool_connections", "Connections, and threads waiting for one.", "state",
                        ((state, _sum(rows, word)) for state, word in _CONNECTIONS))
+        yield Gauge(_PREFIX + "db_requests_held", "Requests that wait for a database that is away.",
+                    value=_sum(rows, board.W_DB_HELD))
         for name, text, word in _COUNTERS:
             yield Counter(_PREFIX + name, text, value=totals.counters[word])
         build = Gauge(_PREFIX + "build_info", "Version of this package, release of the service.",

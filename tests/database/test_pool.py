@@ -682,6 +682,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
         with serving():
             slow = {1: now - 2, 2: now, 3: now}
             pool.bulkhead.inside.update(slow)
+            pool.inventory.given_at = now + 1000  # connections come back
             connection = pool.connection()
             connection.execute("SELECT 1")
             assert most == [2, 2]  # once for the connection, once for the statement
@@ -691,7 +692,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
             pool.bulkhead.inside.clear()
             pool.connection()
             pool.bulkhead.inside.update(slow)
-            pool.inventory.given_at = now + 1000  # connections come back
+            pool.inventory.given_at = now + 1000
             with pytest.raises(TooManyRequests):
                 pool.connection()  # both are in use
             assert not most
