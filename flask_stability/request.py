@@ -48,6 +48,8 @@ _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
 _MIN_RATE = "flask_stability.client_min_rate"
+#: In the environ of a request that must not be held, since nobody waits for its answer.
+NO_HOLD = "flask_stability.no_hold"
 
 
 class NoRule:

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool as BasePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from . import exceptions, scoreboard
+from . import exceptions, request, scoreboard
 from .config import Settings
 from .database.connector import Connector
 from .database.engine_driver import EngineDriver
@@ -221,6 +221,10 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         if self._in_memory():
             return self._shared
         house = self._house or self._open()
+        if not house.calls.watched:  # before the first connection: while there is none to be had, requests are held
+            serving = request.current()
+            if serving is not None and serving.supervised:
+                house.start()
         while True:
             try:
                 patience = self._patience()
@@ -235,8 +239,6 @@ class StabilityPool(BasePool):  # type: ignore[misc]
                     record.entry.request.drop(record)
                 house.connector.discard(record.entry)
                 continue
-            if not house.calls.watched and record.entry.request is not None and record.entry.request.supervised:
-                house.start()
             return record
 
     def _do_return_conn(self, record: Any) -> None:

@@ -46,8 +46,9 @@ class Availability:
     """
 
     def __init__(self, driver: Driver, inventory: Inventory[ConnectionRecord], calls: GuardedCalls,
-                 bulkhead: Bulkhead, hold: Hold, counters: Counters, events: Events, window: float) -> None:
-        self.breaker = Breaker()
+                 bulkhead: Bulkhead, breaker: Breaker, hold: Hold, counters: Counters, events: Events,
+                 window: float) -> None:
+        self.breaker = breaker
         self.back: Callable[[], None] = lambda: None
         self.changed: Callable[[], None] = lambda: None
         self.last_error: BaseException | None = None
@@ -57,7 +58,7 @@ class Availability:
         self._counters, self._events, self._window = counters, events, window
         bulkhead.hurry = self.wake.set
         self._asked = 0.0
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
         self._probes = self.misses = 0
         self._probed = self._answered = 0.0
         self._before: list[tuple[ConnectionRecord, float]] = []  # calls of before the outage, and when they began
@@ -124,21 +125,30 @@ class Availability:
     def answered(self) -> None:
         """The database answered: whatever was suspended goes on."""
         if self.breaker.success():
-            self._bulkhead.forgiven = monotonic()
-            self._bulkhead.away = False
-            self._hold.end()
-            self.back()
-            self.changed()
+            self._follow()
 
-    def gone(self, reason: str) -> None:
+    def gone(self) -> None:
         """The breaker opened: those wait that may be held."""
-        self._inventory.generation += 1
-        self._bulkhead.away = True
-        if self.watched:
-            self._inventory.pause()
-        self._hold.begin(reason)
-        self.changed()
-        self.wake.set()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Do what the breaker's state asks for; whoever has changed it calls this, in whichever order."""
+        with self._turn:
+            away = self.breaker.open
+            if away == self._bulkhead.away:
+                return
+            self._bulkhead.away = away
+            if away:
+                self._inventory.generation += 1
+                if self.watched:
+                    self._inventory.pause()
+                self._hold.begin(self.breaker.reason)
+                self.wake.set()
+            else:
+                self._bulkhead.forgiven = monotonic()
+                self._hold.end()
+                self.back()
+            self.changed()
 
     def connected(self) -> None:
         """A connect worked."""
@@ -157,7 +167,7 @@ class Availability:
         if connecting is COUNTS:
             reason = f"error {code}: {remedy}" if remedy else f"error {code}"
             if self.breaker.failure(reason, started):
-                self.gone(reason)
+                self.gone()
             else:
                 self._hold.refuse(f"the database does not answer ({reason})",
                                   lambda waiter: waiter.hasty or (self.breaker.open and waiter.request is None))
@@ -238,7 +248,7 @@ class Availability:
             self.misses += 1
             misses = self.misses
         if misses >= MISSES and self.breaker.trip(f"error {code}", started):
-            self.gone(f"error {code}")
+            self.gone()
         if self._bulkhead.helpless() and not (self._bulkhead.threads == 1 and hosted()):
             self.release_youngest()
 

@@ -9,6 +9,7 @@ once.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..config import Settings
 from ..exceptions import CircuitOpen
 from ..presence import client_gone
-from ..request import RequestRecord, held
+from ..request import NO_HOLD, RequestRecord, held
+from .breaker import Breaker
 from .events import Events
 from .inventory import Inventory
 from .waiters import Waiter
@@ -26,10 +28,10 @@ from .waiters import Waiter
 if TYPE_CHECKING:
     from .record import ConnectionRecord
 
-#: In the environ of a request that must not be held, since nobody waits for it.
-NO_HOLD = "flask_stability.no_hold"
 #: Seconds between two looks at whether the clients of held requests are still there.
 PRESENCE_INTERVAL = 0.5
+#: Seconds until it is asked again whether the database is away, while connects fail.
+SOON = 0.1
 
 
 class Host(Protocol):
@@ -66,6 +68,14 @@ def let_go(reason: str) -> None:
         one.refuse(reason)
 
 
+def _after_fork() -> None:
+    """In a forked child: no worker's guard looks after its threads."""
+    hosted_by(None)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Outage:
     """One outage. Counts of requests; seconds are `time.monotonic`."""
 
@@ -82,10 +92,11 @@ class Hold:
     :ivar on: the database is away.
     """
 
-    def __init__(self, settings: Settings, inventory: Inventory[ConnectionRecord], events: Events) -> None:
+    def __init__(self, settings: Settings, inventory: Inventory[ConnectionRecord], breaker: Breaker,
+                 events: Events) -> None:
         self._patience, self._timeout = settings.db_outage_patience, settings.db_timeout
         self._most = settings.db_outage_threads
-        self._inventory, self._events = inventory, events
+        self._inventory, self._breaker, self._events = inventory, breaker, events
         self._lock = threading.Lock()
         self._outage: _Outage | None = None
         self._waiting: set[Waiter[Any]] = set()
@@ -147,11 +158,13 @@ class Hold:
     def until(self, waiter: Waiter[Any], now: float) -> float:
         """Return until when a waiter whose own time for a connection is over may wait on; `now` if no longer."""
         outage = self._outage
-        if waiter.request is None or outage is None:
+        if waiter.request is None:
             return now
-        if self.on:
+        if self.on and outage is not None:
             return max(now, outage.began + self._patience + 1.0)  # `look` ends it
-        return outage.ended + self._timeout
+        if self._breaker.failing:
+            return now + SOON
+        return outage.ended + self._timeout if outage is not None else now
 
     @staticmethod
     def client_left(waiter: Waiter[Any]) -> bool:

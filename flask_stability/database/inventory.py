@@ -373,7 +373,7 @@ class Inventory(Generic[S]):
         with self.lock:
             if not 0 < self.most_used < self.size:
                 return 0
-            self.most_used = min(self.size, max(self.most_used + 1, self.most_used * 4 // 3))
+            self.most_used = min(self.size, max(self.most_used + 1, self.most_used * 11 // 10))
             if not self.waiters:
                 self.most_used = self.size
             while self._available() and self.waiters:

@@ -20,6 +20,7 @@ from .. import request, scoreboard
 from ..config import Settings
 from ..exceptions import CircuitOpen, DatabaseUnavailable, PoolTimeout, TooManyRequests
 from .availability import Availability
+from .breaker import Breaker
 from .bulkhead import Bulkhead
 from .connection import PooledConnection
 from .connector import Connector
@@ -91,10 +92,11 @@ class Pool:
         inventory = self.inventory = Inventory[ConnectionRecord](settings.db_max_size, settings.db_max_idle)
         self.bulkhead.given_at = lambda: inventory.given_at
         self.events = Events(driver, self.inventory)
-        self.hold = Hold(settings, self.inventory, self.events)
+        breaker = Breaker()
+        self.hold = Hold(settings, self.inventory, breaker, self.events)
         self.calls = GuardedCalls(driver, self.inventory, self.counters, self.bulkhead.inside)
-        self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, self.hold, self.counters,
-                                         self.events, self._window)
+        self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, breaker, self.hold,
+                                         self.counters, self.events, self._window)
         self.connector = self._connector_class(settings, driver, self.inventory, self.availability, self.counters)
         self.upkeep = Upkeep(settings, driver, self.inventory, self.availability, self.connector, self.events)
         self.leaks = Leaks(settings, self.inventory, self.counters, self.events)

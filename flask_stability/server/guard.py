@@ -18,7 +18,7 @@ from ..config import Settings
 from ..database import bulkhead, hold
 from ..errors import own_line
 from ..errors.report import request_fields, stack_of
-from ..memory import autopsy, cgroup, collect
+from ..memory import autopsy, cgroup, collect, trim
 from ..memory.sampler import Action, MemoryWatch
 from ..memory.trackers import descriptors
 from ..request import RequestRecord, held, in_flight
@@ -41,6 +41,7 @@ MOST_SHOWN = 20
 HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
 SOON = 0.25  #: seconds between two looks while something lasts
 AT_ONCE = 0.05  #: the same after threads were given in place of those that wait for slow clients: each time some more
+KNOCKING = 0.25  #: seconds for which connections wait after which a sync worker holds its request no longer
 GIVE_WAY = 0.002  #: seconds in which another worker may accept a connection
 PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
 FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
@@ -66,8 +67,11 @@ class Guard:
         self._threads = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self._threads)
         self._giving = threading.Lock()
-        self._spares = SpareThreads(worker, lambda: len(in_flight()), self._threads_changed)
+        self._spares = SpareThreads(worker, lambda: len(in_flight() if connections is None else connections.serving),
+                                    self._threads_changed)
         self._slow_told = -SAME_FAILURE
+        self._trim_asked = False
+        self._knocked = 0.0
         # a tick of the master, and the time in which kept-alive connections are closed
         handover = 1.5 + (float(worker.cfg.keepalive) if self._threads > 1 else 0.0)
         self._memory = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
@@ -131,14 +135,24 @@ class Guard:
     def _threads_changed(self, number: int) -> None:
         self._row.add(scoreboard.W_THREADS, number)
         self._stuck.added = self._spares.number
+        if not self._spares.number:
+            self._trim_asked = True  # what they had allocated lies about in pieces
 
     def may_hold(self) -> bool:
         """See `Host`: a gthread worker gets spare threads; of sync ones another has to be there for the rest."""
         if self._threads > 1:
             return True
-        return any(row.pid != os.getpid() and row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
-                   and not row.words[scoreboard.W_DB_HELD] and not row.words[scoreboard.W_STUCK]
-                   for row in self._board.live())
+        now = time.monotonic()
+        self._knocked = (self._knocked or now) if knocking(self._worker.sockets) else 0.0
+        if self._knocked and now - self._knocked > KNOCKING + 0.1 * (self._row.slot % 8):  # one after the other
+            return False
+        try:
+            return any(row.pid != os.getpid() and row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
+                       and not row.words[scoreboard.W_DB_HELD] and not row.words[scoreboard.W_STUCK]
+                       for row in self._board.live())
+        except Exception as error:
+            self._tell_failure("may_hold", error)
+            return False
 
     def _give_way(self) -> None:
         """Leave a new connection to a worker that holds fewer requests: which of them accepts it is a race."""
@@ -371,6 +385,9 @@ class Guard:
             self._row.add(scoreboard.W_GC_RUNS)
             self._row.add(scoreboard.W_GC_FREED, max(0, freed))
             logs.process("garbage_collected", freed_bytes=freed, rss_bytes=int(words[scoreboard.W_RSS]))
+        if self._trim_asked:
+            self._trim_asked = False
+            trim()
         self._retire_self(now)
 
     def _retire_self(self, now: float) -> None:
@@ -386,7 +403,7 @@ class Guard:
 
     def _look_at_memory(self, now: float) -> None:
         decision = self._memory.tick(now)
-        if decision.action is Action.RETIRE:
+        if decision.action is Action.RETIRE and not held:  # what those need goes with them
             self.retire(decision.reason, decision.text)
         elif decision.action is Action.RETIRE_NOW:
             self.retire("memory_hard", decision.text)

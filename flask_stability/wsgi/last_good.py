@@ -38,7 +38,7 @@ from .. import logs
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..request import current, remaining
+from ..request import NO_HOLD, current, remaining
 from ..scoreboard import default_run_dir
 from ..takeover import SOCKET
 from .answer_store import Answer, AnswerStore, KeyLock
@@ -523,7 +523,7 @@ def _as_a_refresh(environ: dict[str, Any], flight: Flight) -> dict[str, Any]:
                 "HTTP_UPGRADE", "wsgi.websocket", "wsgi.file_wrapper", "wsgi.input_terminated"}
     made = {name: value for name, value in environ.items()
             if name not in left_out and not name.startswith(("werkzeug.", "flask.", "gunicorn."))}
-    made.update({"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), _FLIGHT: flight,
+    made.update({"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), _FLIGHT: flight, NO_HOLD: True,
                  "QUERY_STRING": urlencode(_named(flight.query))})
     return made
 

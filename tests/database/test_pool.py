@@ -781,8 +781,8 @@ def test_an_interrupted_wait_loses_nothing(make_pool: MakePool, monkeypatch: pyt
             return True
 
     class Slow(waiters.Waiter[Any]):
-        def __init__(self, since: float, deadline: float) -> None:
-            super().__init__(since, deadline)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             self.gate = Gate()  # type: ignore[assignment]
 
     monkeypatch.setattr(inventory, "Waiter", Slow)

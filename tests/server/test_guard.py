@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ import pytest
 
 from flask_stability import scoreboard
 from flask_stability.config import Settings
-from flask_stability.request import RequestRecord, inflight
+from flask_stability.memory.sampler import Action, Decision
+from flask_stability.request import RequestRecord, held, inflight
 from flask_stability.scoreboard import Scoreboard
 from flask_stability.server import guard as module
 from flask_stability.server.guard import Guard
+from flask_stability.server.gunicorn import spare_threads
 from support import wait_until
 
 THREADS = 2
@@ -57,10 +61,9 @@ def test_threads_that_are_busy_for_long_with_work_queued_are_stuck(guard: Guard)
 def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard) -> None:
     """As many again as there are threads each time; what was queued is taken, and they count as the worker's."""
     tpool = guard._worker.tpool
-    guard._row.words[scoreboard.W_THREADS] = THREADS
     given = [guard.give_threads(5) for _ in range(4)]
     assert given == [True, True, True, False]
-    assert tpool._max_workers == guard._row.words[scoreboard.W_THREADS] == THREADS + 5
+    assert THREADS + guard._spares.number == guard._row.words[scoreboard.W_THREADS] == THREADS + 5
     wait_until(lambda: tpool._work_queue.qsize() == 0, message="what was queued is taken")
     assert _stuck(guard, time.monotonic()) == 0
     guard._worker.alive = False
@@ -69,11 +72,11 @@ def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard) -> N
 
 def test_no_more_threads_to_be_had_is_told_and_no_error(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's RuntimeError when the system refuses another thread."""
-    def refuse() -> None:
+    def refuse(**options: object) -> None:
         raise RuntimeError("can't start new thread")
 
     told: list[str] = []
-    monkeypatch.setattr(guard._worker.tpool, "_adjust_thread_count", refuse)
+    monkeypatch.setattr(spare_threads, "threading", SimpleNamespace(Thread=refuse))
     monkeypatch.setattr(module.logs, "error", lambda event, **fields: told.append(event))
     assert not guard.give_threads(5)
     assert told == ["guard_failed"]
@@ -144,3 +147,45 @@ def test_a_sync_worker_that_lets_others_wait_without_a_request_is_deaf(guard: Gu
     assert [guard._deaf_for(105.0), guard._deaf_for(106.0)] == [0.0, 1.0]
     worker.alive = False
     assert guard._deaf_for(107.0) == 0.0
+
+
+def test_requests_that_are_held_are_neither_stuck_nor_hung(guard: Guard) -> None:
+    """Nor is the worker replaced for its memory meanwhile; on gthread it may hold as many as there is room for."""
+    held[-1] = time.monotonic() - AGO
+    try:
+        assert _stuck(guard, time.monotonic()) == 0
+        guard._show_hung(time.monotonic())
+        assert guard._hung == 1, "the other one"
+        assert guard.may_hold()
+        guard._memory = SimpleNamespace(  # type: ignore[assignment]
+            tick=lambda now: Decision(Action.RETIRE, "memory", "too much"))
+        guard._look_at_memory(time.monotonic())
+        assert not guard._row.words[scoreboard.W_RETIRE_REASON]
+        guard._memory = SimpleNamespace(  # type: ignore[assignment]
+            tick=lambda now: Decision(Action.RETIRE_NOW, "memory_hard", "far too much"))
+        guard._look_at_memory(time.monotonic())
+        assert guard._row.words[scoreboard.W_RETIRE_REASON] == scoreboard.CODE["memory_hard"]
+    finally:
+        held.pop(-1)
+
+
+def test_a_sync_worker_holds_a_request_while_another_is_idle() -> None:
+    """Not while that one holds one itself, or is kept by a long request, or is not ready; nor while clients wait."""
+    board = Scoreboard.anonymous(2)
+    rows = [board.allocate(age) for age in (1, 2)]
+    mine, other = (row for row in rows if row is not None)
+    mine.words[scoreboard.W_PID] = os.getpid()
+    other.words[scoreboard.W_PID] = os.getpid() + 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = SimpleNamespace(cfg=SimpleNamespace(threads=1, keepalive=2, graceful_timeout=10), nr=0, alive=True,
+                                 ppid=0, sockets=[SimpleNamespace(sock=listener, fileno=listener.fileno)])
+        guard = Guard(worker, board, mine, Settings(), 2, supervised=True)
+        assert not guard.may_hold()
+        other.words[scoreboard.W_STATE] = scoreboard.STATE_READY
+        assert guard.may_hold()
+        for word in (scoreboard.W_DB_HELD, scoreboard.W_STUCK):
+            other.words[word] = 1
+            assert not guard.may_hold()
+            other.words[word] = 0
+        with socket.create_connection(listener.getsockname()):
+            assert wait_until(lambda: not guard.may_hold(), message="a client waits")

@@ -34,8 +34,10 @@ class SpareThreads:
         self.number = 0
 
     def add(self, number: int) -> int:
-        """Start threads, and let the worker have as many connections more; return how many were started: none where
-        this Python's pool lacks what that needs, or no thread can be started.
+        """Start threads, and let the worker have as many connections more.
+
+        :returns: how many were started; 0 where this Python's pool lacks what that needs.
+        :raises RuntimeError: if no thread can be started.
         """
         pool = getattr(self._worker, "tpool", None)
         work = getattr(pool, "_work_queue", None)
@@ -50,7 +52,9 @@ class SpareThreads:
             try:
                 threading.Thread(target=self._serve, args=(work, arguments), name="stability-spare",
                                  daemon=True).start()
-            except RuntimeError:  # no more threads
+            except RuntimeError:
+                if not started:
+                    raise
                 break
             started += 1
             self._count(1)
