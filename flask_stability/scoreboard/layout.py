@@ -79,6 +79,9 @@ W_ALERTS_SENT = WORKER.counter("alerts sent")
 W_ENGINE_ERRORS = WORKER.counter("checkouts of an SQLAlchemy engine that failed")
 W_STREAMS = WORKER.counter("answers that were streamed for long")
 W_STREAM_MS = WORKER.counter("time that they were streamed, ms")
+W_KEPT_FRESH = WORKER.counter("kept answers that were given while fresh")
+W_KEPT_STALE = WORKER.counter("kept answers that were given while stale")
+W_KEPT_MADE = WORKER.counter("answers of views with keep that were computed")
 
 FIGURES = Words("A worker's floating-point words", "F_", writer="the worker", room=16)
 

@@ -34,7 +34,7 @@ from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from .. import logs
+from .. import logs, scoreboard
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
@@ -100,9 +100,14 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
             if last_good is None or not last_good.applies(kept):
                 return run()
             found = last_good.find(kept)
+            if found is None:
+                return run()
+            row = scoreboard.my_row()
             if isinstance(found, Flight):
+                row.add(scoreboard.W_KEPT_MADE)
                 return found.make(run)
-            return run() if found is None else _response(found)
+            row.add(scoreboard.W_KEPT_FRESH if found.age < found.fresh else scoreboard.W_KEPT_STALE)
+            return _response(found)
 
         return answered  # type: ignore[return-value]
 

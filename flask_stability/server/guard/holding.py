@@ -50,8 +50,15 @@ class Holding:
         self._row.words[scoreboard.W_DB_HELD] = number
 
     def give_way(self) -> None:
-        """Leave a new connection to a worker that holds fewer requests: which of them accepts it is a race."""
+        """Leave a new connection to a worker that holds fewer requests: which of them accepts it is a race. Called in
+        the worker's main loop; never raises.
+        """
         mine = len(held)
-        if mine and any(row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
-                        and row.words[scoreboard.W_DB_HELD] < mine for row in self._board.live()):
-            time.sleep(GIVE_WAY)
+        if not mine:
+            return
+        try:
+            if any(row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
+                   and row.words[scoreboard.W_DB_HELD] < mine for row in self._board.live()):
+                time.sleep(GIVE_WAY)
+        except Exception as error:
+            self._failed("give_way", error)
