@@ -1,5 +1,7 @@
-"""A gthread worker's threads: in place of those that wait for slow clients or a slow database come others, and a worker
-whose threads are all stuck is replaced.
+"""Look after a gthread worker's threads.
+
+Spare threads replace those that wait for slow clients or a slow database. A worker whose threads are all stuck is
+replaced.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ TOLD_AGAIN = 60.0  #: seconds between two lines that spare threads came for the 
 
 
 class Threads:
-    """Those of one worker; a sync worker has one, and only its slow clients are looked at here.
+    """The threads of one worker. A sync worker has one; of it, only the slow clients are looked at here.
 
-    :param connections: those of its clients, None where they are not watched.
+    :param connections: those of its clients, None if they are not watched.
     :param clients: the slow ones among them.
-    :param failed: told of an exception that must go no further.
-    :ivar own: how many threads the worker was configured with.
+    :param failed: gets the name of a look and the exception that must go no further.
+    :ivar own: configured threads.
     :ivar spares: those beside them.
-    :ivar back: when the guard came back from a look that kept the threads waiting, monotonic seconds.
+    :ivar back: when the guard returned from a look that delayed the threads, monotonic seconds.
     :ivar pressed: requests wait for a thread.
-    :ivar growing: threads were given in place of others at the last look.
+    :ivar growing: the last look added spare threads.
     """
 
     def __init__(self, worker: Any, row: Row, settings: Settings, connections: Connections | None,
@@ -56,16 +58,18 @@ class Threads:
 
     @property
     def stuck(self) -> bool:
-        """Work waits and no thread has begun or ended a request lately."""
+        """Return whether work waits and no thread has begun or ended a request lately."""
         return bool(self._stuck.since)
 
     def give(self, most: int) -> bool:
-        """As many spare threads again as a gthread worker has, for requests that wait for the database; False if there
-        are `most` of them already. Never raises.
+        """Add spare threads for requests that wait for the database: as many as are configured, then twice as many each
+        time, since on a busy machine they start slowly. Never raises.
+
+        Return False if there are `most` spare threads already, or none can be added.
         """
         try:
             with self._giving:
-                more = min(self.own, most - self.spares.number, self._room())
+                more = min(max(self.own, self.spares.number), most - self.spares.number, self._room())
                 given = self.spares.add(more) if more > 0 and self._worker.alive else 0
         except Exception as error:
             self._failed("give_threads", error)
@@ -80,20 +84,20 @@ class Threads:
         self._row.add(scoreboard.W_THREADS, number)
         self._stuck.added = self.spares.number
         if not self.spares.number:
-            self._trim_asked = True  # what they had allocated lies about in pieces
+            self._trim_asked = True  # what the threads had allocated is in fragments
 
     def trim(self) -> None:
-        """Give back to the system what spare threads have left, once all of them have ended."""
+        """Return to the system what spare threads have left, once all of them have ended."""
         if self._trim_asked:
             self._trim_asked = False
             trim()
 
     def _room(self) -> int:
-        """How many threads more this worker may have."""
+        """Return how many more threads this worker may have."""
         return room(self.spares.number, self._settings.spare_max, cgroup.available())
 
     def slow_clients(self, now: float) -> None:
-        """Threads that wait for slow clients get others in their place, and clients that are too slow are cut."""
+        """Add spare threads for those that wait for slow clients, and cut clients that are too slow."""
         if self._clients is None:
             return
         self.growing = False
@@ -122,13 +126,13 @@ class Threads:
             clients.give_way(now, max(waits, waiting // 4))
 
     def _clients_to_blame(self) -> bool:
-        """So many threads wait for clients that the app holds fewer than the worker's own."""
+        """Return whether so many threads wait for clients that the app holds fewer than are configured."""
         if self._clients is None or not self._clients.waiting:
             return False
         return len(in_flight()) - self._clients.waiting < self.own
 
     def threads_stuck(self, now: float) -> None:
-        """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
+        """If all threads are stuck while work waits, add spare threads; if those do not suffice, retire."""
         if self.own < 2:
             return
         if held or self._clients_to_blame():
