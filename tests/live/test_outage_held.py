@@ -203,7 +203,7 @@ def test_patience_ends_and_code_with_a_fallback_does_not_wait(start: Start, mari
 
 def test_a_service_that_ends_answers_what_it_holds(start: Start, mariadb: MariaDB, worker_class: str) -> None:
     """With 503, before graceful_timeout is over, instead of cutting it."""
-    server = start(worker_class=worker_class, config="graceful_timeout = 6")
+    server = start(worker_class=worker_class, config="graceful_timeout = 10")
     mariadb.kill9()
     with asking(server, ["/read"] * (6 if worker_class == "gthread" else 1)) as answers:
         wait_until(lambda: held(server) == len(answers), 60, message="they are held")
