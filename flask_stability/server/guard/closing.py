@@ -17,8 +17,7 @@ from ..gunicorn.listeners import let_go
 from .requests import tell_cut
 from .retirement import Retirement
 
-#: Seconds from a WebSocket's farewell to its end, when the worker leaves; requests that are held get their answer then.
-FAREWELL = 3.0
+FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
 LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
 
 
