@@ -10,8 +10,8 @@ from ...config import Settings
 from ...memory import autopsy, collect
 from ...memory.sampler import Action, MemoryWatch
 from ...memory.trackers import descriptors
-from ...request import held
-from ...scoreboard import Reason, Row, Scoreboard
+from ...request import held, in_flight
+from ...scoreboard import Reason, Row, Scoreboard, black_box
 from ..descriptors import Filling, limit, make_room
 from ..gunicorn.connections import clients
 from .retirement import Retirement
@@ -54,6 +54,9 @@ class Memory:
         # what requests need that are held for the database goes with them: only the hard limit counts meanwhile
         if decision.action is Action.RETIRE_NOW or (decision.action is Action.RETIRE and not held):
             self._retirement.ask(decision.reason, decision.text)
+        resident = int(self._row.words[scoreboard.W_RSS])
+        for record in in_flight():
+            black_box.grown(record.place, record.started_ns, resident)
 
     def descriptors(self, now: float) -> None:
         """Count open files and sockets: without a free descriptor the worker could not even accept a connection."""
