@@ -165,6 +165,7 @@ def test_requests_that_are_held_are_neither_stuck_nor_hung(guard: Guard, row: Ro
     """Nor is the worker replaced for its memory meanwhile, but at the hard limit."""
     decision = Decision(Action.RETIRE, Reason.MEMORY, "too much")
     monkeypatch.setattr(guard.memory, "_watch", SimpleNamespace(tick=lambda now: decision))
+    inflight[-1].thread_id = -1  # type: ignore[union-attr]
     held[-1] = time.monotonic() - AGO
     try:
         assert _stuck(guard, row, time.monotonic()) == 0
