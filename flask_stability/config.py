@@ -7,19 +7,16 @@ table that README.rst shows.
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import os
-import stat
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import Any
 
-from . import environment
+from .config_load import key_of, read, unknown
 from .config_types import (
+    PREFIX,
     Reader,
+    Spec,
     bind,
     choice,
     database_url,
@@ -30,42 +27,23 @@ from .config_types import (
     number,
     parse_size,
     path,
-    port,
     positive,
     ratio,
     seconds,
-    secret_file,
     steps,
     switch,
     target,
     token,
     web_url,
 )
-from .dburl import DatabaseURL
-from .exceptions import ConfigError
+from .environment import load_dotenv as load_dotenv
+from .environment import server_bind as server_bind
+from .exceptions import ConfigError as ConfigError
 
-PREFIX = "STABILITY_"
 CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own
-_MOST_SHOWN = 200  # characters of a bad value
-NO_MYSQLCLIENT = ("STABILITY_DB_URL is a MySQL or MariaDB address, but mysqlclient is not installed: "
-                  "pip install 'flask_stability[mysql]'")
-PYMYSQL_INSTEAD = ", or write mysql+pymysql:// in STABILITY_DB_URL to use PyMySQL, which is installed"
-NO_PYMYSQL = ("STABILITY_DB_URL is a mysql+pymysql address, but PyMySQL is not installed: "
-              "pip install 'flask_stability[pymysql]'")
 
 
-class _Spec(NamedTuple):
-    """What is known of one setting: who may set it, how it is read, how it is shown."""
-
-    scope: str
-    read: Reader
-    unit: str
-    doc: str
-    shown: str
-    secret: bool
-
-
-def _setting(default: Any, read: Reader, doc: str, *, scope: str = "app", unit: str = "",
+def _setting(default: Any, reader: Reader, doc: str, *, scope: str = "app", unit: str = "",
              shown: str | None = None, secret: bool = False) -> Any:
     if shown is None:
         shown = "on" if default is True else "off" if default is False else "" if default is None else str(default)
@@ -74,7 +52,7 @@ def _setting(default: Any, read: Reader, doc: str, *, scope: str = "app", unit: 
         if isinstance(default, tuple):
             shown = ",".join(f"{part:g}" if isinstance(part, float) else part for part in default)
     return field(default=default, repr=not secret,
-                 metadata={"spec": _Spec(scope, read, unit, doc, shown, secret)})
+                 metadata={"spec": Spec(scope, reader, default, unit, doc, shown, secret)})
 
 
 @dataclass(frozen=True)
@@ -234,7 +212,7 @@ class Settings:
 
         :raises ConfigError: with one line per bad value.
         """
-        return _load(app_config, os.environ if environ is None else environ)
+        return cls(**read(_SPECS, app_config, os.environ if environ is None else environ))
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -242,233 +220,16 @@ class Settings:
 
         :raises ConfigError: with one line per bad value.
         """
-        return _load({}, os.environ if environ is None else environ)
+        return cls(**read(_SPECS, {}, os.environ if environ is None else environ))
 
 
-_SPECS: dict[str, _Spec] = {item.name: item.metadata["spec"] for item in fields(Settings)}
-KEYS: dict[str, str] = {PREFIX + name.upper(): name for name in _SPECS}
+_SPECS: dict[str, Spec] = {item.name: item.metadata["spec"] for item in fields(Settings)}
+KEYS: dict[str, str] = {key_of(name): name for name in _SPECS}
 
 
 def unknown_keys(config: Iterable[str]) -> dict[str, str | None]:
     """The ``STABILITY_*`` keys that no setting has, each with the nearest known name, or None."""
-    unknown = [key for key in config if key.startswith(PREFIX) and key not in KEYS]
-    return {key: next(iter(difflib.get_close_matches(key, KEYS, n=1, cutoff=0.85)), None) for key in unknown}
-
-
-def _load(app_config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    for key, nearest in unknown_keys(app_config).items():
-        if nearest is not None:
-            problems.append(f"{key} in app.config is no setting: did you mean {nearest}?")
-    for key, name in KEYS.items():
-        spec = _SPECS[name]
-        raw = app_config.get(key)
-        if raw is not None and spec.scope != "app":
-            problems.append(f"{key} in app.config comes too late: the server reads it before there is an app; "
-                            f"set the environment variable {key} instead")
-            continue
-        if raw is None:
-            raw = environ.get(key) or None
-        if spec.secret:
-            raw = _secret(key, raw, app_config, environ, problems)
-        if raw is None:
-            continue
-        try:
-            values[name] = spec.read(raw)
-        except ValueError as error:
-            problems.append(f"{key}={'(not shown)' if spec.secret else _shown(raw)}: {error}")
-    if values.get("db_from_env") and "db_url" not in values:
-        _url_from_parts(environ, values, problems)
-    _with_password(values, problems)
-    scheme = (values.get("db_url") or "").partition(":")[0].lower()
-    if scheme.endswith("+pymysql"):
-        if not _is_there("pymysql"):
-            problems.append(NO_PYMYSQL)
-    elif scheme.startswith(("mysql", "mariadb")) and not _is_there("MySQLdb"):
-        problems.append(NO_MYSQLCLIENT + (PYMYSQL_INSTEAD if _is_there("pymysql") else ""))
-    _check_together(values, problems)
-    if problems:
-        raise ConfigError(problems)
-    return Settings(**values)
-
-
-def _shown(raw: Any) -> str:
-    """A bad value, cut; some cannot be shown at all (integers of thousands of digits)."""
-    try:
-        text = repr(raw)
-    except Exception:
-        return f"({type(raw).__name__})"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-
-
-def _is_there(module: str) -> bool:
-    """Whether a driver is installed, without importing it; a stand-in that was put in its place counts."""
-    return module in sys.modules or importlib.util.find_spec(module) is not None
-
-
-def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mapping[str, str],
-            problems: list[str]) -> Any:
-    """A secret as it is set, or from the file that KEY_FILE names."""
-    path = app_config.get(key + "_FILE") or environ.get(key + "_FILE")
-    if not path:
-        return given
-    if given is not None:
-        problems.append(f"{key} and {key}_FILE are both set: leave one of them out")
-        return None
-    try:
-        return secret_file(path)
-    except ValueError as error:
-        problems.append(f"{key}_FILE={_shown(path)} {error}")
-        return None
-
-
-def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
-    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_OPTIONS; without DB_HOST nothing."""
-    host = environ.get("DB_HOST", "").strip()
-    if not host:
-        return
-    given, name = environ.get("DB_PORT", ""), environ.get("DB_NAME", "")
-    place = f"[{host}]" if ":" in host else host
-    if given or host != "localhost":  # which is the default socket without a port
-        number = port(given or "3306")
-        if number is None:
-            problems.append(f"DB_PORT={_shown(given)}: give a port between 1 and 65535")
-        place += f":{number or 3306}"
-    if not name:
-        problems.append("DB_NAME is empty: DB_HOST is set, so name the database in DB_NAME")
-        return
-    user, password = environ.get("DB_USER", ""), environ.get("DB_PASSWORD", "")
-    if environ.get("DB_PASSWORD_FILE"):
-        if password:
-            problems.append("DB_PASSWORD and DB_PASSWORD_FILE are both set: leave one of them out")
-        values.setdefault("db_password_file", environ["DB_PASSWORD_FILE"])
-    options = environ.get("DB_OPTIONS", "").lstrip("?")
-    login = quote(user, safe="") + (":" + quote(password, safe="") if password else "")
-    url = f"mysql://{login}@{place}/{quote(name, safe='')}"
-    try:
-        values["db_url"] = database_url(url)
-    except ValueError:
-        problems.append(f"DB_HOST={host!r}: give the name or address of the database's host")
-        return
-    if options:
-        try:
-            values["db_url"] = database_url(f"{url}?{options}")
-        except ValueError as error:
-            problems.append(f"DB_OPTIONS: {error}")
-
-
-def _with_password(values: dict[str, Any], problems: list[str]) -> None:
-    """STABILITY_DB_PASSWORD_FILE can be read, and there is an address that it belongs to."""
-    path, url = values.get("db_password_file"), values.get("db_url")
-    if not path:
-        return
-    if not (url or "").startswith(("mysql", "mariadb")):
-        problems.append("STABILITY_DB_PASSWORD_FILE is set without an address: set STABILITY_DB_URL to mysql://…")
-    elif DatabaseURL.parse(url or "").password:
-        problems.append("STABILITY_DB_PASSWORD_FILE is set and the address has a password: leave one of them out")
-    else:
-        try:
-            secret_file(path)
-        except ValueError as error:
-            problems.append(f"STABILITY_DB_PASSWORD_FILE={path!r} {error}")
-
-
-def _check_together(values: dict[str, Any], problems: list[str]) -> None:
-    """Settings that depend on each other; fills in what follows from what was given."""
-    size = values.get("db_max_size", Settings.db_max_size)
-    for name in ("db_max_idle", "db_min_idle"):
-        if values.get(name, 0) > size:
-            problems.append(f"{PREFIX}{name.upper()}={values[name]}: give at most STABILITY_DB_MAX_SIZE ({size})")
-    values.setdefault("db_max_idle", min(Settings.db_max_idle, size))
-    if values.get("db_min_idle", 0) > values["db_max_idle"]:
-        problems.append(f"STABILITY_DB_MIN_IDLE={values['db_min_idle']}: give at most "
-                        f"STABILITY_DB_MAX_IDLE ({values['db_max_idle']})")
-    if "errors" in values.get("health_ready_checks", ()):
-        problems.append("STABILITY_HEALTH_READY_CHECKS names errors: a client with one broken URL could take every "
-                        "instance out; leave it out, or set STABILITY_HEALTH_FAIL_ERROR_RATE, which fails /health")
-    if values.get("alert_format") == "pagerduty" and not values.get("alert_secret"):
-        problems.append("STABILITY_ALERT_FORMAT=pagerduty needs the routing key in STABILITY_ALERT_SECRET")
-    token = values.get("health_token")
-    if values.setdefault("health_details", "token" if token else "never") == "token" and not token:
-        problems.append("STABILITY_HEALTH_DETAILS=token needs STABILITY_HEALTH_TOKEN")
-
-
-class DatabaseAddress(NamedTuple):
-    """The parts of a ``mysql://`` URL, decoded."""
-
-    host: str
-    port: int
-    user: str
-    password: str
-    name: str
-
-    @classmethod
-    def from_url(cls, url: str) -> DatabaseAddress:
-        """Split a URL that the settings accepted."""
-        found = DatabaseURL.parse(url)
-        return cls(found.host or "localhost", found.port or 3306, found.user, found.password, found.name)
-
-
-def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
-    """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
-
-    Read again, it undoes what it did before: a variable that has left the file is what it was.
-
-    :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
-
-    :raises ConfigError: naming file and line of what cannot be parsed or read.
-    """
-    from dotenv.parser import parse_stream
-
-    try:
-        _refuse_planted(os.stat(path), path)
-        with open(path, encoding="utf-8") as stream:
-            _refuse_planted(os.fstat(stream.fileno()), path)
-            bindings = list(parse_stream(stream))
-    except FileNotFoundError:
-        environment.apply({}, defaults)
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
-                          "make it a readable UTF-8 text file or remove it") from error
-    broken = [binding.original.line for binding in bindings
-              if binding.error or "\0" in f"{binding.key}{binding.value}"]
-    if broken:
-        raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
-                           for line in broken])
-    environment.apply({binding.key: binding.value for binding in bindings
-                       if binding.key and binding.value is not None}, defaults)
-
-
-def _refuse_planted(found: os.stat_result, path: str) -> None:
-    """The environment decides what the service runs: only who could replace the file's folder may decide it.
-
-    :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
-    """
-    folder = os.stat(os.path.dirname(path) or ".")
-    # file systems of other systems (WSL, shared folders) show every mode as 0777
-    open_to_all = folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX
-    if found.st_mode & stat.S_IWOTH and not open_to_all:
-        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
-    if found.st_uid not in (0, os.geteuid(), folder.st_uid):
-        raise ConfigError(f"{path}: it belongs to user {found.st_uid}, who owns neither the folder nor the service: "
-                          "give it to root or to the service's user")
-
-
-def server_bind(host: str = "0.0.0.0") -> str:
-    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT, or PORT as gunicorn takes it (3007).
-
-    :param host: without SERVER_HOST.
-
-    :raises ConfigError: if that is no port.
-    """
-    name = "SERVER_PORT" if os.environ.get("SERVER_PORT") else "PORT"
-    given = os.environ.get(name) or "3007"
-    number = port(given)
-    if number is None:
-        raise ConfigError(f"{name}={_shown(given)}: give a port between 1 and 65535")
-    return f"{os.environ.get('SERVER_HOST') or host}:{number}"
+    return unknown(_SPECS, config)
 
 
 def table() -> str:

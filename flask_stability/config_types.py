@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from .dburl import OTHER_DRIVER, SCHEMES, DatabaseURL
@@ -23,6 +23,29 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
 Reader = Callable[[Any], Any]
+PREFIX = "STABILITY_"
+_MOST_SHOWN = 200  # characters of a bad value
+
+
+class Spec(NamedTuple):
+    """What is known of one setting: who may set it, how it is read, how it is shown."""
+
+    scope: str
+    read: Reader
+    default: Any
+    unit: str
+    doc: str
+    shown: str
+    secret: bool
+
+
+def shown(raw: Any) -> str:
+    """A bad value, cut; some cannot be shown at all (integers of thousands of digits)."""
+    try:
+        text = repr(raw)
+    except Exception:
+        return f"({type(raw).__name__})"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def parse_size(value: Any) -> int:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
+
+from .config_types import port, shown
+from .exceptions import ConfigError
 
 #: The variable that tells: {name: digest of the value that the file gave it}.
 MARK = "FLASK_STABILITY_DOTENV"
@@ -34,6 +38,52 @@ def apply(values: Mapping[str, str], defaults: Mapping[str, str] | None = None) 
             os.environ[name] = value
             mark[name] = _digest(value)
     os.environ[MARK] = json.dumps(mark)
+
+
+def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
+    """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
+
+    Read again, it undoes what it did before: a variable that has left the file is what it was.
+
+    :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
+
+    :raises ConfigError: naming file and line of what cannot be parsed or read.
+    """
+    from dotenv.parser import parse_stream
+
+    try:
+        _refuse_planted(os.stat(path), path)
+        with open(path, encoding="utf-8") as stream:
+            _refuse_planted(os.fstat(stream.fileno()), path)
+            bindings = list(parse_stream(stream))
+    except FileNotFoundError:
+        apply({}, defaults)
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error.__class__.__name__}): "
+                          "make it a readable UTF-8 text file or remove it") from error
+    broken = [binding.original.line for binding in bindings
+              if binding.error or "\0" in f"{binding.key}{binding.value}"]
+    if broken:
+        raise ConfigError([f"{path}, line {line}: not of the form NAME=value: correct it or comment it out with #"
+                           for line in broken])
+    apply({binding.key: binding.value for binding in bindings
+                       if binding.key and binding.value is not None}, defaults)
+
+
+def _refuse_planted(found: os.stat_result, path: str) -> None:
+    """The environment decides what the service runs: only who could replace the file's folder may decide it.
+
+    :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
+    """
+    folder = os.stat(os.path.dirname(path) or ".")
+    # file systems of other systems (WSL, shared folders) show every mode as 0777
+    open_to_all = folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX
+    if found.st_mode & stat.S_IWOTH and not open_to_all:
+        raise ConfigError(f"{path}: every user of this machine may write it: chmod o-w {path}")
+    if found.st_uid not in (0, os.geteuid(), folder.st_uid):
+        raise ConfigError(f"{path}: it belongs to user {found.st_uid}, who owns neither the folder nor the service: "
+                          "give it to root or to the service's user")
 
 
 def from_file() -> dict[str, str]:
@@ -62,3 +112,18 @@ def as_the_service() -> None:
 
 def _digest(value: str) -> str:
     return hashlib.sha256(value.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def server_bind(host: str = "0.0.0.0") -> str:
+    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT, or PORT as gunicorn takes it (3007).
+
+    :param host: without SERVER_HOST.
+
+    :raises ConfigError: if that is no port.
+    """
+    name = "SERVER_PORT" if os.environ.get("SERVER_PORT") else "PORT"
+    given = os.environ.get(name) or "3007"
+    number = port(given)
+    if number is None:
+        raise ConfigError(f"{name}={shown(given)}: give a port between 1 and 65535")
+    return f"{os.environ.get('SERVER_HOST') or host}:{number}"

@@ -11,8 +11,7 @@ from __future__ import annotations
 import select
 from typing import Any
 
-from .request import RequestRecord, current
-from .takeover import SOCKET
+from .request import SOCKET, RequestRecord, current
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL if hasattr(select, "poll") else 0
 _CLOSED = getattr(select, "POLLRDHUP", 0)  # Linux

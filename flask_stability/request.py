@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 import secrets
 import threading
@@ -19,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 from flask import current_app, has_request_context, request_started
 from flask import request as flask_request
 
+from .runtime import Part, runtime
 from .scoreboard import black_box
-from .takeover import SOCKET, AppSocket
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +31,16 @@ class Resource(Protocol):
         """Give back; called more than once without harm."""
 
 
+class ClientSocket(Protocol):
+    """What an app speaks on with the client itself."""
+
+    def say_goodbye(self) -> None:
+        """Tell the client that the server goes away; never waits, never raises."""
+
+    def cut(self) -> None:
+        """Have the app's next read find the end of the stream; never waits, never raises."""
+
+
 #: Requests in flight by thread; None between two of them, since a dict that entries leave and enter is made anew every
 #: few times. Each store is atomic; others than the thread itself ask `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
@@ -39,15 +48,10 @@ inflight: dict[int, RequestRecord | None] = {}
 #: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
 held: dict[int, float] = {}
 
-#: The longest deadline that any view asked for, seconds; 0.0 = none did.
-longest_timeout = 0.0
-
-#: Set by the server's hooks in a worker: every request is a server's, whatever the server calls itself.
-under_hooks = False
-
-_prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+#: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
+SOCKET, WEBSOCKET = "gunicorn.socket", "wsgi.websocket"
 _MIN_RATE = "flask_stability.client_min_rate"
 #: In the environ of a request that must not be held, since nobody waits for its answer.
 NO_HOLD = "flask_stability.no_hold"
@@ -124,7 +128,7 @@ class RequestRecord:
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
         self.taken_ns = self.held_ns = 0
-        self.client_socket: AppSocket | None = None
+        self.client_socket: ClientSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
         self.place = -1
@@ -132,7 +136,7 @@ class RequestRecord:
     @property
     def id(self) -> str:
         """The client's id where that is trusted and well formed, else our own: process and time of arrival."""
-        return self.given_id or f"{_prefix}-{self.started_ns:x}"
+        return self.given_id or f"{_requests.prefix}-{self.started_ns:x}"
 
     @property
     def deadline(self) -> float:
@@ -147,7 +151,7 @@ class RequestRecord:
         be hidden: it may be empty, or another.
         """
         software = self.environ.get("SERVER_SOFTWARE")
-        if software is not None and (under_hooks or SOCKET in self.environ):
+        if software is not None and (runtime.under_hooks or SOCKET in self.environ):
             return True
         return bool(software) and not str(software).startswith("Werkzeug")
 
@@ -189,7 +193,7 @@ class RequestRecord:
             self.resources = []
         self.resources.append(resource)
 
-    def take(self, client_socket: AppSocket | None = None) -> None:
+    def take(self, client_socket: ClientSocket | None = None) -> None:
         """The app speaks with the client itself from now on: its answer has begun."""
         if not self.taken_ns:
             self.client_socket = client_socket
@@ -225,7 +229,7 @@ class RequestRecord:
 
 def id_prefix() -> str:
     """What the ids of this process's requests begin with, before the hyphen."""
-    return _prefix
+    return _requests.prefix
 
 
 def in_flight() -> list[RequestRecord]:
@@ -255,8 +259,7 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
     """
     if seconds < 0:
         raise ValueError(f"request_timeout({seconds}): give seconds of at least 0")
-    global longest_timeout
-    longest_timeout = max(longest_timeout, seconds)
+    runtime.longest_timeout = max(runtime.longest_timeout, seconds)
 
     def decorate(view: F) -> F:
         is_async = inspect.iscoroutinefunction(view)
@@ -301,15 +304,20 @@ def min_rate(record: RequestRecord, default: float) -> float:
     return float(record.environ.get(_MIN_RATE, default))
 
 
-def _after_fork() -> None:
-    """In a forked child: only this thread is left, with its request if a view forked; its ids are its own."""
-    global _prefix
-    mine = inflight.get(threading.get_ident())
-    inflight.clear()
-    held.clear()
-    if mine is not None:
-        inflight[mine.thread_id] = mine
-    _prefix = secrets.token_hex(6)
+class _Requests(Part):
+    """The table, and what this process's ids of requests begin with."""
+
+    def __init__(self) -> None:
+        self.prefix = secrets.token_hex(6)
+
+    def reset_after_fork(self) -> None:
+        """Only this thread is left, with its request if a view forked; the child's ids are its own."""
+        mine = inflight.get(threading.get_ident())
+        inflight.clear()
+        held.clear()
+        if mine is not None:
+            inflight[mine.thread_id] = mine
+        self.prefix = secrets.token_hex(6)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_requests = runtime.add("requests", _Requests())

@@ -34,6 +34,7 @@ from .database.pool import Pool
 from .database.record import ConnectionRecord, not_the_app
 from .database.statements import TRANSACTION, stays_within
 from .dberrors import CONSEQUENCES, means_unavailable
+from .runtime import runtime
 
 __all__ = ["CircuitOpen", "PoolTimeout", "StabilityPool", "Unavailable"]
 
@@ -45,7 +46,6 @@ _A_YEAR = 365 * 86400.0
 #: Spare threads that a worker gets for such an engine at the most.
 _MOST_THREADS = 100
 #: Held while the one connection of a database in memory is made known.
-_first = threading.Lock()
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -142,7 +142,7 @@ class _House(Pool):
         self.inventory.fifo = not self._lifo
         self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
         # the engine's check need not wait for its time
-        self.availability.changed = lambda: scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)
+        self.availability.changed = lambda: runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
     def _lend(self, entry: ConnectionRecord) -> Any:
         record = entry.steady
@@ -211,6 +211,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._asks_always = bool(kw.pop("pre_ping", False))
         self._house: _House | None = None
         self._shared: Any = None
+        self._first = threading.Lock()
         #: Connections that told where the database is, until somebody takes them, and the process that opened them.
         self._probed: list[tuple[int, Any]] = []
         self._on_disk = False
@@ -361,7 +362,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         """The error as SQLAlchemy's users know it: the driver's own where that is what failed."""
         cause = error.__cause__
         if isinstance(error, exceptions.CircuitOpen) or means_unavailable(cause):
-            scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
+            runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
         if type(error) is exceptions.DatabaseUnavailable and cause is not None:
             return cause.with_traceback(None)
         if isinstance(error, exceptions.PoolTimeout):
@@ -388,7 +389,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             self._on_disk = True
             self._probed.append((os.getpid(), record))
             return False
-        with _first:
+        with self._first:
             if self._shared is None:
                 self._shared = record
         return True

@@ -14,7 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["support_db", "support_measure", "support_mysql", "support_parallel", "support_versions"]
+pytest_plugins = ["support_db", "support_leaks", "support_measure", "support_mysql", "support_parallel",
+                  "support_versions"]
 
 # an example that takes long says more of the machine than of the code
 hypothesis.settings.register_profile("patient", deadline=None,
@@ -43,11 +44,12 @@ def _process_hooks() -> Iterator[None]:
     """Hooks, handlers, background threads, counters and apps of the extension end with the test."""
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
-    from flask_stability import extension, scoreboard
+    from flask_stability.apps import apps
     from flask_stability.errors import hooks as process_hooks
+    from flask_stability.runtime import runtime
 
     process_hooks.uninstall()
-    extension.stop_process()
-    extension.forget_apps()
-    scoreboard.forget()
+    apps.stop()
+    apps.forget()
+    runtime.forget_board()
     sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import requests
 
+from flask_stability.health.results import CheckResult
 from flask_stability.operate.loadgen import Load, Result
 
 __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "open_to_all", "runs",
@@ -214,6 +215,7 @@ class Server:
                      "STABILITY_HEALTH_INTERVAL": "2", "SAMPLE_INSTANCE": str(folder / "instance"),
                      "PYTHONWARNINGS": "default", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients = contextlib.ExitStack()
         self._output = folder / "output.log"
         self._prefix, self._given_output = prefix, output
 
@@ -284,6 +286,12 @@ class Server:
         """One GET on a connection of its own."""
         return self.request("GET", path, **options)
 
+    def connect(self, first: bytes = b"", timeout: float = 60.0) -> socket.socket:
+        """A client's connection, with that sent; it is closed with the server at the latest."""
+        connection = self._clients.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout))
+        connection.sendall(first)
+        return connection
+
     def health(self) -> dict[str, Any]:
         """The health document."""
         document: dict[str, Any] = self.get("/health").json()
@@ -310,6 +318,7 @@ class Server:
 
     def stop(self) -> None:
         """End it: politely, then not; nothing is left."""
+        self._clients.close()
         process = self._process
         if process is None:
             return
@@ -325,3 +334,10 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self._process = None
+
+
+def check_result(status: str = "pass", **more: Any) -> CheckResult:
+    """A result of a check, a shared and critical one of now."""
+    return CheckResult(**{"status": status, "settled": status, "down": False, "ok": status == "pass",
+                          "at_ns": time.monotonic_ns(), "took_ms": 1.5, "failures": 0, "critical": True, "shared": True,
+                          "interval": 30.0, "timeout": 2.0, **more})

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_stability.config import KEYS, DatabaseAddress, Settings, load_dotenv, server_bind, unknown_keys
+from flask_stability.config import KEYS, Settings, load_dotenv, server_bind, unknown_keys
 from flask_stability.config_types import parse_size
+from flask_stability.dburl import DatabaseURL
 from flask_stability.exceptions import ConfigError
 from second_user import NOBODY, as_nobody, needs_root, reachable
 
@@ -101,7 +102,8 @@ def test_the_database_from_separate_variables() -> None:
     """Passwords with any character survive."""
     settings = Settings.load({}, {"STABILITY_DB_FROM_ENV": "on", "DB_HOST": "db", "DB_USER": "a b", "DB_NAME": "x",
                                   "DB_PASSWORD": "p/w@:#%"})
-    assert DatabaseAddress.from_url(settings.db_url or "") == ("db", 3306, "a b", "p/w@:#%", "x")
+    found = DatabaseURL.parse(settings.db_url or "")
+    assert (found.host, found.port, found.user, found.password, found.name) == ("db", 3306, "a b", "p/w@:#%", "x")
     assert Settings.load({}, {"DB_HOST": "somebody else's"}).db_url is None
 
 

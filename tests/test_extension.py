@@ -12,7 +12,7 @@ from flask import Flask, g
 from sqlalchemy import create_engine
 
 from flask_stability import ConfigError, StabilityError, StabilityExt
-from flask_stability.extension import AppState
+from flask_stability.apps import AppState
 from support import wait_until
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .. import scoreboard
 from ..config import Settings
 from ..exceptions import TooManyRequests
+from ..runtime import runtime
 
 #: A thread that is longer than this inside the database closes the bulkhead, seconds.
 SLOW = 1.0
@@ -14,22 +15,6 @@ SLOW = 1.0
 STALL = 0.05
 #: Between two calls to the housekeeper, seconds.
 HURRY = 0.25
-
-
-def _none(most: int) -> bool:
-    return False
-
-
-_more_threads: Callable[[int], bool] = _none
-
-
-def threads_from(give: Callable[[int], bool] | None) -> None:
-    """Where this process's spare threads come from.
-
-    :param give: gives the worker some, at most so many in all; False if no more are to be had. None: from nowhere.
-    """
-    global _more_threads
-    _more_threads = give or _none
 
 
 class Bulkhead:
@@ -61,7 +46,7 @@ class Bulkhead:
     @property
     def threads(self) -> int:
         """Threads of this worker that serve requests; 0 = not known."""
-        return int(scoreboard.my_row().words[scoreboard.W_THREADS])
+        return int(runtime.my_row().words[scoreboard.W_THREADS])
 
     def admit(self, now: float, *, room: bool = True) -> None:
         """Let a request's thread go inside.
@@ -79,7 +64,7 @@ class Bulkhead:
     def helpless(self) -> bool:
         """Every thread is inside, however long, and there are no more to be had."""
         threads = self.threads
-        return 0 < threads <= len(self.inside) and not (threads > 1 and self._on and _more_threads(self._most_stalled))
+        return 0 < threads <= len(self.inside) and not (threads > 1 and self._on and self._give(self._most_stalled))
 
     def _crowded(self, now: float, spare: int, room: bool) -> bool:
         threads = self.threads
@@ -92,9 +77,14 @@ class Bulkhead:
                 self._hurried = now
                 self.hurry()  # with every thread inside nobody else would look
             return False
-        if (room or stalled) and _more_threads(self._most_stalled if stalled else self.most):
+        if (room or stalled) and self._give(self._most_stalled if stalled else self.most):
             return False
         return self.away or waited > self._slow
+
+    @staticmethod
+    def _give(most: int) -> bool:
+        give = runtime.more_threads
+        return give is not None and give(most)
 
     def why(self) -> str:
         """For people: why a request is sent away."""

@@ -10,6 +10,7 @@ from .. import logs, scoreboard
 from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
 from ..redact import cause_of, redact
+from ..runtime import runtime
 from .sockets import reaches
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def watch_engine(engine: Engine) -> None:
 def _on_error(context: Any) -> None:
     error = context.original_exception
     if threading.get_ident() not in _asking and (context.is_disconnect or means_unavailable(error)):
-        scoreboard.my_row().add(scoreboard.W_ENGINE_ERRORS)
+        runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
 
 def engine_probe(engine: Engine) -> dict[str, Any]:

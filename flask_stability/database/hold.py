@@ -9,7 +9,6 @@ once.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from ..config import Settings
 from ..exceptions import CircuitOpen
 from ..presence import client_gone
 from ..request import NO_HOLD, RequestRecord, held
+from ..runtime import Part, runtime
 from .breaker import Breaker
 from .events import Events
 from .inventory import Inventory
@@ -44,36 +44,38 @@ class Host(Protocol):
         """Make known that so many requests are held now."""
 
 
-_host: Host | None = None
-_holds: weakref.WeakSet[Hold] = weakref.WeakSet()
-_leaving = False
+class _Holds(Part):
+    """What serves this process's requests, and all that hold some."""
+
+    def __init__(self) -> None:
+        self.host: Host | None = None
+        self.leaving = False
+        self.all: weakref.WeakSet[Hold] = weakref.WeakSet()
+
+    def reset_after_fork(self) -> None:
+        """No worker's guard looks after the child's threads."""
+        self.host, self.leaving = None, False
+
+
+_holds = runtime.add("holds", _Holds())
 
 
 def hosted_by(host: Host | None) -> None:
     """Say what serves this process's requests; None: they are not held."""
-    global _host, _leaving
-    _host, _leaving = host, False
+    _holds.host, _holds.leaving = host, False
 
 
 def hosted() -> bool:
     """Whether requests of this process may be held, since its threads or other workers serve the rest."""
-    return _host is not None and not _leaving and _host.may_hold()
+    host = _holds.host
+    return host is not None and not _holds.leaving and host.may_hold()
 
 
 def let_go(reason: str) -> None:
     """Refuse all requests that are held, and hold none any more: the process ends soon."""
-    global _leaving
-    _leaving = True
-    for one in list(_holds):
+    _holds.leaving = True
+    for one in list(_holds.all):
         one.refuse(reason)
-
-
-def _after_fork() -> None:
-    """In a forked child: no worker's guard looks after its threads."""
-    hosted_by(None)
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Outage:
@@ -102,13 +104,13 @@ class Hold:
         self._waiting: set[Waiter[Any]] = set()
         self._looked = 0.0
         self.on = False
-        _holds.add(self)
+        _holds.all.add(self)
 
     # -- one request ---------------------------------------------------------------------------------------------
 
     def candidate(self, serving: RequestRecord | None) -> RequestRecord | None:
         """Return the request if it may be held during an outage, else None."""
-        if serving is None or _host is None or not self._patience:
+        if serving is None or _holds.host is None or not self._patience:
             return None
         one: RequestRecord | None = serving
         while one is not None:
@@ -172,8 +174,9 @@ class Hold:
         return waiter.thread_id in held and client_gone(waiter.request)
 
     def _publish(self) -> None:
-        if _host is not None:
-            _host.show_held(len(held))
+        host = _holds.host
+        if host is not None:
+            host.show_held(len(held))
 
     # -- the outage ----------------------------------------------------------------------------------------------
 

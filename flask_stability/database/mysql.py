@@ -9,7 +9,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ..config import NO_MYSQLCLIENT, Settings
+from ..config import Settings
+from ..config_load import NO_MYSQLCLIENT
 from ..dberrors import CONSEQUENCES, KEPT, ErrorClass, mysql_class
 from ..dburl import DatabaseURL
 from ..exceptions import ConfigError

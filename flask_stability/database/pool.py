@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import collections
 import math
-import os
 import sys
 import threading
 import weakref
 from time import monotonic
 from typing import Any
 
-from .. import request, scoreboard
+from .. import request
 from ..config import Settings
 from ..exceptions import CircuitOpen, DatabaseUnavailable, PoolTimeout, TooManyRequests
+from ..runtime import Part, runtime
 from .availability import Availability
 from .breaker import Breaker
 from .bulkhead import Bulkhead
@@ -38,8 +38,21 @@ from .stats import Counters, Stats, publish_gauges
 from .upkeep import Upkeep
 from .waiters import Waiter
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_inherited: list[ConnectionRecord] = []
+
+class _Pools(Part):
+    """The pools of this process, and the connections that a forked child inherited: it never speaks on them."""
+
+    def __init__(self) -> None:
+        self.all: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self.inherited: list[ConnectionRecord] = []
+
+    def reset_after_fork(self) -> None:
+        """No pool has anything of its parent's."""
+        for pool in list(self.all):
+            self.inherited += pool.reset_after_fork()
+
+
+_pools = runtime.add("pools", _Pools())
 
 
 class _Wish:
@@ -81,7 +94,7 @@ class Pool:
         #: A connection that ran plain statements only need not be cleared.
         self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
         self._wire()
-        _pools.add(self)
+        _pools.all.add(self)
 
     def _wire(self) -> None:
         """Make all parts anew: empty books, new locks, no experience. None of them holds the pool."""
@@ -344,9 +357,9 @@ class Pool:
 
     def publish_figures(self) -> None:
         """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
-        row = scoreboard.my_row()
+        row = runtime.my_row()
         self.counters.publish(row, self.stats())
-        publish_gauges(row, [(pool.stats(), pool.leaks.full_since) for pool in list(_pools) if pool.calls.watched])
+        publish_gauges(row, [(pool.stats(), pool.leaks.full_since) for pool in list(_pools.all) if pool.calls.watched])
 
     def stats(self) -> Stats:
         """Figures under psycopg_pool's names; times in milliseconds."""
@@ -359,19 +372,11 @@ class Pool:
                 "breaker_state": self.availability.breaker.state,
                 "success_rate": 1.0 - counters["requests_errors"] / requests if requests else 1.0}
 
-    def reset_after_fork(self) -> None:
-        """In a forked child: begin empty, with new locks, and never speak on the parent's sockets."""
-        for record in list(self.inventory.records):
+    def reset_after_fork(self) -> list[ConnectionRecord]:
+        """In a forked child: begin empty, with new locks; return the parent's connections, to be kept unused."""
+        inherited = list(self.inventory.records)
+        for record in inherited:
             record.state, record.cut, record.broken = REMOVED, "it belongs to the parent process", True
             record.silence()
-            _inherited.append(record)
         self._wire()
-
-
-def reset_after_fork() -> None:
-    """In a forked child: no pool has anything of its parent's."""
-    for pool in list(_pools):
-        pool.reset_after_fork()
-
-
-os.register_at_fork(after_in_child=reset_after_fork)
+        return inherited

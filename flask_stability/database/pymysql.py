@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from ..config import NO_PYMYSQL
+from ..config_load import NO_PYMYSQL
 from ..dburl import DatabaseURL
 from ..exceptions import ConfigError
 from .mysql import MySQLDriver, guarded

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..dberrors import CONSEQUENCES
 from ..exceptions import CommitUnknown, StabilityError
 from ..sqlalchemy import RECORDS, UNIT
-from .transaction import LOST, Budget, demand_plain, flow, persevere
+from .retries import LOST, Budget, demand_plain, flow, persevere
 
 T = TypeVar("T")
 #: Sessions that units made for themselves, with who made them: a unit inside joins.

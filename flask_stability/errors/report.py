@@ -16,13 +16,13 @@ from typing import Any
 
 from .. import logs, scoreboard
 from ..request import RequestRecord, current
+from ..runtime import Part, runtime
 from . import own_line
 
 _MARK = "__flask_stability_recorded__"
 _CHAIN = 5
 _FRAMES = 40
 _KEPT = 20
-_unwritten, _written = False, -1.0
 
 
 @dataclass(slots=True)
@@ -35,7 +35,23 @@ class _Seen:
     request_id: str = ""
 
 
-_latest: dict[tuple[str, str], _Seen] = {}
+class _Latest(Part):
+    """The exceptions that this process recorded last, by class and route.
+
+    :ivar unwritten: the board does not have all of it.
+    :ivar written: monotonic seconds of the last write.
+    """
+
+    def __init__(self) -> None:
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """The parent's exceptions are counted in the parent's row."""
+        self.seen: dict[tuple[str, str], _Seen] = {}
+        self.unwritten, self.written = False, -1.0
+
+
+_latest = runtime.add("exceptions", _Latest())
 
 
 def mark(error: BaseException, request: RequestRecord | None) -> None:
@@ -79,7 +95,7 @@ def record(error: BaseException, *, event: str = "exception", level: str = "ERRO
         if recorded(error, request):
             return
         mark(error, request)
-        row = scoreboard.my_row()
+        row = runtime.my_row()
         row.add(scoreboard.W_EXCEPTIONS)
         _remember(error, request, row)
         left_out = logs.sample(_kind(error))
@@ -177,12 +193,11 @@ def _kind(error: BaseException) -> tuple[type, str, int]:
 
 def _remember(error: BaseException, request: RequestRecord | None, row: scoreboard.Row) -> None:
     """Class, route, count and last time for the health document: no message, no data."""
-    global _unwritten
     key = (_name(error), request.route if request is not None else "")
-    entry = _latest.setdefault(key, _Seen())
+    entry = _latest.seen.setdefault(key, _Seen())
     entry.count, entry.last = entry.count + 1, time.time()
     entry.where, entry.request_id = own_line.of_trace(error.__traceback__), request.id if request is not None else ""
-    _unwritten = True
+    _latest.unwritten = True
     write_latest(row, at_once=entry.count == 1)
 
 
@@ -191,14 +206,13 @@ def write_latest(row: scoreboard.Row, *, at_once: bool = False) -> None:
 
     :param at_once: what is new is not to be lost with a process that dies of it.
     """
-    global _unwritten, _written
     now = time.monotonic()
-    if not _unwritten or (now - _written < 1.0 and not at_once):
+    if not _latest.unwritten or (now - _latest.written < 1.0 and not at_once):
         return
-    _unwritten, _written = False, now
-    known = sorted(_latest.items(), key=lambda item: -item[1].last)
+    _latest.unwritten, _latest.written = False, now
+    known = sorted(_latest.seen.items(), key=lambda item: -item[1].last)
     for name, _ in known[_KEPT:]:
-        _latest.pop(name, None)
+        _latest.seen.pop(name, None)
     entries = [{"class": name, "route": route, "count": seen.count, "last": round(seen.last, 1), "where": seen.where,
                 "request_id": seen.request_id} for (name, route), seen in known[:_KEPT]]
     while entries and not row.exceptions.write_json(entries):

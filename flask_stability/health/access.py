@@ -16,9 +16,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import logs, scoreboard
+from .. import logs
 from ..config import Settings
 from ..config_types import SHORTEST_TOKEN
+from ..runtime import Part, runtime
 from . import sessions
 
 if TYPE_CHECKING:
@@ -100,12 +101,12 @@ class Access:
         """The session of this cookie is over, for every worker."""
         login = self._login(cookie)
         if login is not None:
-            sessions.end(scoreboard.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
+            sessions.end(runtime.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
 
     def _is_login(self, cookie: str) -> bool:
         login = self._login(cookie)
         return login is not None and not sessions.is_ended(
-            scoreboard.current(), sessions.fingerprint(login.signature), login.issued)
+            runtime.my_board(), sessions.fingerprint(login.signature), login.issued)
 
     def _login(self, cookie: str) -> _Login | None:
         match = _COOKIE.fullmatch(cookie)
@@ -145,10 +146,14 @@ class Guesses:
             return 0.0
 
 
-class Refused:
+class Refused(Part):
     """Tells of wrong tokens: the first one at once, then once a minute how many there were."""
 
     def __init__(self) -> None:
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """The parent tells of its own."""
         self._lock = threading.Lock()
         self._counts: dict[str, tuple[int, str]] = {}  # of each event since it was told: how many, the last address
         self._told: dict[str, float] = {}
@@ -173,4 +178,4 @@ class Refused:
             logs.error(event, level="WARNING", count=number, address=address)
 
 
-refused = Refused()
+refused = runtime.add("access", Refused())

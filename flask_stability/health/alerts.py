@@ -24,6 +24,7 @@ from typing import Any
 from .. import logs, scoreboard
 from ..config import Settings
 from ..redact import redact, secrets_of
+from ..runtime import runtime
 from ..signals import health_changed, send
 from .alert_formats import AGAIN, DELIVERED, message, verdict
 from .state import PASS
@@ -242,12 +243,12 @@ class Alerts:
                 break
             outcome, why, pause = post(self._settings, alert, self._open)
             if outcome == DELIVERED:
-                scoreboard.my_row().add(scoreboard.W_ALERTS_SENT)
+                runtime.my_row().add(scoreboard.W_ALERTS_SENT)
                 return ""
             if outcome != AGAIN:
                 break
         return redact(why, secrets_of(self._settings))  # a receiver's answer may have our address in it
 
     def _lost(self, why: str) -> None:
-        scoreboard.my_row().add(scoreboard.W_ALERTS_LOST)
+        runtime.my_row().add(scoreboard.W_ALERTS_LOST)
         logs.health("alert_lost", level="ERROR", why=why)

@@ -16,7 +16,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from .. import logs, scoreboard
 from ..config import Settings
-from . import metrics, report
+from ..runtime import runtime
+from . import metrics, report, results
 from .access import WAIT, Access
 from .dashboard import Dashboard
 from .history import MOST, SAMPLES, History, Sample, trends
@@ -28,14 +29,10 @@ MATCHED: dict[str, Any] = {"merge_slashes": False, "strict_slashes": True}
 SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics", "/dashboard")
 
 
-_broken = ""
-
-
 def declare_broken(reason: str) -> None:
     """This process cannot go on: from now on its /health/live says 503, so that it is replaced from outside."""
-    global _broken
-    _broken = reason or "declared broken"
-    logs.error("declared_broken", level="CRITICAL", reason=_broken[:500])
+    runtime.broken = reason or "declared broken"
+    logs.error("declared_broken", level="CRITICAL", reason=runtime.broken[:500])
 
 
 def make_health_app(settings: Settings) -> Flask:
@@ -65,26 +62,26 @@ class _Views:
 
     def health(self) -> Response:
         """The whole service; 503 when a critical check fails."""
-        board = scoreboard.current()
+        board = runtime.my_board()
         if not self._access.may_see(request):
-            return _answer({"status": report.summary(board)})
+            return _answer({"status": results.summary(board)})
         return _answer(report.build(board, self._settings))
 
     def live(self) -> Response:
         """This worker answers; 503 only if the app called itself broken."""
-        return _answer({"status": FAIL if _broken else PASS})
+        return _answer({"status": FAIL if runtime.broken else PASS})
 
     def startup(self) -> Response:
         """The app is loaded and the first round of checks is done."""
-        return _answer({"status": PASS if report.started(scoreboard.current()) else FAIL})
+        return _answer({"status": PASS if results.started(runtime.my_board()) else FAIL})
 
     def ready(self) -> Response:
         """Takes traffic: not draining, and no gate fails."""
-        board = scoreboard.current()
+        board = runtime.my_board()
         if board.master.words[scoreboard.M_DRAINING]:
             return _answer({"status": FAIL})
         gates = self._settings.health_ready_checks
-        closed = bool(gates) and (not report.started(board) or any(report.is_down(board, name) for name in gates))
+        closed = bool(gates) and (not results.started(board) or any(results.is_down(board, name) for name in gates))
         return _answer({"status": FAIL if closed else PASS})
 
     def history(self) -> Response:
@@ -93,7 +90,7 @@ class _Views:
         """
         if not self._access.may_see(request):
             return _forbidden()
-        board = scoreboard.current()
+        board = runtime.my_board()
         history, known = History(board.master.history), History(board.master.history).count
         try:
             since, limit, changes = (max(0, int(request.args.get(name, str(default)))) for name, default in (
@@ -127,7 +124,7 @@ class _Views:
         if not self._access.may_see(request):
             return _forbidden()
         try:
-            body, kind = metrics.exposition(scoreboard.current(), self._settings, request.headers.get("Accept", ""))
+            body, kind = metrics.exposition(runtime.my_board(), self._settings, request.headers.get("Accept", ""))
         except metrics.NotInstalled as error:
             return _answer({"status": FAIL, "notes": [f"metrics need prometheus_client: {error}"]}, 501)
         return Response(body, content_type=kind, headers={"Cache-Control": "no-store"})

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from .checks_base import Worry
+from .checks_base import CheckWarning
 
 DAYS = 21.0  #: before its end a certificate warns
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----")
@@ -34,7 +34,7 @@ class Certificates:
     def __call__(self) -> dict[str, Any]:
         """Return the days that each is still good for.
 
-        :raises Worry: if one ends within `DAYS`, or cannot be read.
+        :raises CheckWarning: if one ends within `DAYS`, or cannot be read.
         """
         details: dict[str, Any] = {}
         troubles = []
@@ -55,7 +55,7 @@ class Certificates:
             elif days < DAYS:
                 troubles.append(f"the certificate of {name} ends in {days:.0f} days: renew it")
         if troubles:
-            raise Worry("; ".join(troubles), **details)
+            raise CheckWarning("; ".join(troubles), **details)
         return details
 
 

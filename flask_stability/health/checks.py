@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from ..database.probe import is_busy, round_trip
 from ..memory import cgroup
 from ..memory.policy import container_too_small, limit_too_low
 from ..memory.trackers import growing
+from ..runtime import runtime
 from ..scoreboard import Row, Scoreboard, Totals, percentile
 from .certificates import Certificates
-from .checks_base import Check, Details, Worry
+from .checks_base import Check, CheckWarning, Details
 from .error_rate import INTERVAL, NAME, ErrorRate
 from .slo import BurnRate
 
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
 
     from ..database import Pool
 
-__all__ = ["Check", "Worry", "broken_database_check", "builtin", "database_check"]
+__all__ = ["Check", "CheckWarning", "broken_database_check", "builtin", "database_check"]
+
+def __getattr__(name: str) -> type[CheckWarning]:
+    if name != "Worry":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("flask_stability.health.checks.Worry is now CheckWarning: import that", DeprecationWarning,
+                  stacklevel=2)
+    return CheckWarning
+
 
 FULL = 5.0  #: seconds for which all connections of a worker are in use before that is worth a warning
 
@@ -43,13 +53,13 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
             seconds = round_trip(pool.driver, patience)
         except Exception as error:
             # other connections work: no request fails for it
-            if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in board.current().live()):
-                raise Worry("the database takes no more connections now", kind=pool.driver.kind) from error
+            if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in runtime.my_board().live()):
+                raise CheckWarning("the database takes no more connections now", kind=pool.driver.kind) from error
             raise
         return {"latency_ms": round(seconds * 1000, 2), "kind": pool.driver.kind}
 
     def sign() -> object:
-        rows = board.current().live() if shared else [board.my_row()]
+        rows = runtime.my_board().live() if shared else [runtime.my_row()]
         return [(int(row.words[board.W_DB_CONNECT_ERRORS]), int(row.words[board.W_DB_BREAKER])) for row in rows]
 
     return Check("database", ask, critical=True, shared=shared, sign=sign)
@@ -61,7 +71,7 @@ def engine_check(engine: Engine, name: str) -> Check:
     """
     watch_engine(engine)
     return Check(name, partial(engine_probe, engine), critical=True,
-                 sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in board.current().live()])
+                 sign=lambda: [int(row.words[board.W_ENGINE_ERRORS]) for row in runtime.my_board().live()])
 
 
 def broken_database_check(error: Exception) -> Check:
@@ -94,18 +104,18 @@ def _memory(settings: Settings, shared: Scoreboard, row: Row) -> Details:
     own, limit = int(words[board.W_OWN_MEMORY]), int(words[board.W_MEMORY_LIMIT])
     details = {"rss_bytes": int(words[board.W_RSS]), "private_bytes": own, "limit_bytes": limit}
     if words[board.W_LEAK_VERDICT]:
-        raise Worry("memory leak suspected", **details)
+        raise CheckWarning("memory leak suspected", **details)
     if limit and own > 0.9 * limit:
-        raise Worry("close to the limit", **details)
+        raise CheckWarning("close to the limit", **details)
     growth = growing(words[board.W_GROWING])
     if growth:
-        raise Worry(f"steadily growing: {', '.join(growth)}", **details)
+        raise CheckWarning(f"steadily growing: {', '.join(growth)}", **details)
     if limit_too_low(limit, int(words[board.W_WARM_FLOOR])):
-        raise Worry("the limit is below 1.2 × what a warm worker needs", **details)
+        raise CheckWarning("the limit is below 1.2 × what a warm worker needs", **details)
     workers, floor = int(shared.master.words[board.M_BASE_WORKERS]), int(words[board.W_WARM_FLOOR])
     common = int(words[board.W_COMMON_MEMORY])
     if settings.memory_limit is None and workers and container_too_small(cgroup.limit(), workers, floor, common):
-        raise Worry("the container is too small for its workers", **details)
+        raise CheckWarning("the container is too small for its workers", **details)
     return details
 
 
@@ -114,11 +124,11 @@ def _pool(row: Row) -> Details:
     details = {"in_use": int(words[board.W_DB_IN_USE]), "max": int(words[board.W_DB_MAX]),
                "waiting": int(words[board.W_DB_WAITING])}
     if words[board.W_DB_BREAKER]:
-        raise Worry("the circuit to the database is open", **details)
+        raise CheckWarning("the circuit to the database is open", **details)
     if details["waiting"]:
-        raise Worry("threads wait for a connection", **details)
+        raise CheckWarning("threads wait for a connection", **details)
     if _full(row):
-        raise Worry(f"all connections have been in use for more than {FULL:g} s", **details)
+        raise CheckWarning(f"all connections have been in use for more than {FULL:g} s", **details)
     return details
 
 
@@ -141,7 +151,7 @@ def _disk(settings: Settings) -> Details:
         if figures.f_files and figures.f_favail < settings.health_disk_min_free * figures.f_files:
             low.append(f"few inodes left on {path}: remove small files")
     if low:
-        raise Worry("; ".join(low), **found)
+        raise CheckWarning("; ".join(low), **found)
     return found
 
 
@@ -170,7 +180,7 @@ class _ResponseTime:
                    "p50_ms": round(percentile(recent, 0.5) * 1000, 2), "p95_ms": round(p95 * 1000, 2),
                    "p99_ms": round(percentile(recent, 0.99) * 1000, 2)}
         if mean > self._settings.health_mean_latency or p95 > self._settings.health_p95_latency:
-            raise Worry("slow answers", **details)
+            raise CheckWarning("slow answers", **details)
         return details
 
 
@@ -178,7 +188,7 @@ def _restarts(shared: Scoreboard) -> Details:
     words = shared.master.words
     details = {"crashes": int(words[board.M_CRASHES])}
     if words[board.M_DEGRADED]:
-        raise Worry("too many worker crashes", **details)
+        raise CheckWarning("too many worker crashes", **details)
     return details
 
 
@@ -193,5 +203,5 @@ class _LogDrops:
         dropped = self._board.totals().counters[board.W_LOG_DROPS]
         recent, self._known = dropped - self._known, dropped
         if recent > 0:
-            raise Worry("log records are dropped", dropped=dropped, recent=recent)
+            raise CheckWarning("log records are dropped", dropped=dropped, recent=recent)
         return {"dropped": dropped}

@@ -9,8 +9,8 @@ from typing import Any
 Details = dict[str, Any]
 
 
-class Worry(Exception):
-    """Raised by a check: not a failure, but worth a warning; carries details."""
+class CheckWarning(Exception):
+    """Raised by a check: a warning that never escalates to a failure, however often it repeats; carries details."""
 
     def __init__(self, text: str, **details: Any) -> None:
         super().__init__(text)
@@ -21,7 +21,7 @@ class Worry(Exception):
 class Check:
     """A health check.
 
-    :ivar function: raises (a failure; `Worry`: a warning), or returns None or a dict of details.
+    :ivar function: raises (a failure; `CheckWarning`: a warning), or returns None or a dict of details.
     :ivar critical: its failure makes the service fail; others can only warn.
     :ivar interval, timeout: seconds; None = the settings'.
     :ivar shared: run by the leader alone, for all workers.

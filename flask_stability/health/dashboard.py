@@ -21,9 +21,9 @@ import jinja2
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected
 
-from .. import scoreboard
 from ..config import Settings
-from . import report
+from ..runtime import runtime
+from . import results
 from .access import COOKIE, LIFETIME, Access
 
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -71,7 +71,7 @@ class Dashboard:
         pages = [(f"../{path}", "index_health", False), ("live", "index_live", False), ("ready", "index_ready", False),
                  ("startup", "index_startup", False), ("dashboard", "index_dashboard", True),
                  ("history", "index_history", True), ("metrics", "index_metrics", True)]
-        return _html("index.html", state=report.summary(scoreboard.current()), pages=pages, may_see=may_see,
+        return _html("index.html", state=results.summary(runtime.my_board()), pages=pages, may_see=may_see,
                      everybody=self._access.is_open, has_login=self._access.has_login,
                      styled=may_see or self._access.has_login)
 

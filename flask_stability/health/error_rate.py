@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Settings
 from ..scoreboard import M_STARTED_NS, Entry, Scoreboard
-from .checks_base import Worry
+from .checks_base import CheckWarning
 
 NAME = "errors"
 MINUTE, FIVE = 60.0, 300.0
@@ -42,7 +42,7 @@ class ErrorRate:
     def __call__(self) -> dict[str, Any]:
         """Return the shares.
 
-        :raises Worry: above STABILITY_HEALTH_ERROR_RATE.
+        :raises CheckWarning: above STABILITY_HEALTH_ERROR_RATE.
         :raises TooManyErrors: above STABILITY_HEALTH_FAIL_ERROR_RATE, where that is set.
         """
         return self.at(time.monotonic())
@@ -59,7 +59,7 @@ class ErrorRate:
                 # the longer window tells of a slow trickle, but no more of what is over
                 if window["requests"] - window["refused"] >= FEWEST and window["rate"] > most and recent["errors"]:
                     text = _in_words(window, words, details["routes"])
-                    raise TooManyErrors(text, **details) if fails else Worry(text, **details)
+                    raise TooManyErrors(text, **details) if fails else CheckWarning(text, **details)
         return details
 
     def _look(self, now: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import scoreboard as board
 from ..config import Settings
 from ..scoreboard import BUCKETS, Row, Scoreboard, Totals, bucket_bound
-from .report import Results, results
+from .results import Results, results
 from .state import ORDER
 
 _PREFIX = "flask_stability_"
@@ -97,9 +97,9 @@ class _Collector:
         yield labelled(Counter, "worker_restarts", "Workers that ended.", "reason",
                        ((reason, totals.restarts.get(reason, 0)) for reason in board.REASONS[1:]))
         yield labelled(Gauge, "check_status", "0 pass, 1 warn, 2 fail.", "check",
-                       ((name, ORDER[result["status"]]) for name, result in found.items()))
+                       ((name, ORDER[result.status]) for name, result in found.items()))
         yield labelled(Gauge, "check_duration_seconds", "Time of the latest run.", "check",
-                       ((name, result["took_ms"] / 1000) for name, result in found.items()))
+                       ((name, result.took_ms / 1000) for name, result in found.items()))
         yield labelled(Gauge, "disk_free_bytes", "Free space.", "mount", _free(found))
         yield labelled(Gauge, "db_pool_connections", "Connections, and threads waiting for one.", "state",
                        ((state, _sum(rows, word)) for state, word in _CONNECTIONS))
@@ -120,7 +120,8 @@ def _sum(rows: list[Row], word: int) -> int:
 
 
 def _free(found: Results) -> Iterator[tuple[str, float]]:
-    for path, figures in found.get("disk", {}).get("detail", {}).items():
+    disk = found.get("disk")
+    for path, figures in disk.detail.items() if disk is not None else ():
         yield path, figures["free_bytes"]
 
 

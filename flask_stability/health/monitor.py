@@ -17,12 +17,13 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..errors.report import write_latest
 from ..redact import cause_of, secrets_of
-from ..scoreboard import Blob, Row, Scoreboard
-from . import access, report
+from ..scoreboard import Row, Scoreboard
+from . import access, report, results
 from .admin import AdminListener
 from .alerts import Alerts
-from .checks import Check, Worry, builtin
+from .checks import Check, CheckWarning, builtin
 from .history import History, Memory, Sample
+from .results import CheckResult
 from .state import ORDER, PASS, CheckState
 
 FAILING_INTERVAL = 5.0  #: seconds at the most to the next run while a check fails, or is about to change its status
@@ -49,7 +50,7 @@ class _Run:
     sign: object = None
     state: CheckState = field(default_factory=CheckState)
     trouble: CheckState = field(default_factory=CheckState)
-    result: dict[str, Any] = field(default_factory=dict)
+    result: CheckResult | None = None
 
     def moment(self) -> float:
         """When the schedule has to look at it."""
@@ -174,7 +175,7 @@ class Monitor:
         ok, error, worry, cause, detail = True, "", "", "", {}
         try:
             detail = _clean(run.check.function())
-        except Worry as trouble:
+        except CheckWarning as trouble:
             worry, detail = str(trouble)[:200], _clean(trouble.details)
         except BaseException as failure:
             ok, error, cause = False, _class_of(failure), cause_of(failure, self._secrets)
@@ -209,32 +210,30 @@ class Monitor:
         changing = (not ok or bool(worry)) != run.trouble.down or old != run.trouble.down
         interval = min(FAILING_INTERVAL, run.interval) if not ok or run.state.down or changing else run.interval
         run.due = now + interval * random.uniform(0.9, 1.1)
-        run.result = {
-            "status": run.state.status(critical=check.critical, worried=run.trouble.down or bool(worry) or not ok),
-            "settled": settled, "down": run.state.down, "ok": ok, "at_ns": time.monotonic_ns(),
-            "took_ms": round((now - run.started) * 1000, 2), "failures": run.state.failures,
-            "critical": check.critical, "shared": check.shared, "interval": run.interval, "timeout": run.timeout,
-            "error": error or None, "note": worry or None, "cause": cause or None, "detail": detail or {},
-            "states": [run.state, run.trouble]}
-        results = {name: one.result for name, one in self._runs.items()
-                   if one.result and (self._led or not one.check.shared)}
-        _publish(self._row.checks, results)
+        run.result = CheckResult(
+            status=run.state.status(critical=check.critical, worried=run.trouble.down or bool(worry) or not ok),
+            settled=settled, down=run.state.down, ok=ok, at_ns=time.monotonic_ns(),
+            took_ms=round((now - run.started) * 1000, 2), failures=run.state.failures, critical=check.critical,
+            shared=check.shared, interval=run.interval, timeout=run.timeout, error=error or None, note=worry or None,
+            cause=cause or None, detail=detail or {}, state=run.state, trouble=run.trouble)
+        found = {name: one.result for name, one in self._runs.items()
+                 if one.result is not None and (self._led or not one.check.shared)}
+        results.publish(self._row.checks, found)
         if check.shared and all(one.result for one in self._runs.values() if one.check.shared):
-            _publish(self._board.master.shared, {name: one for name, one in results.items() if one["shared"]})
+            results.publish(self._board.master.shared, {name: one for name, one in found.items() if one.shared})
 
     # -- the leader's part ---------------------------------------------------------------------------------------
 
     def _take_over(self, now: float) -> None:
         """Go on where the last leader stopped."""
-        known = self._board.master.shared.read_json({})
+        known = results.read(self._board.master.shared)
         with self._lock:
             for name, run in self._runs.items():
                 before = known.get(name)
                 if run.check.shared and not run.running:
-                    run.due, run.result = now, {}
-                    if isinstance(before, dict) and before.get("shared"):
-                        run.result = before
-                        run.state, run.trouble = (CheckState(*state) for state in before["states"])
+                    run.due, run.result = now, None
+                    if before is not None and before.shared:
+                        run.result, run.state, run.trouble = before, before.state, before.trouble
         changes = self._history.transitions()
         self._told = {str(one.get("check")): str(one.get("new")) for one in reversed(changes)}
         self._alerts.resume(changes, now)
@@ -255,16 +254,16 @@ class Monitor:
 
     def _look(self, now: float) -> None:
         """Tell of what changed since it was told last, in any worker, stale results included."""
-        found = report.results(self._board)
-        failing = {name: result["settled"] for name, result in found.items() if result["settled"] != PASS}
+        found = results.results(self._board)
+        failing = {name: result.settled for name, result in found.items() if result.settled != PASS}
         self._alerts.silence(frozenset(str(one.get("check")) for one in report.mutes(self._board)), failing, now)
         for name, result in found.items():
-            self._worst[name] = max(self._worst.get(name, 0), ORDER[result["status"]])
-            old, new = self._told.get(name, PASS), result["settled"]
+            self._worst[name] = max(self._worst.get(name, 0), ORDER[result.status])
+            old, new = self._told.get(name, PASS), result.settled
             if old != new:
                 self._told[name] = new
                 self._history.transition(self._alerts.transition(
-                    name, old, new, report.reason(result), report.summary(self._board), now))
+                    name, old, new, result.reason, results.summary(self._board), now))
         self._alerts.remind(failing, now)
 
     def _round(self, rows: list[Row]) -> None:
@@ -297,11 +296,6 @@ class Monitor:
         logs.health("round", status=document["status"], notes=document["notes"], workers=len(rows),
                     requests=totals.requests, errors=totals.errors, mean_ms=round(sample.mean_ms, 2), checks=checks,
                     **extra)
-
-
-def _publish(blob: Blob, results: dict[str, dict[str, Any]]) -> None:
-    if not blob.write_json(results):
-        blob.write_json({name: {**result, "detail": {}} for name, result in results.items()})
 
 
 def _clean(detail: object) -> dict[str, Any]:

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
-import json
 import time
 from typing import Any
 
 from .. import scoreboard as board
 from ..config import Settings
 from ..memory.trackers import growing
-from ..scoreboard import STATE_NAMES, Blob, Reason, Row, Scoreboard, percentile
+from ..scoreboard import STATE_NAMES, Reason, Row, Scoreboard, percentile
 from .error_rate import NAME as ERRORS
 from .history import History
-from .state import FAIL, ORDER, PASS, WARN, worst
-
-Results = dict[str, dict[str, Any]]
+from .results import CheckResult, Results, judged, merged, overall, staying
+from .state import ORDER, PASS
 
 
 def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
@@ -28,14 +25,14 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     rows = shared.live()
     # before the totals: an exit is counted before its row is given up, so whoever is not here is among them
     workers = [one for one in (_worker(row, now) for row in rows) if one["pid"]]
-    own = {row.slot: _read(row.checks, now) for row in rows}
-    found = _merged([own[row.slot] for row in _staying(rows)], shared, now)
+    own = {row.slot: judged(row.checks, now) for row in rows}
+    found = merged([own[row.slot] for row in staying(rows)], shared, now)
     totals = shared.totals()
     words = shared.master.words
     # the worst first; of equals the share of failed requests, which is what users feel
-    troubled = sorted((item for item in found.items() if item[1]["status"] != PASS),
-                      key=lambda item: (-ORDER[item[1]["status"]], item[0] != ERRORS))
-    notes = [f"{name}: {reason(result) or result['status']}" for name, result in troubled]
+    troubled = sorted((item for item in found.items() if item[1].status != PASS),
+                      key=lambda item: (-ORDER[item[1].status], item[0] != ERRORS))
+    notes = [f"{name}: {result.reason or result.status}" for name, result in troubled]
     if words[board.M_DRAINING]:
         notes.append("draining: the service is being stopped")
     if words[board.M_HOLD_UNTIL_NS]:
@@ -61,15 +58,10 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "checks": {name: _part(result) for name, result in found.items()},
     }
     begun = words[board.M_STARTED_NS] or min((row.words[board.W_STARTED_NS] for row in rows), default=now)
-    return {"status": _overall(found, shared), "version": "1",
+    return {"status": overall(found, shared), "version": "1",
             **({"releaseId": settings.release_id} if settings.release_id else {}),
             "serviceId": settings.service_id or "", "time": _wall(0), "notes": notes,
             "checks": _draft_checks(detailed, (now - begun) / 1e9), "detailed": detailed}
-
-
-def reason(result: dict[str, Any]) -> str:
-    """Why a check does not pass, in words, for those who may see details; "" if nothing is known."""
-    return str(result.get("note") or result.get("cause") or result.get("error") or "")
 
 
 def hung(rows: list[Row], now_ns: int) -> list[dict[str, Any]]:
@@ -88,95 +80,17 @@ def mutes(shared: Scoreboard, now: float | None = None) -> list[dict[str, Any]]:
         isinstance(found, list)) else []
 
 
-def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
-    """The overall status alone: what a stranger may know."""
-    return _overall(results(shared, now_ns), shared)
-
-
-def started(shared: Scoreboard) -> bool:
-    """The first round of shared checks is done: only then the leader hands their results on."""
-    return bool(shared.master.shared.read())
-
-
-def is_down(shared: Scoreboard, name: str) -> bool:
-    """Whether a check failed often enough, critical or not."""
-    return bool(results(shared).get(name, {}).get("down"))
-
-
-def results(shared: Scoreboard, now_ns: int | None = None) -> Results:
-    """Each check's result over all workers, judged by its age: the newest of a shared one, the worst of a local one."""
-    now = time.monotonic_ns() if now_ns is None else now_ns
-    return _merged([_read(row.checks, now) for row in _staying(shared.live())], shared, now)
-
-
-def _staying(rows: list[Row]) -> list[Row]:
-    """Without those that have been sent SIGTERM, unless there are no others: they serve nobody, and one that hangs
-    would make its last results look stuck for as long as it takes to die.
-    """
-    return [row for row in rows if not row.orders[board.O_RETIRE_SINCE_NS]] or rows
-
-
-def _read(blob: Blob, now: int) -> Results:
-    return {name: _judged(result, now) for name, result in _decoded(blob.read()).items()}
-
-
-@functools.lru_cache(maxsize=64)
-def _decoded(data: bytes) -> Results:
-    """What a blob says; it is read more often than it is written, and never changed."""
-    try:
-        read = json.loads(data)
-    except ValueError:
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
-def _merged(own: list[Results], shared: Scoreboard, now: int) -> Results:
-    """Shared results are also on the master's part of the board: they outlive the leader that found them."""
-    found: Results = {}
-    for source in [*own, _read(shared.master.shared, now)]:
-        for name, judged in source.items():
-            known = found.get(name)
-            if known is None or (judged["at_ns"] > known["at_ns"] if judged["shared"] else
-                                 _severity(judged) > _severity(known)):
-                found[name] = judged
-    return found
-
-
-def _severity(result: dict[str, Any]) -> tuple[int, int]:
-    return ORDER[result["status"]], ORDER[result["settled"]]
-
-
-def _overall(found: Results, shared: Scoreboard) -> str:
-    held = WARN if shared.master.words[board.M_HOLD_UNTIL_NS] else PASS
-    return worst(held, *(result["status"] for result in found.values()))
-
-
 def _wall(age: float) -> str:
     """The time of day `age` seconds ago, as the draft wants it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - age))
 
 
-def _judged(result: dict[str, Any], now: int) -> dict[str, Any]:
-    """A result that is older than it may be says so: a checker that is stuck is no good news."""
-    age = (now - result["at_ns"]) / 1e9
-    judged = {**result, "age_s": round(age, 1)}
-    interval, timeout = result["interval"] * 1.1, result["timeout"]
-    if age > 3 * interval + timeout:
-        judged["status"] = judged["settled"] = FAIL if result["critical"] else WARN
-        judged["note"], judged["down"] = "checker stuck", True
-    elif age > 2 * interval + timeout:
-        judged["status"] = judged["settled"] = worst(WARN, result["status"])
-        judged["note"] = result.get("note") or "checker late"
-    return judged
+def _part(result: CheckResult | None) -> dict[str, Any]:
+    return result.part() if result is not None else {"status": PASS}
 
 
-def _part(result: dict[str, Any] | None) -> dict[str, Any]:
-    """A check as the document shows it."""
-    if result is None:
-        return {"status": PASS}
-    return {**result["detail"], "status": result["status"], "critical": result["critical"], "age_s": result["age_s"],
-            "consecutive_failures": result["failures"], "took_ms": result["took_ms"], "error": result["error"],
-            "note": result["note"], "cause": result.get("cause")}
+def _status(result: CheckResult | None) -> str:
+    return result.status if result is not None else PASS
 
 
 _TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND), ("open_files", board.F_FDS_TREND),
@@ -186,7 +100,7 @@ _TRENDS = (("threads", board.F_THREADS_TREND), ("timers", board.F_TIMERS_TREND),
 
 def _memory(rows: list[Row], found: Results, own: dict[int, Results]) -> dict[str, Any]:
     workers: list[dict[str, Any]] = [
-        {"slot": row.slot, "pid": row.pid, "status": own[row.slot].get("memory", {}).get("status", PASS),
+        {"slot": row.slot, "pid": row.pid, "status": _status(own[row.slot].get("memory")),
          "rss_bytes": int(row.words[board.W_RSS]), "private_bytes": int(row.words[board.W_OWN_MEMORY]),
          "limit_bytes": int(row.words[board.W_MEMORY_LIMIT]),
          "trend_bytes_per_min": _finite(row.floats[board.F_MEMORY_TREND]) or 0,
@@ -221,10 +135,10 @@ def _database(rows: list[Row], found: Results, totals: board.Totals) -> dict[str
     return {"configured": True, **_part(result), "pool": pool}
 
 
-def _response_time(result: dict[str, Any] | None, totals: board.Totals) -> dict[str, Any]:
+def _response_time(result: CheckResult | None, totals: board.Totals) -> dict[str, Any]:
     """Since the service began; ``recent``: between the latest two looks of the check."""
     requests, part = totals.requests, _part(result)
-    recent = {name: part.pop(name) for name in (result or {}).get("detail", {})}
+    recent = {name: part.pop(name) for name in (result.detail if result is not None else ())}
     return {**part, **{f"p{share}_ms": round(percentile(totals.histogram, share / 100) * 1000, 2)
                        for share in (50, 95, 99)},
             "mean_ms": round(totals.duration_ns / requests / 1e6, 2) if requests else 0.0, "recent": recent}

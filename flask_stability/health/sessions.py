@@ -7,12 +7,10 @@ there is no more room all logins so far are ended, so that none ever comes back.
 from __future__ import annotations
 
 import hashlib
-import threading
 
 from ..scoreboard import ENDED_LOGINS, Row, Scoreboard
 
 ALL_UNTIL, USED, FIRST = 0, 1, 2  # words: logins issued up to then are over; entries follow; the first entry
-_lock = threading.Lock()
 
 
 def fingerprint(signature: str) -> int:
@@ -26,7 +24,7 @@ def end(row: Row, number: int, until: int, now: int) -> None:
     :param until: seconds since the epoch at which it would have ended by itself.
     """
     words = row.ended
-    with _lock:
+    with row.lock:
         for entry in range(FIRST, FIRST + 2 * ENDED_LOGINS, 2):
             if words[entry + 1] < now:
                 words[entry + 1] = until

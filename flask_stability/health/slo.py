@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ..scoreboard import Scoreboard
-from .checks_base import Worry
+from .checks_base import CheckWarning
 from .history import History
 
 #: Long and short window in seconds, and how many times too fast the budget is spent that alerts.
@@ -31,7 +31,7 @@ class BurnRate:
     def __call__(self) -> dict[str, Any]:
         """Return the burn rate of each window: 1.0 spends the budget exactly in the target's own period.
 
-        :raises Worry: when both windows of a pair burn too fast.
+        :raises CheckWarning: when both windows of a pair burn too fast.
         """
         totals, now = self._board.totals(), time.time()
         history, budget = History(self._board.master.history), 1.0 - self._target / 100.0
@@ -50,7 +50,7 @@ class BurnRate:
                 burning.append(f"{rates[1]:.0f} times too fast over {_name(short)} and {rates[0]:.0f} times over "
                                f"{_name(long)}")
         if burning:
-            raise Worry(f"the error budget of {self._target:g} % is being spent {burning[0]}", **details)
+            raise CheckWarning(f"the error budget of {self._target:g} % is being spent {burning[0]}", **details)
         return details
 
 

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -32,15 +33,22 @@ _HEAP_TYPE = 1 << 9  #: a class made by a class statement
 _state_of = threading.Thread.__dict__["__dict__"].__get__
 _flags, _module, _qualname = (type.__dict__[name].__get__ for name in ("__flags__", "__module__", "__qualname__"))
 
-_types: Counter[str] = Counter()
-_globals: dict[str, int] = {}
+
+@dataclass
+class _Baseline:
+    """What there was when the worker was warm: the objects of each type, and the items of each container."""
+
+    types: Counter[str] = field(default_factory=Counter)
+    containers: dict[str, int] = field(default_factory=dict)
+
+
+_warm = _Baseline()
 
 
 def baseline() -> None:
     """Remember what there is now that the worker is warm: 90 ms for two million objects."""
-    global _types, _globals
-    _types = _count(gc.get_objects())
-    _globals = {name: len(value) for name, value in _containers()}
+    _warm.types = _count(gc.get_objects())
+    _warm.containers = {name: len(value) for name, value in _containers()}
 
 
 def report(reason: str) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def report(reason: str) -> dict[str, Any]:
     """
     private = confirmed()[1]
     found: dict[str, Any] = {"reason": reason, "rss_bytes": resident(), "private_bytes": private,
-                             "since_warm": bool(_types)}
+                             "since_warm": bool(_warm.types)}
     for name, look in _LOOKS:
         try:
             found[name] = look()
@@ -64,7 +72,8 @@ def _grown_types() -> list[dict[str, Any]]:
     deadline = time.monotonic() + SECONDS
     objects = gc.get_objects()
     counts = _count(objects)
-    grown = {name: count - _types.get(name, 0) for name, count in counts.items() if count > _types.get(name, 0)}
+    warm = _warm.types
+    grown = {name: count - warm.get(name, 0) for name, count in counts.items() if count > warm.get(name, 0)}
     samples = _samples(objects, set(grown), deadline)
     del objects
     held = {name: number * sum(map(_held, samples[name])) // len(samples[name])
@@ -156,7 +165,7 @@ def _containers() -> Iterator[tuple[str, Any]]:
 
 def _grown_globals() -> list[dict[str, Any]]:
     """Containers in modules that have more in them than at the baseline: most leaks end in one."""
-    grown = [(len(value) - _globals.get(name, 0), name, value) for name, value in _containers()]
+    grown = [(len(value) - _warm.containers.get(name, 0), name, value) for name, value in _containers()]
     found = [{"name": name, "bytes": _held(value, True), "items": len(value), "more_items": more}
              for more, name, value in sorted(grown, key=lambda item: -item[0])[:5 * TOP] if more > 0]
     return sorted(found, key=lambda item: -int(str(item["bytes"])))[:TOP]

@@ -10,19 +10,42 @@ from typing import Any
 
 import psutil
 
+from ..runtime import Part, runtime
+
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_statm = -1
+
+
+class _Statm(Part):
+    """An open descriptor of this process's /proc/self/statm; -1 = not opened yet."""
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+
+    def read(self) -> list[bytes]:
+        """Return its fields.
+
+        :raises OSError: where there is no such file.
+        """
+        if self.descriptor < 0:
+            self.descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self.descriptor, 128, 0).split()
+
+    def reset_after_fork(self) -> None:
+        """The descriptor leads to the parent's figures."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+_statm = runtime.add("memory", _Statm())
 
 
 def resident() -> int:
     """Bytes of this process in memory now; 2 µs by an open descriptor of /proc, psutil where there is none; 0 where
     neither tells.
     """
-    global _statm
     try:
-        if _statm < 0:
-            _statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        return int(os.pread(_statm, 128, 0).split()[1]) * _PAGE
+        return int(_statm.read()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         pass
     try:
@@ -37,7 +60,7 @@ def sizes() -> tuple[int, int]:
     """
     rss = resident()
     try:
-        fields = os.pread(_statm, 128, 0).split()
+        fields = _statm.read()
         return int(fields[1]) * _PAGE, max(0, int(fields[1]) - int(fields[2])) * _PAGE
     except (OSError, IndexError, ValueError):
         return rss, rss
@@ -84,14 +107,3 @@ def _find_trim() -> Callable[[int], Any] | None:
 
 
 _malloc_trim = _find_trim()
-
-
-def _after_fork() -> None:
-    """The descriptor leads to the parent's figures."""
-    global _statm
-    if _statm >= 0:
-        os.close(_statm)
-    _statm = -1
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -22,6 +22,7 @@ import click
 
 from ..config import Settings, unknown_keys
 from ..exceptions import ConfigError, StabilityError
+from ..runtime import runtime
 
 #: The gunicorn settings that are examined.
 NAMES = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections", "max_requests",
@@ -202,7 +203,7 @@ def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
 def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, Any]:
     from flask.cli import ScriptInfo
 
-    from .. import extension, request
+    from ..apps import apps
     from ..database.engine import look_at
     from ..memory.process import resident
 
@@ -213,15 +214,15 @@ def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, An
         return {"loaded": True, "app_error": "; ".join(error.problems)}
     except BaseException as error:
         return {"loaded": True, "app_error": "".join(traceback.format_exception_only(error)).strip()[-500:]}
-    apps = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
-             "settings": dataclasses.asdict(state.settings), "longest": request.longest_timeout,
+    told = [{"name": state.app.name, "instance_path": state.app.instance_path, "debug": bool(state.app.debug),
+             "settings": dataclasses.asdict(state.settings), "longest": runtime.longest_timeout,
              "wants_database": state.wants_database,
              "engines": [look_at(name, engine) for name, engine in state.engines.items()] if engines else [],
              "looked_at": _by_the_app(state, int(application.cfg.workers)) if engines and state.credentials else [],
              "credentials": state.credentials is not None, **_health_paths(state)}
-            for state in extension.apps() if state.app is not None]
+            for state in apps.all() if state.app is not None]
     del app
-    return {"loaded": True, "apps": apps, "resident": resident()}
+    return {"loaded": True, "apps": told, "resident": resident()}
 
 
 def _health_paths(state: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One truth over all workers: a mapping in shared memory, one row per worker, one writer per word.
 
-`layout` says which word is where, `row` counts, `board` makes and reads the whole, `own` holds this process's.
+`layout` says which word is where, `row` counts, `board` makes and reads the whole. `runtime` holds this process's.
 """
 
 from .board import EXCEPTIONS_KEPT as EXCEPTIONS_KEPT
@@ -12,11 +12,6 @@ from .file import default_run_dir as default_run_dir
 from .file import default_run_dirs as default_run_dirs
 from .file import running as running
 from .layout import *  # noqa: F403
-from .own import current as current
-from .own import forget as forget
-from .own import install as install
-from .own import my_row as my_row
-from .own import row_or_none as row_or_none
 from .primitives import BUCKETS as BUCKETS
 from .primitives import Blob as Blob
 from .primitives import Entry as Entry

@@ -14,7 +14,6 @@ SipHash, whose key this process and those forked from it share, and nobody else 
 from __future__ import annotations
 
 import mmap
-import os
 import secrets
 import struct
 import sys
@@ -283,10 +282,9 @@ def _use(area: memoryview) -> None:
     slots, words, places, _claiming = area, area.cast("q"), {}, threading.Lock()
 
 
-def _after_fork() -> None:
-    """In a forked child: the slots are the parent's."""
+def after_fork() -> None:
+    """In a forked child, called by the runtime: the slots are the parent's."""
     _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
 
 
 _claiming = threading.Lock()
-os.register_at_fork(after_in_child=_after_fork)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import logs
 from ..health import report
+from ..health.results import results
 from ..scoreboard import W_THREADS, Reason, Scoreboard
 from . import stacks
 from .control import ControlError
@@ -65,7 +66,7 @@ def _serving(children: Iterable[Child], pid: Any) -> list[Child]:
 
 def _mute(board: Scoreboard, order: dict[str, Any], uid: int) -> dict[str, Any]:
     check, seconds, now = order.get("check"), order.get("seconds"), time.time()
-    known = sorted(report.results(board))
+    known = sorted(results(board))
     if check not in known:
         raise ControlError(f"there is no check {str(check)[:50]!r}: there are {', '.join(known) or 'none yet'}")
     if not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_MUTE:

@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGABRT, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.
 
 
 class Forks:
-    """Watches the forks of one worker; from `watch` on, for the life of the process and in each child.
+    """Watches the forks of one worker, for the life of the process and in each child.
 
     :param worker: gunicorn's, its signal handlers set.
     """
@@ -32,19 +32,18 @@ class Forks:
         self._worker, self._pid = worker, os.getpid()
         self._masks: dict[int, set[signal.Signals | int]] = {}
 
-    def watch(self) -> None:
-        """Begin."""
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._in_child)
-
-    def _before(self) -> None:
+    def before(self) -> None:
+        """Hold back the signals that the worker has handlers for."""
         self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def _after(self) -> None:
+    def after(self) -> None:
+        """Let them in again."""
         mask = self._masks.pop(threading.get_ident(), None)
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _in_child(self) -> None:
+    def in_child(self) -> None:
+        """Give up the worker's handlers and listeners, then let signals in."""
         try:
             if self._pid:  # else a child of a child: done already
                 self._pid = 0
@@ -53,7 +52,7 @@ class Forks:
                 for listener in self._worker.sockets:
                     let_go(listener)
         finally:
-            self._after()
+            self.after()
 
 
 def _reset_signals() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import logs, scoreboard
+from ..runtime import runtime
 from . import master, worker_life
 from .process import contained
 
@@ -21,7 +22,7 @@ _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
 def _pre_request(worker: Any, req: Any) -> None:
     """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
     try:
-        row = scoreboard.row_or_none()
+        row = runtime.row
         if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
             req.force_close()
     except Exception as error:  # here, since it is called unwrapped: no request is to fail for it

@@ -6,11 +6,13 @@ import gc
 import os
 import sys
 import time
+from dataclasses import fields
 from typing import Any
 
 from .. import config, environment, logs, scoreboard
 from ..config import Settings
 from ..exceptions import ConfigError
+from ..runtime import runtime
 from ..scoreboard import black_box
 from . import orphans
 from .gunicorn import compat, port_in_use
@@ -57,7 +59,7 @@ def on_starting(server: Any) -> None:
     board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
-    scoreboard.install(board, None)
+    runtime.install(board, None)
     black_box.make(rows)
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
@@ -95,19 +97,38 @@ def when_ready(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
-    if environment.was_read():
-        try:
+    """The master and its new workers take the settings of now: of gunicorn's configuration, which was executed again,
+    and of the ``.env`` file, also where that configuration is a module, which is not.
+    """
+    before = process.settings
+    try:
+        if environment.was_read():
             config.load_dotenv()
-            process.settings = Settings.from_environ()
-        except ConfigError as error:
-            for problem in error.problems:
-                server.log.error("flask_stability: %s; what was set before stays", problem)
+        process.settings = Settings.from_environ()
+    except ConfigError as error:
+        for problem in error.problems:
+            server.log.error("flask_stability: %s; what was set before stays", problem)
+    if process.settings != before:
+        contained("on_reload", _take_over, (server, before, process.settings))
     if process.once is not None:
         process.once.renew()
     for step in (refit, _be_patient):
         contained("on_reload", step, (server,))
     adjust(server, process.settings)
+
+
+def _take_over(server: Any, before: Settings, now: Settings) -> None:
+    """What the master itself has of changed settings."""
+    if process.supervisor is not None:
+        process.supervisor.configure(now)
+    if any(getattr(before, field.name) != getattr(now, field.name)
+           for field in fields(Settings) if field.name.startswith("log_")):
+        problem = logs.setup(now, "master", uid=server.cfg.uid, gid=server.cfg.gid)
+        if problem:
+            server.log.warning("flask_stability: %s", problem)
+    if before.run_dir != now.run_dir:
+        server.log.warning("flask_stability: STABILITY_RUN_DIR=%s: takes effect when the service is started again; the "
+                           "scoreboard stays where it is until then", now.run_dir or "")
 
 
 def nworkers_changed(server: Any, new: Any, old: Any) -> None:
@@ -118,7 +139,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.forking(worker)
     else:
-        board = scoreboard.current()
+        board = runtime.my_board()
         worker.stability_row = board.allocate(worker.age)
         board.master.words[scoreboard.M_BOOTS] += 1
 
@@ -127,7 +148,7 @@ def child_exit(server: Any, worker: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.exited(worker)
     elif getattr(worker, "stability_row", None) is not None:
-        board, row = scoreboard.current(), worker.stability_row
+        board, row = runtime.my_board(), worker.stability_row
         begun = row.words[scoreboard.W_STARTED_NS]
         uptime = (time.monotonic_ns() - begun) / 1e9 if begun else 0.0
         reason = scoreboard.Reason.of(row.words[scoreboard.W_RETIRE_REASON]) or scoreboard.Reason.UNKNOWN
@@ -140,4 +161,4 @@ def on_exit(server: Any) -> None:
     if process.supervisor is not None:
         process.supervisor.left()
     logs.process("stopped")
-    scoreboard.current().unlink()
+    runtime.my_board().unlink()

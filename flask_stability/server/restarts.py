@@ -30,12 +30,16 @@ class Restarts:
 
     def __init__(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float,
                  jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2)) -> None:
-        self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
+        self.limit(steps, most=most, window=window, min_uptime=min_uptime)
         self._jitter = jitter
         self._times: list[float] = []
         self._level = 0
         self._last_wave = float("-inf")
         self.hold_until = float("-inf")
+
+    def limit(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float) -> None:
+        """Set the limits; the crashes so far count on."""
+        self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
 
     def crashed(self, now: float, uptime: float, *, served: float | None = None, answered: bool = False,
                 others: bool = True) -> bool:

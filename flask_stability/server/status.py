@@ -9,6 +9,7 @@ from typing import Any
 from .. import scoreboard as board
 from ..health import report
 from ..health.error_rate import NAME as ERRORS
+from ..health.results import results
 from ..scoreboard import STATE_NAMES, Reason, Row, Scoreboard
 
 
@@ -17,7 +18,8 @@ def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any
     now = time.monotonic_ns() if now_ns is None else now_ns
     words = shared.master.words
     totals = shared.totals()
-    errors = report.results(shared, now).get(ERRORS, {}).get("detail", {})
+    found = results(shared, now).get(ERRORS)
+    errors = found.detail if found is not None else {}
     return {"master_pid": int(words[board.M_PID]), "uptime_s": _since(words[board.M_STARTED_NS], now),
             "tick_age_s": _since(words[board.M_TICK_NS], now), "base_workers": int(words[board.M_BASE_WORKERS]),
             "target_workers": int(words[board.M_TARGET]), "replacing": bool(words[board.M_SURGE]),

@@ -59,7 +59,7 @@ class Supervisor:
         self.due = 0.0
         self.stopping = self.ever_ready = False
         self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
-        self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
+        self._growth = Pace(lambda early: growth_pause(self.settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
         self._stillborn: list[Reason] = []
         self._degraded = False
@@ -116,6 +116,14 @@ class Supervisor:
         for child in self.children.values():
             if pid and child.pid == pid:
                 child.status = status
+
+    def timed_out(self, pid: int) -> None:
+        """See `Supervision`. What the row says later is of no use: SIGABRT ends a call that hung, and then the worker
+        waits for the client of that request to close its side. It says nothing either while its guard is silent.
+        """
+        for child in self.children.values():
+            if child.pid == pid:
+                child.kept_by_client = child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0)
 
     def boot_failed(self, reason: str) -> bool:
         """See `Supervision`."""
@@ -197,6 +205,12 @@ class Supervisor:
 
     # -- called by the hooks -------------------------------------------------------------------------------------
 
+    def configure(self, settings: Settings) -> None:
+        """Take the settings of a reload; what has happened so far counts on under them."""
+        self.settings = self.fleet.settings = self._unresponsive.settings = settings
+        self.restarts.limit(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
+                            min_uptime=settings.crash_min_uptime)
+
     def listen(self, uid: int = -1) -> str:
         """Take orders from now on; return why that cannot be, or "".
 
@@ -262,8 +276,7 @@ class Supervisor:
         known = exit_reasons.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(child.worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            client=child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0),
-            max_requests=bool(self.arbiter.cfg.max_requests),
+            client=child.kept_by_client, max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
         self._oom_kills = kills
         return exit_reasons.reason_of(child.status, known)

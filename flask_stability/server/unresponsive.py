@@ -25,7 +25,7 @@ class Unresponsive:
 
     def __init__(self, settings: Settings, kill_timeout: Callable[[], float],
                  look_again: Callable[[float], None]) -> None:
-        self._settings, self._kill_timeout, self._look_again = settings, kill_timeout, look_again
+        self.settings, self._kill_timeout, self._look_again = settings, kill_timeout, look_again
         self._looked = 0.0
         self._telling: dict[Child, float] = {}
 
@@ -61,7 +61,7 @@ class Unresponsive:
             return
         silent = {child: now - child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 for child in children
                   if child.row is not None and child.serves() and child.row.words[scoreboard.W_THREADS]}
-        patience = self._settings.guard_interval + replacement.patience(list(silent.values()))
+        patience = self.settings.guard_interval + replacement.patience(list(silent.values()))
         for child, seconds in silent.items():
             most = self._kill_timeout() if child.ending() else patience
             if seconds > most and not child.stopped_at and not child.asked:

@@ -8,11 +8,12 @@ import sys
 import time
 from typing import Any
 
-from .. import extension, logs, request, scoreboard
+from .. import logs, request, scoreboard
+from ..apps import apps
 from ..errors import hooks as process_hooks
 from ..request import in_flight
+from ..runtime import runtime
 from ..scoreboard import black_box
-from ..wsgi import middleware
 from ..wsgi.middleware import outermost
 from . import routes, stacks
 from .forks import Forks, ignore
@@ -33,7 +34,7 @@ def post_fork(server: Any, worker: Any) -> None:
     if process.once is not None:
         tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
-    scoreboard.install(scoreboard.current(), row)
+    runtime.install(runtime.my_board(), row)
     if row is not None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
@@ -62,19 +63,19 @@ def _set_up_logs(worker: Any) -> None:
     signal.signal(signal.SIGUSR1, reopen)
     signal.siginterrupt(signal.SIGUSR1, False)
     process_hooks.install()
-    middleware.stopping = lambda: not worker.alive
-    request.under_hooks = True
+    runtime.stopping = lambda: not worker.alive
+    runtime.under_hooks = True
 
 
 def _wrap_app(worker: Any) -> None:
-    settings = next((state.settings for state in extension.apps()), process.settings)
+    settings = next((state.settings for state in apps.all()), process.settings)
     if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
         wrap_app(worker, lambda app: outermost(app, settings))
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
-    longest = request.longest_timeout
+    longest = runtime.longest_timeout
     if is_a(type(worker), "sync") and longest and 0 < worker.cfg.timeout < longest + 5:
         worker.log.warning("flask_stability: timeout=%s is below the longest view's deadline of %g s plus 5: on sync "
                            "workers it ends the request; raise timeout", worker.cfg.timeout, longest)
@@ -88,11 +89,11 @@ def _tell_stacks(worker: Any) -> None:
 def _watch_connections(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
-        middleware.watches_uploads = worker.stability_connections is not None
+        runtime.watches_uploads = worker.stability_connections is not None
 
 
 def _start_guard(worker: Any) -> None:
-    board, row = scoreboard.current(), scoreboard.my_row()
+    board, row = runtime.my_board(), runtime.my_row()
     if not is_a(type(worker), "sync", "gthread"):
         def beat() -> None:
             row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
@@ -110,7 +111,7 @@ def _start_guard(worker: Any) -> None:
 
 
 def _leave_well(worker: Any) -> None:
-    words, orders = scoreboard.current().master.words, scoreboard.my_row().orders
+    words, orders = runtime.my_board().master.words, runtime.my_row().orders
 
     def last() -> bool | None:
         if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
@@ -126,12 +127,12 @@ def _leave_well(worker: Any) -> None:
 
 
 def _watch_forks(worker: Any) -> None:
-    Forks(worker).watch()
+    process.forks = Forks(worker)
 
 
 def _tell_routes(worker: Any) -> None:
     box = black_box.current()
-    app = next((state.app for state in extension.apps()), None)
+    app = next((state.app for state in apps.all()), None)
     if box is not None and app is not None:
         data = routes.encode(app.url_map, box.routes.capacity)
         if box.routes.read() != data:
@@ -139,11 +140,11 @@ def _tell_routes(worker: Any) -> None:
 
 
 def _start_process(worker: Any) -> None:
-    extension.start_process()
+    apps.start()
 
 
 def _say_ready(worker: Any) -> None:
-    row = scoreboard.my_row()
+    row = runtime.my_row()
     row.words[scoreboard.W_HEARTBEAT_NS] = row.words[scoreboard.W_READY_NS] = time.monotonic_ns()
     row.words[scoreboard.W_STATE] = scoreboard.STATE_READY
     if process.supervisor is not None:
@@ -161,11 +162,11 @@ def worker_exit(server: Any, worker: Any) -> None:
     """The worker's last act: threads that refuse to end must not hold the process."""
     if os.getpid() != worker.pid:
         return  # gunicorn calls it in the master too, for a worker that vanished
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
-    extension.stop_process()
+    apps.stop()
     if process.guard is not None:
         contained("worker_exit", process.guard.memory.last_words, ())
     if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .. import files, logs
+from ..runtime import Part, runtime
 
 NAME = "flask_stability-answers"
 IN_USE = 60.0  #: seconds since its last use in which an answer is never removed to make room
@@ -44,7 +45,6 @@ _LEFT_FREE = 64 << 20  # bytes of the file system that are left to others, or a 
 _TEMPORARY, _LOCK = ".new", ".lock"
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
-_held: set[KeyLock] = set()  # a forked child must not keep them
 
 
 class Answer(NamedTuple):
@@ -317,7 +317,7 @@ class KeyLock:
 
     def __init__(self, store: AnswerStore, name: str, descriptor: int) -> None:
         self._store, self._name, self._descriptor = store, name, descriptor
-        _held.add(self)
+        _locks.held.add(self)
 
     def forget(self) -> None:
         """In a forked child: the parent has it."""
@@ -339,7 +339,7 @@ class KeyLock:
             elif hold_off is not None:
                 os.unlink(self._name, dir_fd=self._store._folder)
         finally:
-            _held.discard(self)
+            _locks.held.discard(self)
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
@@ -347,15 +347,21 @@ class KeyLock:
             self._store.charge_lock()
 
 
-def _after_fork() -> None:
-    """In a forked child: its parent's locks end with the parent, not with the child."""
-    for lock in list(_held):
-        with contextlib.suppress(OSError):
-            lock.forget()
-    _held.clear()
+class _Locks(Part):
+    """The keys that this process computes."""
+
+    def __init__(self) -> None:
+        self.held: set[KeyLock] = set()
+
+    def reset_after_fork(self) -> None:
+        """The parent's locks end with the parent, not with the child."""
+        for lock in list(self.held):
+            with contextlib.suppress(OSError):
+                lock.forget()
+        self.held.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_locks = runtime.add("stored_answers", _Locks())
 
 
 def _pack(answer: Answer) -> bytes:

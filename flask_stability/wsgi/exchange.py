@@ -9,23 +9,20 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Response
 from werkzeug.wrappers import response as werkzeug_response
 
 from .. import logs, scoreboard
 from ..errors import report
-from ..errors.problem import response_for
+from ..errors.boundary import Boundary, unavailable
 from ..exceptions import DatabaseUnavailable
-from ..request import NO_RULE, OVER, RequestRecord, inflight, rule_of
+from ..request import NO_RULE, OVER, SOCKET, RequestRecord, inflight, rule_of
+from ..runtime import runtime
 from ..scoreboard import black_box
-from ..scoreboard.own import own
-from ..takeover import SOCKET, client_left
+from .takeover import client_left
 from .validation import InvalidResponse, check_head, forbids_body, known_heads
-
-if TYPE_CHECKING:
-    from .middleware import StabilityMiddleware
 
 END: Any = object()  #: of a body
 
@@ -50,7 +47,7 @@ class ResponseCut(BrokenPipeError):
 class Exchange(RequestRecord):
     """See the module.
 
-    :ivar middleware: the layer that made it.
+    :ivar boundary: judges what escapes, for the layer that made it.
     :ivar start: the server's start_response.
     :ivar head: what it is to be called with; None before the app's start_response.
     :ivar writer: the server's write callable, once it was given the head.
@@ -65,11 +62,11 @@ class Exchange(RequestRecord):
     :ivar begun_ns: `time.monotonic_ns` when the server was given the head, with the first chunk; 0 before.
     """
 
-    __slots__ = ("begun_ns", "chunk", "code", "early", "head", "iterator", "length", "middleware", "sent", "source",
+    __slots__ = ("begun_ns", "boundary", "chunk", "code", "early", "head", "iterator", "length", "sent", "source",
                  "start", "writer")
 
     __init__ = object.__init__  # the layer that makes it sets all of them: a call less
-    middleware: StabilityMiddleware
+    boundary: Boundary
     start: Callable[..., Any]
     early: bool
     head: tuple[str, list[tuple[str, str]]] | None
@@ -102,9 +99,9 @@ class Exchange(RequestRecord):
             head = None
         self.code, self.length = head or check_head(status, headers)
         if self.code == 500 and self.unavailable is not None:
-            raise self._unavailable_now()
+            raise unavailable(self)
         if self.code >= 400 or self.given_id is not None:
-            self._add_id(headers)
+            self.boundary.add_id(headers, self)
         self.head = status, headers
         try:
             self.rule = self.environ["werkzeug.request"].url_rule or NO_RULE
@@ -113,20 +110,6 @@ class Exchange(RequestRecord):
         if self.early:
             self.writer = self.start(status, headers) if self.writer is None else self.start(status, headers, exc_info)
         return self
-
-    def _unavailable_now(self) -> DatabaseUnavailable:
-        """What an extension's 500 for it is replaced by. It was recorded already."""
-        error, self.unavailable = self.unavailable, None
-        if not isinstance(error, DatabaseUnavailable):
-            error = DatabaseUnavailable()
-        report.mark(error, self)
-        return error
-
-    def _add_id(self, headers: list[tuple[str, str]]) -> None:
-        """An error's answer, and one to a client that gave an id, carries the request's id, once."""
-        name = self.middleware.id_header
-        if all(given.lower() != name.lower() for given, _ in headers):
-            headers.append((name, self.id))
 
     def __call__(self, data: bytes) -> None:
         """WSGI's imperative way to write: the answer has begun."""
@@ -193,7 +176,7 @@ class Exchange(RequestRecord):
         :raises ResponseCut: or the error itself, where it is to pass.
         """
         self.iterator, self.code = None, 0
-        self.middleware.judge(error, self)
+        self.boundary.judge(error, self)
         raise ResponseCut from None
 
     def _tell_short(self, sent: int) -> None:
@@ -213,7 +196,7 @@ class Exchange(RequestRecord):
         try:
             source.close()
         except BaseException as error:
-            self.middleware.judge(error, self)
+            self.boundary.judge(error, self)
         finally:
             self.finish()
 
@@ -228,12 +211,12 @@ class Exchange(RequestRecord):
         try:
             if not client_left(error):
                 self.code = 0
-                self.middleware.judge(error, self)
+                self.boundary.judge(error, self)
             if source is not None:
                 try:
                     closable(source).close()
                 except BaseException as failure:
-                    self.middleware.judge(failure, self)
+                    self.boundary.judge(failure, self)
             if SOCKET in self.environ:
                 raise StopIteration from None
             return []
@@ -253,19 +236,18 @@ class Exchange(RequestRecord):
             return self.end_taken(error)
         started = self.response_started
         try:
-            self.middleware.judge(error, self)
+            self.boundary.judge(error, self)
             source, self.source = self.source, None
             if source is not None:
                 try:
                     source.close()
                 except BaseException as failure:
-                    self.middleware.judge(failure, self)
+                    self.boundary.judge(failure, self)
             if started:
                 raise ResponseCut from None
             if self.writer is not None and SOCKET in self.environ:
                 raise error  # gunicorn has the head already, and would keep its headers beside ours: it answers 500
-            status, headers, body = response_for(error, self.environ, self.middleware.settings, self.id)
-            headers.append((self.middleware.id_header, self.id))
+            status, headers, body = self.boundary.answer(error, self)
             self.code = int(status[:3])
             self.refused = isinstance(error, DatabaseUnavailable)
             self.start(status, headers, (type(error), error, error.__traceback__))
@@ -282,7 +264,7 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
-                row = own.row or scoreboard.my_row()
+                row = runtime.row or runtime.my_row()
                 end = self.taken_ns or _now()
                 if self.begun_ns and end - self.begun_ns >= STREAM_NS:
                     row.add_stream((end - self.begun_ns) // 1_000_000)
@@ -291,7 +273,7 @@ class Exchange(RequestRecord):
                             scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
                             end - self.started_ns - self.held_ns)
                 if self.code >= 400:
-                    self._note()
+                    self.boundary.note(self.code, self)
             except Exception as error:
                 report.record(error, event="internal_error", request=self)
         if self.resources is not None:
@@ -314,17 +296,6 @@ class Exchange(RequestRecord):
                 resource.release()
             except Exception as error:
                 report.record(error, event="release_failed", request=self)
-
-    def _note(self) -> None:
-        """A 5xx answer without an exception is still an error of ours; a 4xx one the client's."""
-        if self.code >= 500:
-            if self.recorded is None and self.supervised:
-                if self.handled is not None:  # by a handler of the app's, which made this answer of it
-                    report.record(self.handled, request=self)
-                else:
-                    logs.error("server_error", status=self.code, **report.request_fields(self))
-        elif self.middleware.settings.log_client_errors:
-            logs.error("client_error", level="WARNING", status=self.code, **report.request_fields(self))
 
 
 class _Closing:

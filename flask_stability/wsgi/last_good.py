@@ -38,9 +38,9 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..request import NO_HOLD, current, remaining
+from ..request import NO_HOLD, SOCKET, current, remaining
+from ..runtime import Part, runtime
 from ..scoreboard import default_run_dir
-from ..takeover import SOCKET
 from .answer_store import Answer, AnswerStore, KeyLock
 from .middleware import MARK, StabilityMiddleware
 
@@ -59,8 +59,6 @@ _PRIVATE = frozenset({"private", "no-store", "no-cache"})
 _HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]{1,255}").fullmatch
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}").fullmatch
 
-_apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
-_apps_lock = threading.Lock()
 
 
 class Kept(NamedTuple):
@@ -102,7 +100,7 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
             found = last_good.find(kept)
             if found is None:
                 return run()
-            row = scoreboard.my_row()
+            row = runtime.my_row()
             if isinstance(found, Flight):
                 row.add(scoreboard.W_KEPT_MADE)
                 return found.make(run)
@@ -124,15 +122,15 @@ def _code_of(view: Callable[..., Any]) -> str:
 
 def _of(app: Flask) -> LastGood | None:
     """An app's answers; None without the extension."""
-    found = _apps.get(app)
+    found = _kept.apps.get(app)
     if found is None:
         state = app.extensions.get("stability")
         if state is None:
             return None
-        with _apps_lock:
-            found = _apps.get(app)
+        with _kept.lock:
+            found = _kept.apps.get(app)
             if found is None:
-                found = _apps[app] = LastGood(app, state.settings)
+                found = _kept.apps[app] = LastGood(app, state.settings)
                 request_finished.connect(_on_finished, app)
     return found
 
@@ -550,12 +548,18 @@ def _boot() -> str:
         return ""
 
 
-def _after_fork() -> None:
-    """In a forked child: the parent's threads do their work there."""
-    global _apps_lock
-    _apps_lock = threading.Lock()
-    for found in list(_apps.values()):
-        found.forget()
+class _Kept(Part):
+    """The answers of each app of this process."""
+
+    def __init__(self) -> None:
+        self.apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
+        self.lock = threading.Lock()
+
+    def reset_after_fork(self) -> None:
+        """The parent's threads do their work there."""
+        self.lock = threading.Lock()
+        for found in list(self.apps.values()):
+            found.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_kept = runtime.add("kept_answers", _Kept())

@@ -24,11 +24,13 @@ from werkzeug.wsgi import ClosingIterator
 
 from ..config import Settings
 from ..errors import report
-from ..request import NO_RULE, RequestRecord, current, inflight
+from ..errors.boundary import Boundary
+from ..request import NO_RULE, SOCKET, WEBSOCKET, RequestRecord, current, inflight
+from ..runtime import runtime
 from ..scoreboard import black_box
 from ..scoreboard.black_box import begin
-from ..takeover import SOCKET, WEBSOCKET, AppSocket
 from .exchange import END, Exchange, closable, plain, wrong_chunk
+from .takeover import AppSocket
 from .upload import Upload
 from .validation import InvalidResponse
 
@@ -37,16 +39,6 @@ MARK = "flask_stability.wrapped"
 
 _now = time.monotonic_ns
 
-
-def _may_be_stopping() -> bool:
-    return True
-
-
-#: Set by the server's hooks: whether this worker was told to end. Only then may a SystemExit that comes out of
-#: gunicorn's own signal handlers pass.
-stopping: Callable[[], bool] = _may_be_stopping
-#: Set by the server's hooks: whether somebody looks how fast bodies of requests arrive.
-watches_uploads = False
 
 
 class StabilityMiddleware:
@@ -66,21 +58,20 @@ class StabilityMiddleware:
                  on_first_request: Callable[[], None] | None = None) -> None:
         self.settings = settings if settings is not None else Settings()
         self.health_app = health_app
-        self.id_header = self.settings.request_id_header
+        self.boundary = Boundary(self.settings, propagate)
         self._app: Callable[..., Any] = wsgi_app
         self._owner: weakref.ref[Any] | None = None
         if health_app is not None and isinstance(wsgi_app, MethodType):
             self._owner, self._app = weakref.ref(wsgi_app.__self__), wsgi_app.__func__
         self._health_path = self.settings.health_path
         self._health_below = self._health_path + "/"
-        self._propagate = propagate
         #: Which paths `health_app` serves, where the app serves some of them itself.
         self.is_ours: Callable[[str], bool] | None = None
         #: Another layer was put around this one: then that, and not the server, is called next.
         self.wrapped = False
         self.on_first_request = on_first_request
         self.timeout = self.settings.request_timeout
-        self._trusted = ("HTTP_" + self.id_header.upper().replace("-", "_")
+        self._trusted = ("HTTP_" + self.boundary.id_header.upper().replace("-", "_")
                          if self.settings.request_id_trust else None)
         #: What the paths begin with that are looked at more closely: at the first request all of them.
         self._special = ""
@@ -94,7 +85,7 @@ class StabilityMiddleware:
         exchange.thread_id = thread
         exchange.environ = environ
         exchange.start = start_response
-        exchange.middleware = self
+        exchange.boundary = self.boundary
         exchange.timeout = self.timeout
         exchange.rule = NO_RULE
         exchange.response_started = exchange.health = exchange.overdue = exchange.early = exchange.refused = False
@@ -110,7 +101,7 @@ class StabilityMiddleware:
             environ[SOCKET] = AppSocket(client, exchange)
         elif environ.get(WEBSOCKET) is not None:
             exchange.take()
-        if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+        if runtime.watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
             environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
             path = environ.get("PATH_INFO", "")
@@ -204,24 +195,7 @@ class StabilityMiddleware:
 
     def let_nothing_out(self) -> None:
         """A server serves it, and nothing stands in between: Flask's PROPAGATE_EXCEPTIONS does not count here."""
-        self._propagate = None
-
-    def judge(self, error: BaseException, record: RequestRecord) -> None:
-        """Record what escaped.
-
-        :raises BaseException: `error` itself, where it is to reach the server: the server's own SystemExit, what
-            Flask's PROPAGATE_EXCEPTIONS lets out, all of it without a server.
-        """
-        if not record.supervised or (self._propagate is not None and self._propagate()):
-            raise error
-        if isinstance(error, SystemExit) and stopping():
-            handler = report.server_handler(error)
-            if handler is not None:
-                event = "request_timeout" if handler == "handle_abort" else "request_shutdown"
-                report.record(error, event=event, level="CRITICAL", request=record)
-                raise error
-        level = "ERROR" if isinstance(error, Exception) else "CRITICAL"
-        report.record(error, event="exception", level=level, request=record)
+        self.boundary.propagate = None
 
     def _begin_process(self) -> None:
         begin, self.on_first_request = self.on_first_request, None

@@ -31,6 +31,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health import metrics
 from flask_stability.health.history import SAMPLES, History, Sample
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import Scoreboard
 
 WORKERS, ROUTES, ROWS = 4, 50, 64
@@ -120,7 +121,7 @@ def call(app: Callable[..., Any], path: str) -> tuple[str, bytes]:
 
 def endpoints(seconds: float) -> None:
     board = full_board()
-    sb.install(board, board.rows[0])
+    runtime.install(board, board.rows[0])
     database = frozen_database()
     app = make_app(database)
     call(app, "/health")  # starts the background checks

@@ -12,10 +12,11 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from flask_stability import StabilityError, StabilityExt, scoreboard
+from flask_stability import StabilityError, StabilityExt
+from flask_stability.apps import apps
 from flask_stability.database.engine import engine_probe, engine_unavailable
 from flask_stability.errors.handlers import is_unavailable
-from flask_stability.extension import stop_process
+from flask_stability.runtime import runtime
 from support import wait_until
 from support_db import MariaDB
 
@@ -63,9 +64,9 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
 @pytest.fixture
 def board() -> Iterator[None]:
     """A scoreboard of the test's own: what its checks say stays there."""
-    scoreboard.forget()
+    runtime.forget_board()
     yield
-    stop_process()
+    apps.stop()
 
 
 @pytest.mark.usefixtures("board")

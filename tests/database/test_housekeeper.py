@@ -22,6 +22,7 @@ from flask_stability.exceptions import (
     PoolTimeout,
     TooManyRequests,
 )
+from flask_stability.runtime import runtime
 from flask_stability.signals import POOL, leak_suspected
 from support import wait_until
 from support_db import FaultProxy, MariaDB, dbapi, full, serving
@@ -34,7 +35,7 @@ MakePool = Callable[..., Pool]
 @pytest.fixture
 def serving_threads() -> Iterator[Callable[[int], None]]:
     """Say with how many threads this process serves."""
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     before = words[scoreboard.W_THREADS]
 
     def say(count: int) -> None:
@@ -504,7 +505,7 @@ def test_connections_are_opened_ahead(make_pool: MakePool, mariadb: MariaDB, mon
 
 def test_the_figures_reach_the_scoreboard(make_pool: MakePool) -> None:
     """Counters and gauges of two pools add up in the worker's row."""
-    row = scoreboard.my_row()
+    row = runtime.my_row()
     before = row.words[scoreboard.W_DB_REQUESTS]
     for _ in range(2):
         pool = make_pool()

@@ -18,9 +18,9 @@ from dbutils.steady_db import SteadyDBConnection
 
 from flask_stability import scoreboard
 from flask_stability.database import guarded_calls, inventory, waiters
-from flask_stability.database.bulkhead import threads_from
 from flask_stability.database.pool import Pool
 from flask_stability.exceptions import CircuitOpen, DatabaseUnavailable, PoolClosed, PoolTimeout, TooManyRequests
+from flask_stability.runtime import runtime
 from support import wait_until
 from support_db import FaultProxy, MariaDB, dbapi, full, serving
 
@@ -32,7 +32,7 @@ MakePool = Callable[..., Pool]
 @pytest.fixture
 def four_threads() -> Iterator[None]:
     """This process says that it serves with four threads."""
-    words = scoreboard.my_row().words
+    words = runtime.my_row().words
     before, words[scoreboard.W_THREADS] = words[scoreboard.W_THREADS], 4
     yield
     words[scoreboard.W_THREADS] = before
@@ -677,7 +677,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
         most.append(number)
         return len(most) < 3
 
-    threads_from(give)
+    runtime.more_threads = give
     try:
         with serving():
             slow = {1: now - 2, 2: now, 3: now}
@@ -703,7 +703,7 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
                 pool.connection(timeout=0.01)
             assert most == [2, 256]
     finally:
-        threads_from(None)
+        runtime.more_threads = None
 
 
 def test_the_bulkhead_can_be_switched_off(make_pool: MakePool, four_threads: None) -> None:

@@ -18,8 +18,9 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flask_stability import DatabaseUnavailable, DeadlineExceeded, StabilityExt, request, scoreboard
-from flask_stability.extension import start_process, stop_process
+from flask_stability import DatabaseUnavailable, DeadlineExceeded, StabilityExt, request
+from flask_stability.apps import apps
+from flask_stability.runtime import runtime
 from flask_stability.sqlalchemy import CircuitOpen, PoolTimeout, StabilityPool
 from support import wait_until
 from support_db import MariaDB
@@ -45,9 +46,9 @@ def make(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Make]:
 @pytest.fixture
 def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
-    scoreboard.forget()
+    runtime.forget_board()
     yield
-    stop_process()
+    apps.stop()
 
 
 def pool_of(engine: Engine) -> StabilityPool:
@@ -354,7 +355,7 @@ def test_engines_of_flask_sqlalchemy_are_found(tmp_path: Path) -> None:
     db = SQLAlchemy()
     StabilityExt(app)
     db.init_app(app)
-    start_process()
+    apps.start()
 
     def checks() -> dict[str, Any]:
         found: dict[str, Any] = app.test_client().get("/health").get_json()["detailed"]["checks"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flask_stability.console import ConsoleLine
+from flask_stability.logs.console import ConsoleLine
 from support import ROOT
 
 PROGRAM = """

@@ -302,7 +302,7 @@ def test_flasks_settings_let_exceptions_out(key: str, serve: Serve, records: Rec
     """Through Flask, as it documents; the layer around the worker still answers for them."""
     app = make()
     app.config[key] = True
-    app.wsgi_app._propagate = lambda: handlers.propagates(app)  # type: ignore[attr-defined]
+    app.wsgi_app.boundary.propagate = lambda: handlers.propagates(app)  # type: ignore[attr-defined]
     answer = serve(app, "/value")
     assert isinstance(answer.cut, ValueError)
     assert records() == []

@@ -15,6 +15,7 @@ import pytest
 ROOT = str(Path(__file__).resolve().parents[2])
 HEAD = """
 import gc, os, signal, sys, threading, time, warnings
+from flask_stability.runtime import runtime
 from flask_stability import logs
 from flask_stability.config import Settings
 from flask_stability.errors import hooks, report
@@ -151,12 +152,13 @@ def test_a_storm_is_a_few_lines(tmp_path: Path) -> None:
     """10,000 of one exception do not fill the disk, and are counted nevertheless."""
     program = """
 from flask_stability import scoreboard
+from flask_stability.runtime import runtime
 for _ in range(10_000):
     try: 1 / 0
     except ZeroDivisionError as e: report.record(e)
-print(scoreboard.my_row().words[scoreboard.W_EXCEPTIONS], scoreboard.my_row().words[scoreboard.W_LOG_SAMPLED])
+print(runtime.my_row().words[scoreboard.W_EXCEPTIONS], runtime.my_row().words[scoreboard.W_LOG_SAMPLED])
 import time
-row, deadline = scoreboard.my_row(), time.monotonic() + 60
+row, deadline = runtime.my_row(), time.monotonic() + 60
 while "'count': 10000" not in str(row.exceptions.read_json()) and time.monotonic() < deadline:
     report.write_latest(row)
     time.sleep(0.02)

@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 
 from flask_stability import logs
 from flask_stability.config import Settings
+from flask_stability.logs import events
+from flask_stability.logs import handler as handlers
+from flask_stability.runtime import runtime
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -52,7 +55,7 @@ def test_each_log_has_its_file_and_each_record_its_head(directory: Path) -> None
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_one_record_is_one_line_of_printable_ascii(form: str, text: str, more: dict[str, Any]) -> None:
     """Whatever a client sends: no second line, no escape sequence, no character that an editor would act on."""
-    handler = logs._LineHandler(None, "x.log", form)
+    handler = handlers.LineHandler(None, "x.log", events.record, form)
     record = logging.LogRecord("x", 40, "", 0, "x", None, None)
     record.fields = {"ts": "t", "level": "ERROR", "event": "e", "text": text, "more": more}
     line = handler.format(record).encode("ascii", "backslashreplace").decode()
@@ -225,9 +228,9 @@ def test_a_fork_while_other_threads_log_leaves_no_lock_behind(directory: Path) -
 
 def test_a_stuck_thread_holds_no_other_for_long(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is not to be had costs a record, not the thread."""
-    monkeypatch.setattr(logs, "_LOCK_PATIENCE", 0.01)
+    monkeypatch.setattr(handlers, "LOCK_PATIENCE", 0.01)
     before = logs.drops()
-    lock = logs._handlers["error"].lock
+    lock = runtime.parts["logs"].handlers["error"].lock  # type: ignore[attr-defined]
     assert lock is not None
     with lock:
         other = threading.Thread(target=logs.error, args=("x",))

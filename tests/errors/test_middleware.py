@@ -16,11 +16,10 @@ from wsgiref.validate import validator
 import pytest
 from flask import Flask, Response, stream_with_context
 
-from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
 from flask_stability.request import RequestRecord, current, in_flight, inflight, remaining
-from flask_stability.wsgi import middleware as module
+from flask_stability.runtime import runtime
 from flask_stability.wsgi.middleware import MARK, StabilityMiddleware
 
 SETTINGS = Settings()
@@ -311,7 +310,7 @@ def test_a_failure_in_mid_stream_cuts_the_connection(error: BaseException, writt
     assert answer.cut.errno == errno.EPIPE
     record, = records()
     assert record["response_started"] is True
-    assert scoreboard.my_row().by_class[0] >= 1
+    assert runtime.my_row().by_class[0] >= 1
 
 
 def test_a_chunk_of_a_wrong_type_in_mid_stream_cuts_the_connection(serve: Serve, records: Records) -> None:
@@ -439,7 +438,7 @@ def test_a_system_exit_of_the_view_does_not_pass_while_the_worker_stops(serve: S
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does one that merely looks like the server's while the worker is not told to end."""
     assert serve(wrap(lambda environ, start: _raise_as("app", "handle_abort")())).status == 500
-    monkeypatch.setattr(module, "stopping", lambda: False)
+    monkeypatch.setattr(runtime, "stopping", lambda: False)
     assert serve(wrap(lambda environ, start: _raise_as("gunicorn.workers.base", "handle_abort")())).status == 500
 
 
@@ -512,14 +511,14 @@ def test_a_request_inside_a_request_does_not_hide_the_outer_one(serve: Serve) ->
 
 def test_an_inner_layer_steps_aside(serve: Serve, records: Records) -> None:
     """Around the app and around the worker: one record, one count."""
-    before = scoreboard.my_row().requests
+    before = runtime.my_row().requests
 
     def app(environ: Any, start: Any) -> Any:
         raise ValueError
 
     assert serve(wrap(wrap(app))).status == 500
     assert len(records()) == 1
-    assert scoreboard.my_row().requests == before + 1
+    assert runtime.my_row().requests == before + 1
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -536,12 +535,12 @@ def test_the_health_path_is_served_and_not_counted(layers: int, serve: Serve) ->
     app: Any = StabilityMiddleware(a_list, settings=SETTINGS, health_app=health)
     if layers == 2:
         app = wrap(app)
-    before = scoreboard.my_row().requests
+    before = runtime.my_row().requests
     assert serve(app, "/health").body == serve(app, "/health/live").body == b"healthy"
     assert seen == [(True, 0.0)] * 2
-    assert scoreboard.my_row().requests == before
+    assert runtime.my_row().requests == before
     assert serve(app, "/healthy").body == b"hello"
-    assert scoreboard.my_row().requests == before + 1
+    assert runtime.my_row().requests == before + 1
 
 
 def test_a_failing_health_app_is_answered_as_any_other(serve: Serve, records: Records) -> None:
@@ -564,7 +563,7 @@ def test_a_request_is_counted_with_method_route_and_status(serve: Serve) -> None
     for method in ("GET", "PURGE"):
         assert serve(wrap(app), "/users/1", method).status == 200
     assert serve(wrap(app), "/nowhere").status == 404
-    found = scoreboard.current().totals().endpoints
+    found = runtime.my_board().totals().endpoints
     assert found["GET", "user"][4] >= 1
     assert found["OTHER", "user"][4] >= 1
     assert found["GET", ""][6] >= 1

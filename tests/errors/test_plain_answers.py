@@ -9,8 +9,9 @@ import pytest
 from flask import Flask, Response, jsonify, render_template_string
 from werkzeug.wsgi import ClosingIterator
 
-from flask_stability import StabilityExt, scoreboard
+from flask_stability import StabilityExt
 from flask_stability.request import current, in_flight
+from flask_stability.runtime import runtime
 from flask_stability.wsgi.validation import InvalidResponse, check_head, known_heads
 
 Serve = Callable[..., Any]
@@ -148,10 +149,10 @@ def test_it_is_counted_and_over_when_the_server_has_it(software: str | None, app
         return "text"
 
     app.view_functions["text"] = view
-    before = scoreboard.my_row().requests
+    before = runtime.my_row().requests
     body: Any = app(make_environ("/text", SERVER_SOFTWARE=software), lambda status, headers, exc_info=None: None)
     assert (body, released, in_flight()) == ([b"text"], ["held"], [])
-    assert scoreboard.my_row().requests == before + 1
+    assert runtime.my_row().requests == before + 1
 
 
 def test_what_is_to_be_done_after_the_answer_is_done_after_it(app: Flask, make_environ: Callable[..., dict[str, Any]],

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from flask import Flask, Response, send_file, stream_with_context
 
-from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.health import metrics
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import W_STREAM_MS, W_STREAMS, Row
 from flask_stability.wsgi import exchange, middleware
 from flask_stability.wsgi.middleware import StabilityMiddleware
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(exchange, "_now", clock)
     monkeypatch.setattr(middleware, "_now", clock)
-    scoreboard.forget()
+    runtime.forget_board()
     return clock
 
 
@@ -74,11 +74,11 @@ def _app(clock: Clock) -> StabilityMiddleware:
 
 
 def _row() -> Row:
-    return scoreboard.my_row()
+    return runtime.my_row()
 
 
 def _seconds() -> float:
-    return scoreboard.current().totals().duration_ns / 1e9
+    return runtime.my_board().totals().duration_ns / 1e9
 
 
 def _slow_client(app: Any, path: str, clock: Clock) -> None:
@@ -98,7 +98,7 @@ def test_an_event_stream_does_not_make_the_service_slow(clock: Clock) -> None:
 def test_a_stream_that_breaks_is_counted_as_cut(clock: Clock) -> None:
     """Its time to the first byte was good all the same."""
     assert call(_app(clock), "/breaks").cut is not None
-    totals = scoreboard.current().totals()
+    totals = runtime.my_board().totals()
     assert (totals.by_class[0], totals.duration_ns, _row().words[W_STREAM_MS]) == (1, 0, 9_000)
 
 
@@ -133,7 +133,7 @@ def test_what_writes_by_itself_is_counted_from_its_first_write(clock: Clock) -> 
 def test_metrics_have_streams_apart(clock: Clock) -> None:
     """Two counters: how many, and for how long."""
     call(_app(clock), "/events")
-    body, _ = metrics.exposition(scoreboard.current(), Settings(), "")
+    body, _ = metrics.exposition(runtime.my_board(), Settings(), "")
     lines = body.decode().splitlines()
     assert "flask_stability_http_streams_total 1.0" in lines
     assert "flask_stability_http_stream_duration_seconds_total 300.0" in lines

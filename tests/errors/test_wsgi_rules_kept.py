@@ -17,6 +17,7 @@ from flask_stability import scoreboard
 from flask_stability.config import Settings
 from flask_stability.exceptions import PoolTimeout
 from flask_stability.request import RequestRecord, current, remaining
+from flask_stability.runtime import runtime
 from flask_stability.wsgi import exchange
 from flask_stability.wsgi.middleware import StabilityMiddleware
 
@@ -116,11 +117,11 @@ def test_flasks_file_reaches_the_server_as_its_own_wrapper(layers: int, serve: S
     app: Any = _app()
     for _ in range(layers):
         app = StabilityMiddleware(app, settings=SETTINGS)
-    before = scoreboard.my_row().requests
+    before = runtime.my_row().requests
     answer = serve(app, "/file")
     assert type(answer.source) is FileWrapper
     assert (answer.status, answer.body) == (200, b"file")
-    assert scoreboard.my_row().requests == before + 1
+    assert runtime.my_row().requests == before + 1
 
 
 def test_the_deadline_does_not_follow_the_wall_clock(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +172,9 @@ def test_the_latency_is_counted_to_the_very_end(where: str, cut: bool, serve: Se
         start("200 OK", PLAIN)
         return Body()
 
-    before = scoreboard.current().totals()
+    before = runtime.my_board().totals()
     serve(StabilityMiddleware(app, settings=SETTINGS))
-    after = scoreboard.current().totals()
+    after = runtime.my_board().totals()
     assert after.duration_ns - before.duration_ns >= 50_000_000
     slow = scoreboard.bucket_of(50_000_000)
     assert sum(after.histogram[slow:]) - sum(before.histogram[slow:]) == 1

@@ -22,6 +22,7 @@ from flask_stability.config import CHATS, ConfigError, Settings
 from flask_stability.health import alerts as module
 from flask_stability.health.alert_formats import AGAIN, DELIVERED, REFUSED, in_words, message, verdict
 from flask_stability.health.alerts import Alerts, post
+from flask_stability.runtime import runtime
 from support import wait_until
 
 SECRET = "SEC0123456789abcdef"
@@ -178,9 +179,9 @@ def test_a_permanent_refusal_is_not_tried_again(receiver: _Receiver) -> None:
     """Counted as lost after the first."""
     receiver.answers = [(400, "invalid_payload")] * 9
     alerts = Alerts(_settings(receiver, "slack"))
-    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    before = runtime.my_row().words[sb.W_ALERTS_LOST]
     alerts.transition("disk", "pass", "warn", "", "warn", 0.0)
-    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] == before + 1)
+    wait_until(lambda: runtime.my_row().words[sb.W_ALERTS_LOST] == before + 1)
     alerts.stop()
     assert len(receiver.got) == 1
 
@@ -192,9 +193,9 @@ def test_a_receiver_that_is_busy_is_asked_again(receiver: _Receiver, form: str, 
     """Until it takes it."""
     receiver.answers = [answer]
     alerts = Alerts(_settings(receiver, form))
-    before = sb.my_row().words[sb.W_ALERTS_SENT]
+    before = runtime.my_row().words[sb.W_ALERTS_SENT]
     alerts.transition("disk", "pass", "warn", "", "warn", 0.0)
-    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_SENT] == before + 1)
+    wait_until(lambda: runtime.my_row().words[sb.W_ALERTS_SENT] == before + 1)
     alerts.stop()
     assert len(receiver.got) == 2
 

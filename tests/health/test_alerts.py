@@ -17,6 +17,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.health import alerts as module
 from flask_stability.health.alerts import Alerts
+from flask_stability.runtime import runtime
 from flask_stability.signals import health_changed
 from support import wait_until
 
@@ -114,11 +115,11 @@ def test_a_receiver_that_hangs_or_refuses_loses_that_alert_and_it_is_counted(
         listener.bind(("127.0.0.1", 0))
         if kind == "hangs":
             listener.listen()
-        before = sb.my_row().words[sb.W_ALERTS_LOST]
+        before = runtime.my_row().words[sb.W_ALERTS_LOST]
         alerts = _alerts(f"http://127.0.0.1:{listener.getsockname()[1]}/")
         for number in range(module.WAITING + 20):
             alerts.transition(f"check{number}", "pass", "fail", "", "fail", 0.0)
-        wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] - before >= 19)
+        wait_until(lambda: runtime.my_row().words[sb.W_ALERTS_LOST] - before >= 19)
         _end(alerts)
 
 
@@ -180,9 +181,9 @@ def test_a_redirect_is_no_delivery(receiver: _Receiver, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     receiver.answers = [302]
     alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
-    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    before = runtime.my_row().words[sb.W_ALERTS_LOST]
     alerts.transition("disk", "pass", "warn", "", "warn", 0.0)
-    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] == before + 1)
+    wait_until(lambda: runtime.my_row().words[sb.W_ALERTS_LOST] == before + 1)
     _end(alerts)
 
 
@@ -196,7 +197,7 @@ def test_a_receiver_that_never_comes_to_an_end_is_given_up(receiver: _Receiver,
             held.set()
             release.wait(60)
 
-    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    before = runtime.my_row().words[sb.W_ALERTS_LOST]
     with health_changed.connected_to(hold):
         alerts = _alerts(f"http://127.0.0.1:{receiver.server_port}/")
         alerts.transition("first", "pass", "fail", "", "fail", 0.0)
@@ -204,17 +205,17 @@ def test_a_receiver_that_never_comes_to_an_end_is_given_up(receiver: _Receiver,
         monkeypatch.setattr(module, "STUCK", 0.0)
         alerts.transition("second", "pass", "fail", "", "fail", 1.0)
         wait_until(lambda: [one["check"] for one in receiver.got] == ["second"])
-        assert sb.my_row().words[sb.W_ALERTS_LOST] == before + 1
+        assert runtime.my_row().words[sb.W_ALERTS_LOST] == before + 1
         release.set()
         wait_until(lambda: [one["check"] for one in receiver.got] == ["second", "first"])
     alerts.stop()
-    assert sb.my_row().words[sb.W_ALERTS_LOST] == before + 1
+    assert runtime.my_row().words[sb.W_ALERTS_LOST] == before + 1
 
 
 def test_what_waits_when_the_worker_ends_is_delivered_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ending takes about a second at most."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
-    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    before = runtime.my_row().words[sb.W_ALERTS_LOST]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -222,7 +223,7 @@ def test_what_waits_when_the_worker_ends_is_delivered_or_counted(monkeypatch: py
         for number in range(10):
             alerts.transition(f"check{number}", "pass", "fail", "", "fail", 0.0)
         alerts.stop()
-    wait_until(lambda: sb.my_row().words[sb.W_ALERTS_LOST] == before + 10)
+    wait_until(lambda: runtime.my_row().words[sb.W_ALERTS_LOST] == before + 10)
 
 
 def test_a_sender_that_takes_the_last_one_meanwhile_does_not_disturb_the_end() -> None:
@@ -230,7 +231,7 @@ def test_a_sender_that_takes_the_last_one_meanwhile_does_not_disturb_the_end() -
     alerts = _alerts("http://127.0.0.1:9/")
     alerts._sender = threading.Thread(target=lambda: None)
     alerts._sender.start()
-    before = sb.my_row().words[sb.W_ALERTS_LOST]
+    before = runtime.my_row().words[sb.W_ALERTS_LOST]
     given = iter([None])
 
     def get_nowait() -> None:
@@ -241,4 +242,4 @@ def test_a_sender_that_takes_the_last_one_meanwhile_does_not_disturb_the_end() -
     alerts._queue.get_nowait = get_nowait  # type: ignore[method-assign]
     alerts._queue.empty = lambda: False  # type: ignore[method-assign]
     alerts.stop()
-    assert sb.my_row().words[sb.W_ALERTS_LOST] == before
+    assert runtime.my_row().words[sb.W_ALERTS_LOST] == before

@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from flask_stability import StabilityExt
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
+from flask_stability.health import results
 from flask_stability.health.blueprint import HEALTH_JSON, SUFFIXES, make_blueprint, make_health_app
+from flask_stability.health.results import CheckResult
+from flask_stability.runtime import runtime
+from support import check_result
 
 TOKEN = "a-long-token-of-ours"
 PATHS = ["/health" + suffix for suffix in SUFFIXES]
@@ -94,7 +98,7 @@ def test_head_is_answered_like_get(path: str) -> None:
 
 def test_draining_is_not_ready_but_alive() -> None:
     """So that a load balancer looks elsewhere while requests are still served."""
-    board = sb.current()
+    board = runtime.my_board()
     board.master.words[sb.M_DRAINING] = 1
     try:
         answer = _open.get("/health/ready")
@@ -109,24 +113,19 @@ def test_draining_is_not_ready_but_alive() -> None:
 def test_readiness_waits_for_its_gates() -> None:
     """503 before the first round of checks and while a gate is down, critical or not; other checks are no gate."""
     client = make_health_app(replace(Settings(), health_ready_checks=("search",))).test_client()
-    shared = sb.current().master.shared
+    shared = runtime.my_board().master.shared
 
-    def result(**more: Any) -> dict[str, Any]:
-        return {"status": "pass", "settled": "pass", "down": False, "ok": True, "at_ns": time.monotonic_ns(),
-                "took_ms": 1.0, "failures": 0, "critical": False, "shared": True, "interval": 30.0, "timeout": 2.0,
-                "error": None, "note": None, "detail": {}, **more}
-
-    def ready(**checks: dict[str, Any]) -> int:
-        shared.write_json(checks)
+    def ready(**checks: CheckResult) -> int:
+        results.publish(shared, checks)
         return client.get("/health/ready").status_code
 
     assert client.get("/health/ready").status_code == 503
     try:
-        assert ready(search=result()) == 200
-        assert ready(search=result(status="warn", failures=2)) == 200
-        assert ready(search=result(status="warn", settled="warn", down=True)) == 503
-        assert ready(search=result(at_ns=time.monotonic_ns() - 10**12)) == 503
-        assert ready(search=result(), database=result(status="fail", down=True, critical=True)) == 200
+        assert ready(search=check_result(critical=False)) == 200
+        assert ready(search=check_result("warn", critical=False, settled="pass", failures=2)) == 200
+        assert ready(search=check_result("warn", critical=False, down=True)) == 503
+        assert ready(search=check_result(critical=False, at_ns=time.monotonic_ns() - 10**12)) == 503
+        assert ready(search=check_result(critical=False), database=check_result("fail", down=True)) == 200
     finally:
         shared.write(b"")
 
@@ -147,7 +146,7 @@ def test_metrics_can_be_read(accept: str) -> None:
     from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_parser
     from prometheus_client.parser import text_string_to_metric_families as parser
 
-    row = sb.my_row()
+    row = runtime.my_row()
     row.observe("GET", "orders.read", 200, 2_000_000)
     row.observe("GET", "orders.read", 500, 9_000_000)
     answer = _open.get("/health/metrics", headers={"Accept": accept})

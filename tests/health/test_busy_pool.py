@@ -13,14 +13,15 @@ from flask import Flask
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import QueuePool
 
-from flask_stability import StabilityExt, scoreboard
+from flask_stability import StabilityExt
+from flask_stability.apps import apps
 from flask_stability.config import Settings
 from flask_stability.database import Pool
 from flask_stability.database.engine import engine_probe
 from flask_stability.database.probe import round_trip
-from flask_stability.extension import stop_process
 from flask_stability.health import checks
-from flask_stability.health.checks import Worry, builtin, database_check
+from flask_stability.health.checks import CheckWarning, builtin, database_check
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import W_DB_FULL_NS, W_DB_SIZE, W_ENGINE_ERRORS
 from support import wait_until
 from support_db import FaultProxy, MariaDB, full
@@ -29,14 +30,14 @@ from support_db import FaultProxy, MariaDB, full
 @pytest.fixture(autouse=True)
 def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
-    scoreboard.forget()
+    runtime.forget_board()
     yield
-    stop_process()
+    apps.stop()
 
 
 def _pool_check() -> Any:
-    row = scoreboard.my_row()
-    return next(check for check in builtin(Settings(), scoreboard.current(), row) if check.name == "pool")
+    row = runtime.my_row()
+    return next(check for check in builtin(Settings(), runtime.my_board(), row) if check.name == "pool")
 
 
 def test_the_database_passes_while_the_pool_is_full(make_pool: Callable[..., Pool],
@@ -49,9 +50,9 @@ def test_the_database_passes_while_the_pool_is_full(make_pool: Callable[..., Poo
     with pool.connection():
         assert database_check(pool, pool.settings, shared=True).function()["latency_ms"] >= 0  # type: ignore[index]
         wait_until(lambda: sign()[0], message="its sign wakes the check")
-        with pytest.raises(Worry, match="all connections have been in use"):
+        with pytest.raises(CheckWarning, match="all connections have been in use"):
             check.function()
-    wait_until(lambda: not scoreboard.my_row().words[W_DB_FULL_NS], message="there is room again")
+    wait_until(lambda: not runtime.my_row().words[W_DB_FULL_NS], message="there is room again")
     assert check.function()["waiting"] == 0
 
 
@@ -63,8 +64,8 @@ def test_a_server_without_a_free_connection_is_a_warning_while_the_pools_have_so
     with full(mariadb):
         with pytest.raises(pool.driver.dbapi.OperationalError):
             check.function()
-        scoreboard.my_row().words[W_DB_SIZE] = 1
-        with pytest.raises(Worry, match="no more connections"):
+        runtime.my_row().words[W_DB_SIZE] = 1
+        with pytest.raises(CheckWarning, match="no more connections"):
             check.function()
 
 
@@ -123,9 +124,9 @@ def test_an_error_of_an_engine_wakes_its_check(mariadb: MariaDB, tmp_path: Path)
     mariadb.stop()
     assert client.get("/use").text == "handled"
     wait_until(lambda: status() == "fail", message="the check ran at once")
-    counted = scoreboard.my_row().words[W_ENGINE_ERRORS]
+    counted = runtime.my_row().words[W_ENGINE_ERRORS]
     assert counted > 0
     with pytest.raises(Exception, match=r"200[23]"):
         engine_probe(engine)
-    assert scoreboard.my_row().words[W_ENGINE_ERRORS] == counted, "what the check finds does not wake it"
+    assert runtime.my_row().words[W_ENGINE_ERRORS] == counted, "what the check finds does not wake it"
     engine.dispose()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flask_stability.health.certificates import Certificates, end_of, ends
-from flask_stability.health.checks import Worry
+from flask_stability.health.checks import CheckWarning
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 
@@ -45,7 +45,7 @@ def test_a_certificate_warns_21_days_before_its_end(tmp_path: Path) -> None:
     assert Certificates((str(long),), 2.0)()[str(long)]["days_left"] == pytest.approx(40, abs=0.1)
     chain = tmp_path / "chain.pem"
     chain.write_text(long.read_text() + short.read_text())
-    with pytest.raises(Worry, match="ends in 20 days: renew it") as caught:
+    with pytest.raises(CheckWarning, match="ends in 20 days: renew it") as caught:
         Certificates((str(chain), str(tmp_path / "none.pem")), 2.0)()
     assert "none.pem cannot be read (No such file" in str(caught.value)
     assert set(caught.value.details) == {str(chain), str(tmp_path / "none.pem")}
@@ -73,7 +73,7 @@ def served(tmp_path: Path) -> Iterator[int]:
 
 def test_one_that_is_served_on_an_address_is_looked_at(served: int) -> None:
     """Whoever signed it."""
-    with pytest.raises(Worry, match=r"127\.0\.0\.1:\d+ ends in 1 days"):
+    with pytest.raises(CheckWarning, match=r"127\.0\.0\.1:\d+ ends in 1 days"):
         Certificates((f"127.0.0.1:{served}",), 30.0)()
 
 
@@ -81,7 +81,7 @@ def test_an_address_that_does_not_answer_is_given_up_in_time() -> None:
     """Whatever it accepts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         begun = time.monotonic()
-        with pytest.raises(Worry, match="cannot be read"):
+        with pytest.raises(CheckWarning, match="cannot be read"):
             Certificates((f"127.0.0.1:{listener.getsockname()[1]}",), 0.5)()
         assert time.monotonic() - begun < 30
 

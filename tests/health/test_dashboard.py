@@ -22,6 +22,7 @@ from flask_stability.health import access, dashboard, sessions
 from flask_stability.health.access import COOKIE, LIFETIME, REFILL, TELL_EVERY, TRIES, Access, Guesses, Refused
 from flask_stability.health.blueprint import make_health_app
 from flask_stability.health.history import SAMPLES, History, Memory, Sample
+from flask_stability.runtime import runtime
 
 TOKEN = "a-long-token-of-ours"
 PAGE = "/health/dashboard"
@@ -414,14 +415,15 @@ def test_the_words_cannot_break_out_of_the_page() -> None:
 def history() -> Any:
     """A board of our own with a full history."""
     board = sb.Scoreboard.anonymous(1)
+    before = runtime.board, runtime.row
     row = board.allocate(1)
     assert row is not None
-    sb.install(board, row)
+    runtime.install(board, row)
     found = History(board.master.history)
     for number in range(SAMPLES + 100):
         found.append(Sample(1000.0 + number), [Memory(0, 1, 1 << 20)], {"disk": 0})
     yield found
-    sb.forget()
+    runtime.board, runtime.row = before
 
 
 def test_a_page_asks_for_all_in_pieces_and_then_for_what_is_new(history: History) -> None:

@@ -12,7 +12,7 @@ from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.exceptions import ConfigError
 from flask_stability.health import history as history_module
-from flask_stability.health.checks import Worry
+from flask_stability.health.checks import CheckWarning
 from flask_stability.health.error_rate import ErrorRate, TooManyErrors
 from flask_stability.health.history import History, Sample
 from flask_stability.health.slo import BurnRate
@@ -76,9 +76,9 @@ def test_a_share_above_the_limit_warns_and_fails_only_where_that_is_set() -> Non
     _answer(row, "orders", bad=19)
     check.at(5.0)
     _answer(row, "orders", bad=1)
-    with pytest.raises(Worry, match="100% of 20 requests failed in the last minute, most of them GET orders"):
+    with pytest.raises(CheckWarning, match="100% of 20 requests failed in the last minute, most of them GET orders"):
         check.at(10.0)
-    with pytest.raises(Worry, match="five minutes"):  # a trickle: few in the minute, many in the five
+    with pytest.raises(CheckWarning, match="five minutes"):  # a trickle: few in the minute, many in the five
         for now in range(400, 700, 5):
             _answer(row, "orders", ok=now % 10 == 0, bad=now % 30 == 0)
             check.at(float(now))
@@ -95,7 +95,7 @@ def test_a_young_service_is_looked_at_from_its_beginning() -> None:
     board, row = _board()
     board.master.words[sb.M_STARTED_NS] = time.monotonic_ns() - 2 * 10**9
     _answer(row, "orders", bad=30)
-    with pytest.raises(Worry):
+    with pytest.raises(CheckWarning):
         ErrorRate(Settings(), board)()
 
 
@@ -129,7 +129,7 @@ def test_the_error_budget_is_watched_over_two_windows(name: str, errors_of: Any,
     row.entries[entry + 2 + 2], row.entries[entry + 2 + 5] = total - failed, failed
     check = BurnRate(99.9, board)
     if alerts:
-        with pytest.raises(Worry, match=r"error budget of 99\.9 %"):
+        with pytest.raises(CheckWarning, match=r"error budget of 99\.9 %"):
             check()
     else:
         assert check()["1h"]["burn_rate"] < 14.4

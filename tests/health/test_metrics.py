@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.health import metrics
+from flask_stability.health import metrics, results
 from flask_stability.scoreboard import Scoreboard
+from support import check_result
 
 SETTINGS = replace(Settings(), release_id='1.4 "beta"\\')
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -31,9 +32,8 @@ def _board() -> Scoreboard:
         row.observe("GET", 'say "hi"\\', 200, 5_000_000)
         row.observe("GET", "orders", 0, 200 * 10**9)
         row.add(sb.W_DB_RETRIES, 4)
-        row.checks.write_json({"disk": {
-            "status": "warn", "at_ns": 2**62, "took_ms": 250, "critical": False, "shared": True, "interval": 30.0,
-            "timeout": 2.0, "detail": {"/srv": {"free_bytes": 7, "total_bytes": 70}}}})
+        results.publish(row.checks, {"disk": check_result(
+            "warn", at_ns=2**62, took_ms=250, critical=False, detail={"/srv": {"free_bytes": 7, "total_bytes": 70}})})
     return board
 
 

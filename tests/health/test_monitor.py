@@ -14,8 +14,8 @@ import pytest
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
 from flask_stability.database import Pool
-from flask_stability.health import report
-from flask_stability.health.checks import Check, Worry, database_check
+from flask_stability.health import checks, report, results
+from flask_stability.health.checks import Check, CheckWarning, database_check
 from flask_stability.health.history import History, Sample
 from flask_stability.health.monitor import Monitor
 from flask_stability.scoreboard import Row, Scoreboard
@@ -82,7 +82,7 @@ def test_a_check_that_fails_three_times_fails_the_service_and_two_successes_heal
     monitor(_worker(board, 11), Check("search", check, critical=True, interval=0.1))
     wait_until(lambda: _checks(board).get("search", {}).get("status") == "fail")
     document = report.build(board, SETTINGS)
-    assert document["status"] == report.summary(board) == "fail"
+    assert document["status"] == results.summary(board) == "fail"
     assert document["detailed"]["checks"]["search"]["error"] == "OSError 5"
     assert "hunter2" not in str(document)
     broken[0] = False
@@ -173,14 +173,14 @@ def test_a_worry_warns_at_once_and_is_told_of_when_it_lasts(board: Scoreboard,
                                                             monitor: Callable[..., Monitor]) -> None:
     """It is a success with a note, critical or not."""
     def check() -> None:
-        raise Worry("queue is long", length=7)
+        raise CheckWarning("queue is long", length=7)
 
     monitor(_worker(board, 11), Check("queue", check, critical=True, interval=0.1))
     found = wait_until(lambda: _checks(board).get("queue"))
     assert found["status"] == "warn"
     assert found["note"] == "queue is long"
     assert found["length"] == 7
-    assert report.summary(board) == "warn"
+    assert results.summary(board) == "warn"
     wait_until(lambda: _changes(board, "queue") == [("pass", "warn")])
 
 
@@ -262,7 +262,7 @@ def test_the_leader_tells_of_what_a_local_check_finds_in_another_worker(
     monitor(first, Check("cache", lambda: None, interval=0.1, shared=False))
     monitor(second, Check("cache", broken, interval=0.1, shared=False))
     wait_until(lambda: _changes(board, "cache"))
-    assert report.summary(board) == "warn"
+    assert results.summary(board) == "warn"
     wait_until(lambda: len(History(board.master.history).samples()) >= 3)
     assert _changes(board, "cache") == [("pass", "warn")]
 
@@ -277,12 +277,12 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(board: Scoreboard,
     first, second = _worker(board, 11), _worker(board, 12)
     monitor(first, Check("search", broken, critical=True, interval=0.1))
     wait_until(lambda: _changes(board, "search"))
-    wait_until(lambda: report.started(board), message="all is handed on once each check has a result")
+    wait_until(lambda: results.started(board), message="all is handed on once each check has a result")
     board.release(first)  # it is gone, and its row with it
-    assert report.summary(board) == "fail"
+    assert results.summary(board) == "fail"
     monitor(second, Check("search", lambda: release.wait(60) and None, critical=True, interval=0.1, timeout=30.0))
     wait_until(lambda: second.checks.read_json({}).get("disk"))
-    assert report.summary(board) == "fail"
+    assert results.summary(board) == "fail"
     release.set()
     wait_until(lambda: _changes(board, "search") == [("pass", "fail"), ("fail", "pass")])
 
@@ -304,7 +304,7 @@ def test_a_worker_without_a_server_leads(board: Scoreboard, monitor: Callable[..
     row.words[sb.W_HEARTBEAT_NS] = 0
     assert board.leader() is None
     monitor(row)
-    wait_until(lambda: report.started(board))
+    wait_until(lambda: results.started(board))
 
 
 def test_a_round_shows_the_worst_of_each_check_since_the_last_one(
@@ -338,12 +338,12 @@ def test_the_first_round_begins_at_once_and_startup_waits_for_all_of_it(
     """A check that hangs is waited for no longer than its timeout."""
     release = threading.Event()
     row = _worker(board, 11)
-    assert not report.started(board)
+    assert not results.started(board)
     monitor(row, Check("search", lambda: release.wait(60) and None, timeout=1.0),
             settings=replace(SETTINGS, health_interval=3600.0))
     wait_until(lambda: row.checks.read_json({}).get("disk"))
-    assert not report.started(board) or "search" in _checks(board)
-    wait_until(lambda: report.started(board))
+    assert not results.started(board) or "search" in _checks(board)
+    wait_until(lambda: results.started(board))
     assert _checks(board)["search"]["error"].startswith("timeout")
     wait_until(lambda: History(board.master.history).samples())
     release.set()
@@ -352,7 +352,7 @@ def test_the_first_round_begins_at_once_and_startup_waits_for_all_of_it(
 def test_a_monitor_at_rest_costs_next_to_nothing(board: Scoreboard, monitor: Callable[..., Monitor]) -> None:
     """Below half a percent of a core beside its checks, which are rare."""
     one = monitor(_worker(board, 11), settings=replace(SETTINGS, health_interval=3600.0))
-    wait_until(lambda: report.started(board))
+    wait_until(lambda: results.started(board))
     wait_until(lambda: History(board.master.history).samples())
     one.stop()
     step, runs = one._step, 2000
@@ -388,3 +388,11 @@ def test_a_database_that_is_away_is_told_in_words(board: Scoreboard, monitor: Ca
     assert any("start the server" in text for text in alerts)
     assert "hunter2" not in str(document) + str(alerts)
     assert document["detailed"]["database"]["error"].startswith("OperationalError")
+
+
+def test_the_old_name_of_a_warning_still_works() -> None:
+    """With a word on the new one; another name is none."""
+    with pytest.warns(DeprecationWarning, match="CheckWarning"):
+        assert checks.Worry is CheckWarning
+    with pytest.raises(AttributeError, match="Sorrow"):
+        _ = checks.Sorrow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
 import json
@@ -20,28 +21,25 @@ from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
 from flask_stability.config import Settings
-from flask_stability.health import report
+from flask_stability.health import report, results
 from flask_stability.health.history import History, Sample
+from flask_stability.health.results import CheckResult
+from flask_stability.health.state import CheckState
 from flask_stability.scoreboard import Row, Scoreboard
+from support import check_result
 
 SETTINGS = replace(Settings(), service_id="orders@here", release_id="1.4.2")
 SECOND = 10**9
 
 
-def _result(status: str = "pass", **more: Any) -> dict[str, Any]:
-    return {"status": status, "settled": status, "down": False, "ok": status == "pass", "at_ns": time.monotonic_ns(),
-            "took_ms": 1.5, "failures": 0, "critical": True, "shared": True, "interval": 30.0, "timeout": 2.0,
-            "error": None, "note": None, "detail": {}, **more}
-
-
-def _worker(board: Scoreboard, pid: int, **checks: dict[str, Any]) -> Row:
+def _worker(board: Scoreboard, pid: int, **checks: CheckResult) -> Row:
     row = board.allocate(pid)
     assert row is not None
     row.words[sb.W_PID], row.words[sb.W_STATE] = pid, sb.STATE_READY
     row.words[sb.W_STARTED_NS] = row.words[sb.W_HEARTBEAT_NS] = time.monotonic_ns() - 90 * SECOND
     row.words[sb.W_RSS] = row.words[sb.W_OWN_MEMORY] = 50_000_000
     row.words[sb.W_MEMORY_LIMIT] = 200_000_000
-    row.checks.write_json(checks)
+    results.publish(row.checks, checks)
     return row
 
 
@@ -53,13 +51,13 @@ def _service() -> Scoreboard:
     crashed.observe("GET", "orders", 500, 3_000_000)
     board.release(crashed)
     board.add_restart(sb.Reason.CRASH_SIGNAL, 10, 12.5, 0, "SIGSEGV")
-    first = _worker(board, 11, memory=_result(shared=False, critical=False),
-                    database=_result("warn", note="slow", detail={"latency_ms": 410.0}),
-                    disk=_result(critical=False, detail=disk), response_time=_result(critical=False),
-                    search=_result(critical=False))
+    first = _worker(board, 11, memory=check_result(shared=False, critical=False),
+                    database=check_result("warn", note="slow", detail={"latency_ms": 410.0}),
+                    disk=check_result(critical=False, detail=disk), response_time=check_result(critical=False),
+                    search=check_result(critical=False))
     first.words[sb.W_DB_MAX], first.words[sb.W_DB_IN_USE] = 10, 3
     first.floats[sb.F_MEMORY_TREND], first.floats[sb.F_SECONDS_TO_LIMIT] = 1000.0, float("nan")
-    second = _worker(board, 12, memory=_result("warn", shared=False, critical=False, note="close to the limit"))
+    second = _worker(board, 12, memory=check_result("warn", shared=False, critical=False, note="close to the limit"))
     second.floats[sb.F_MEMORY_TREND], second.floats[sb.F_SECONDS_TO_LIMIT] = 0.0, 120.0
     for _ in range(9):
         second.observe("GET", "orders", 200, 2_000_000)
@@ -114,17 +112,18 @@ def test_an_empty_board_is_reported_too() -> None:
     assert document["status"] == "pass"
     assert "releaseId" not in document
     assert document["detailed"]["availability"]["ratio"] is None
-    assert not report.started(Scoreboard.anonymous(1))
+    assert not results.started(Scoreboard.anonymous(1))
 
 
 def test_shared_results_outlive_the_leader_that_found_them() -> None:
     """Between one leader and the next nothing is forgotten, and the newest result wins."""
     board = Scoreboard.anonymous(2)
-    board.master.shared.write_json({"database": _result("fail"), "disk": _result(), "response_time": _result()})
-    assert report.summary(board) == "fail"
-    assert report.started(board)
-    _worker(board, 11, database=_result("pass"))
-    assert report.summary(board) == "pass"
+    results.publish(board.master.shared, {"database": check_result("fail"), "disk": check_result(),
+                                          "response_time": check_result()})
+    assert results.summary(board) == "fail"
+    assert results.started(board)
+    _worker(board, 11, database=check_result("pass"))
+    assert results.summary(board) == "pass"
 
 
 @pytest.mark.parametrize(("age", "critical", "status"), [
@@ -133,17 +132,17 @@ def test_shared_results_outlive_the_leader_that_found_them() -> None:
 def test_age_is_judged_when_the_result_is_read(age: int, critical: bool, status: str) -> None:
     """Two periods and the timeout make it late, three make the checker stuck; periods are up to a tenth longer."""
     board = Scoreboard.anonymous(1)
-    result = _result(critical=critical)
+    result = check_result(critical=critical)
     _worker(board, 11, database=result)
-    now = int(result["at_ns"]) + age * SECOND
-    assert report.summary(board, now) == status
+    now = result.at_ns + age * SECOND
+    assert results.summary(board, now) == status
     assert report.build(board, SETTINGS, now)["detailed"]["checks"]["database"]["age_s"] == age
 
 
 def test_a_check_cannot_hide_its_status_behind_its_details() -> None:
     """Details of a user's check never replace what the monitor found."""
     board = Scoreboard.anonymous(1)
-    _worker(board, 11, search=_result("fail", detail={"status": "pass", "critical": False, "hits": 3}))
+    _worker(board, 11, search=check_result("fail", detail={"status": "pass", "critical": False, "hits": 3}))
     part = report.build(board, SETTINGS)["detailed"]["checks"]["search"]
     assert (part["status"], part["critical"], part["hits"]) == ("fail", True, 3)
 
@@ -156,13 +155,13 @@ def test_the_summary_and_the_document_always_agree(found: list[tuple[str, int, s
     """Whatever is on the board, a stranger is told the same status as a friend, and it is the worst of the checks."""
     board = Scoreboard.anonymous(3)
     now = time.monotonic_ns()
-    blobs: list[dict[str, Any]] = [{}, {}, {}]
+    blobs: list[dict[str, CheckResult]] = [{}, {}, {}]
     for name, slot, status, shared, critical, age in found:
-        blobs[slot][name] = _result(status, shared=shared, critical=critical, at_ns=now - age * SECOND)
+        blobs[slot][name] = check_result(status, shared=shared, critical=critical, at_ns=now - age * SECOND)
     for number, blob in enumerate(blobs):
         _worker(board, 11 + number, **blob)
     document = report.build(board, SETTINGS, now)
-    assert document["status"] == report.summary(board, now)
+    assert document["status"] == results.summary(board, now)
     statuses = {part["status"] for part in document["detailed"]["checks"].values()}
     worst = next((status for status in ("fail", "warn") if status in statuses), "pass")
     assert document["status"] == worst
@@ -192,22 +191,22 @@ def test_the_document_needs_no_input_or_output() -> None:
     board = _service()
     with _system_calls() as seen:
         report.build(board, SETTINGS)
-        report.summary(board)
-        report.started(board)
+        results.summary(board)
+        results.started(board)
     assert seen == []
 
 
 def test_a_worker_that_was_sent_away_is_not_judged_by() -> None:
     """It hangs, its results get old; those of the others are the service's, and if there are none its own are."""
     board = Scoreboard.anonymous(2)
-    old = _result(shared=False, at_ns=time.monotonic_ns() - 200 * SECOND)
-    hung, other = _worker(board, 11, database=old), _worker(board, 12, database=_result(shared=False))
-    assert report.summary(board) == "fail"
+    old = check_result(shared=False, at_ns=time.monotonic_ns() - 200 * SECOND)
+    hung, other = _worker(board, 11, database=old), _worker(board, 12, database=check_result(shared=False))
+    assert results.summary(board) == "fail"
     hung.orders[sb.O_RETIRE_SINCE_NS] = time.monotonic_ns()
-    assert report.summary(board) == report.build(board, SETTINGS)["status"] == "pass"
+    assert results.summary(board) == report.build(board, SETTINGS)["status"] == "pass"
     assert len(report.build(board, SETTINGS)["detailed"]["workers"]) == 2
     board.release(other)
-    assert report.summary(board) == "fail"
+    assert results.summary(board) == "fail"
 
 
 def test_requests_that_hang_are_shown_the_longest_first() -> None:
@@ -223,3 +222,28 @@ def test_requests_that_hang_are_shown_the_longest_first() -> None:
         (30.0, 11, "r30"), (12.0, 12, "r12"), (7.0, 11, "r7")]
     assert {one["where"] for one in found} == {"app.py:7 slow"}
     assert "started_ns" not in found[0]
+
+
+@pytest.mark.parametrize("said", [
+    b"", b"{", b"[]", b"null", b'{"disk": null}', b'{"disk": []}', b'{"disk": {}}', b'{"disk": {"status": "pass"}}',
+    json.dumps({"disk": {**dataclasses.asdict(check_result()), "status": "splendid"}}).encode(),
+    *(json.dumps({"disk": {**dataclasses.asdict(check_result()), name: None}}).encode()
+      for name in ("state", "at_ns", "interval", "timeout", "took_ms")),
+    json.dumps({"disk": {**dataclasses.asdict(check_result()), "detail": "much"}}).encode()])
+def test_what_is_no_result_of_this_version_is_left_out(said: bytes) -> None:
+    """An older worker's, or whatever another program wrote: the document is built all the same."""
+    board = Scoreboard.anonymous(2)
+    _worker(board, 11).checks.write(said)
+    _worker(board, 12, search=check_result("warn"))
+    document = report.build(board, SETTINGS)
+    assert (document["status"], set(document["detailed"]["checks"])) == ("warn", {"search"})
+
+
+def test_a_result_is_the_same_on_both_sides_of_the_board() -> None:
+    """The next leader goes on with it; a key that a later version adds is left out."""
+    row = _worker(Scoreboard.anonymous(1), 11)
+    result = check_result("fail", error="OSError 5", detail={"a": [1]}, state=CheckState(True, 3, 0))
+    results.publish(row.checks, {"search": result})
+    assert results.read(row.checks) == {"search": result}
+    row.checks.write_json({"search": {**dataclasses.asdict(result), "new": 1}})
+    assert results.read(row.checks) == {"search": result}

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from flask_stability.config import Settings
-from flask_stability.health import metrics, report
+from flask_stability.health import metrics, results
 from flask_stability.scoreboard import Scoreboard, board_files
 from support import Server, free_port, wait_until
 
@@ -108,7 +108,7 @@ def test_after_three_hundred_workers_prometheus_has_seen_no_counter_fall_and_a_s
         (_, path), = board_files(str(run_dir))
         board = Scoreboard.attach(path)
         settings = replace(Settings(), health_details="always")
-        wait_until(lambda: report.started(board))
+        wait_until(lambda: results.started(board))
 
         def scrape() -> None:
             metrics.exposition(board, settings, "")

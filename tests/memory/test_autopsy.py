@@ -185,8 +185,8 @@ def test_neither_metaclasses_nor_modules_nor_proxies_are_asked(armed: None) -> N
     Meta.armed = True
     try:
         autopsy.baseline()
-        autopsy._types["builtins.list"] = 0
-        autopsy._types[f"{__name__}.Lying"] = 0
+        autopsy._warm.types["builtins.list"] = 0
+        autopsy._warm.types[f"{__name__}.Lying"] = 0
         report = autopsy.report("memory")
         counted = trackers.receivers()
     finally:
@@ -274,8 +274,8 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kept.extend([number] for number in range(200_000))
     monkeypatch.setattr(autopsy, "MOST_OBJECTS", 50_000)
     autopsy.baseline()
-    assert sum(autopsy._types.values()) == 50_000
+    assert sum(autopsy._warm.types.values()) == 50_000
     monkeypatch.setattr(autopsy, "SECONDS", 0.0)
     autopsy.baseline()
-    assert 0 < sum(autopsy._types.values()) <= 50_000
+    assert 0 < sum(autopsy._warm.types.values()) <= 50_000
     assert isinstance(autopsy.report("memory")["grown_types"], list)

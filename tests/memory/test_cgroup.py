@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from flask_stability.memory import cgroup, process
+from flask_stability.runtime import runtime
 
 NOT_LIMITED = str((1 << 63) - 4096)  #: what version 1 writes for "no limit"
 
@@ -115,5 +116,5 @@ def test_without_proc_there_are_no_figures_and_no_error(files: Files, monkeypatc
     monkeypatch.setattr(psutil, "virtual_memory", hidden)
     monkeypatch.setattr(psutil, "Process", hidden)
     monkeypatch.setattr(process.os, "open", hidden)
-    monkeypatch.setattr(process, "_statm", -1)
+    runtime.parts["memory"].reset_after_fork()
     assert (cgroup.total(), cgroup.available(), process.resident()) == (0, None, 0)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import Blob, Scoreboard
 from support import fork, open_to_all, wait_until
 
@@ -49,7 +50,7 @@ def test_whatever_forked_processes_and_their_threads_count_is_in_the_totals(
 
         def work(row: sb.Row = row, threads: list[list[Request]] = threads, killed: bool = killed,
                  number: int = number) -> None:
-            sb.install(board, row)
+            runtime.install(board, row)
             running = [threading.Thread(target=count, args=(row, part)) for part in threads]
             for thread in running:
                 thread.start()
@@ -123,7 +124,7 @@ def test_what_a_killed_worker_counted_stays() -> None:
         before = board.totals().requests
 
         def work(row: sb.Row = row) -> None:
-            sb.install(board, row)
+            runtime.install(board, row)
             while True:
                 row.observe("GET", "index", 200, 1000)
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_stability import scoreboard as sb
+from flask_stability.runtime import runtime
 from flask_stability.scoreboard import Blob, Scoreboard, board_files, running
 from flask_stability.scoreboard.primitives import BUCKET_STARTS
 from support import fork, open_to_all, wait_until
@@ -37,7 +38,7 @@ def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
         assert row is not None
 
         def work(row: sb.Row = row) -> None:
-            sb.install(board, row)
+            runtime.install(board, row)
             threads = [threading.Thread(target=lambda: [row.observe("GET", f"e{i % 7}", 200 if i % 10 else 500, 10**6)
                                                         for i in range(2000)]) for _ in range(4)]
             for thread in threads:
@@ -383,7 +384,7 @@ def test_a_duration_is_inside_its_bucket(duration: int) -> None:
     [start - 1, start, start + 1]))))
 def test_a_request_is_counted_in_that_bucket(duration: int) -> None:
     """At the bounds too, and beyond the durations whose bucket is found by one look."""
-    row = sb.my_row()
+    row = runtime.my_row()
     before = row.histogram.tolist()
     row.observe("GET", "view", 200, duration)
     after = row.histogram.tolist()
@@ -544,10 +545,10 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
     """One writer per word: a child process that a view makes keeps its own books."""
     board = Scoreboard.anonymous(1)
     row = board.allocate(1)
-    sb.install(board, row)
+    runtime.install(board, row)
     try:
-        pid = fork(lambda: sb.my_row().observe("GET", "child", 200, 1))
+        pid = fork(lambda: runtime.my_row().observe("GET", "child", 200, 1))
         _join(pid)
         assert board.totals().requests == 0
     finally:
-        sb.forget()
+        runtime.forget_board()

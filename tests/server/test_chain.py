@@ -13,6 +13,7 @@ from gunicorn.config import Config
 
 from flask_stability import logs, scoreboard
 from flask_stability.config import Settings
+from flask_stability.runtime import runtime
 from flask_stability.server import hooks, install, master
 from flask_stability.server.hooks import ARITY
 from flask_stability.server.process import process
@@ -98,7 +99,7 @@ def test_ours_before_each_request_cannot_raise_though_it_is_not_wrapped(own: boo
     row = scoreboard.Scoreboard.anonymous(1).rows[0]
     row.orders[scoreboard.O_RETIRE_STATE] = scoreboard.STATE_RETIRING
     for broken, what in ((row, "AttributeError"), (SimpleNamespace(orders=[]), "IndexError")):
-        monkeypatch.setattr(scoreboard.own.own, "row", broken)
+        monkeypatch.setattr(runtime, "row", broken)
         namespace["pre_request"](None, object())
         assert records()[-1]["error"].startswith(what)
     assert len(told) == (2 if own else 0)

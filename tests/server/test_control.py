@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from flask_stability import scoreboard as sb
-from flask_stability.health import report
+from flask_stability.health import report, results
 from flask_stability.operate.control import ask
 from flask_stability.scoreboard import Scoreboard
 from flask_stability.server import control
 from flask_stability.server.commands import carry_out
 from flask_stability.server.control import CLIENTS, MOST, ControlError, Listener
-from support import fork, wait_until
+from support import check_result, fork, wait_until
 
 DEEP = "a-folder-with-a-long-name/" * 5  # an address of a Unix socket has 107 bytes
 
@@ -166,9 +166,7 @@ def test_a_master_that_is_gone_or_silent_is_told(path: str) -> None:
 
 def _board() -> Scoreboard:
     board = Scoreboard.anonymous(1)
-    board.master.shared.write_json({"disk": {
-        "at_ns": time.monotonic_ns(), "status": "pass", "settled": "pass", "shared": True, "interval": 30,
-        "timeout": 2, "critical": False}})
+    results.publish(board.master.shared, {"disk": check_result(critical=False)})
     return board
 
 

@@ -18,6 +18,7 @@ from werkzeug.test import TestResponse
 from flask_stability import DatabaseUnavailable, StabilityExt, logs, scoreboard
 from flask_stability.config import Settings
 from flask_stability.request import in_flight
+from flask_stability.runtime import runtime
 from flask_stability.wsgi import last_good
 from flask_stability.wsgi.answer_store import NAME
 from support import wait_until
@@ -125,10 +126,10 @@ def test_a_stale_answer_is_given_at_once_while_one_is_made(make: Make) -> None:
 def test_where_answers_come_from_is_counted(make: Make) -> None:
     """Made by the view, fresh from the store, stale from it; not where the view runs without the store."""
     words = (scoreboard.W_KEPT_MADE, scoreboard.W_KEPT_FRESH, scoreboard.W_KEPT_STALE)
-    before = [scoreboard.my_row().words[word] for word in words]
+    before = [runtime.my_row().words[word] for word in words]
 
     def counted() -> list[int]:
-        return [scoreboard.my_row().words[word] - was for word, was in zip(words, before, strict=True)]
+        return [runtime.my_row().words[word] - was for word, was in zip(words, before, strict=True)]
 
     service = make()
     service.get()
@@ -549,7 +550,7 @@ def test_a_fork_in_the_middle_takes_nothing_along(make: Make) -> None:
     def forks() -> str:
         pid = os.fork()
         if pid == 0:
-            os._exit(0 if not last_good._apps[service.app]._leading else 1)
+            os._exit(0 if not last_good._kept.apps[service.app]._leading else 1)
         return str(os.waitpid(pid, 0)[1])
 
     service.do = forks

@@ -8,7 +8,7 @@ itself, such as ``stability.connection()``, stay: it could not run without them.
 
 from __future__ import annotations
 
-import sys
+import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -55,12 +55,9 @@ def _keep_nothing(self: object, *_: Any, **__: Any) -> Callable[[Any], Any]:
 
 def main() -> None:
     """Run gunicorn."""
-    from gunicorn.app.wsgiapp import run
-
     switch_off()
-    run("gunicorn")
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "gunicorn"
     main()

@@ -12,7 +12,7 @@ from ...config import Settings
 from ...database import hold
 from ...request import held, in_flight
 from ...scoreboard import Row, Scoreboard
-from ...takeover import Farewells
+from ...wsgi.takeover import Farewells
 from ..gunicorn.listeners import let_go
 from .requests import tell_cut
 from .retirement import Retirement

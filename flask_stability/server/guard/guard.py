@@ -12,8 +12,9 @@ from typing import Any
 
 from ... import logs, scoreboard
 from ...config import Settings
-from ...database import bulkhead, hold
+from ...database import hold
 from ...request import in_flight
+from ...runtime import runtime
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.connections import Connections
 from ..gunicorn.gthread import queued
@@ -70,7 +71,7 @@ class Guard:
         """Start the thread."""
         self.retirement.watch_pools()
         if self.threads.own > 1:
-            bulkhead.threads_from(self.threads.give)
+            runtime.more_threads = self.threads.give
         hold.hosted_by(self.holding)
         self._thread.start()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import logs
-from ...patient import PatientStream
+from ...logs.patient import PatientStream
 
 GUESS = " Perhaps out of memory?"
 _streams: dict[int, PatientStream] = {}

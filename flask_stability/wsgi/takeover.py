@@ -13,13 +13,10 @@ import errno
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .request import RequestRecord
+from ..request import RequestRecord
 
-SOCKET = "gunicorn.socket"
-WEBSOCKET = "wsgi.websocket"
 #: RFC 6455: a close frame with the status 1001, "going away": a client connects again.
 _GOING_AWAY = b"\x88\x02\x03\xe9"
 _CLIENT_LEFT = frozenset({errno.EBADF, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT})
