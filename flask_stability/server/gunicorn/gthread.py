@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ...request import waited
+from .admission import Admission
 from .connections import Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import knocking, let_go
+from .turns import Turns
 
 HURRY = 0.05  #: seconds between two calls to the guard
 LINGER = 2.0  #: seconds that connections without a request are kept by a worker that leaves, as in gunicorn 27
@@ -198,7 +201,19 @@ class Threaded(Connections):
         worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
         if not hasattr(worker, "set_accept_enabled"):
             worker.accept = self.accept_23
+        self._turns: Turns | None = None
         on_leaving(worker, self.end)
+
+    def admit_by(self, admission: Admission) -> None:
+        """See `Connections`: from now on a free thread takes what `admission` says."""
+        self.admission = admission
+        self._turns = Turns.of(self, admission)
+
+    def admission_look(self, now: float) -> None:
+        """See `Connections`."""
+        if self._turns is not None:
+            self._turns.look()
+        super().admission_look(now)
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
@@ -232,7 +247,7 @@ class Threaded(Connections):
         except (OSError, ValueError):
             here = None
         if here:
-            self._serve(connection)
+            self._serve(connection, waiting.head)
         elif here is None:
             self.worker.nr_conns -= 1
             connection.close()
@@ -245,12 +260,18 @@ class Threaded(Connections):
         """Something happened to those kept aside."""
         for waiting in self._events():
             self.worker.nr_conns += not waiting.counted
-            self._serve(waiting.listener)
+            self._serve(waiting.listener, waiting.head)
 
-    def _serve(self, connection: Any) -> None:
+    def _serve(self, connection: Any, head: bytes) -> None:
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
+        connection.stability_head = head
+        turns = self._turns
+        if turns is not None:
+            turns.before(connection)
         self._enqueue(connection)
+        if turns is not None and turns.work.watchful:
+            turns.refuse_overdue()
         if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
             self._hurried = time.monotonic()
             self.hurry()
@@ -263,6 +284,7 @@ class Threaded(Connections):
         if connection.parser is not None:  # its last read may have gone on into this head
             before = connection.parser.unreader.buf.getvalue()
             if b"\r\n\r\n" in before:
+                waiting.head = before
                 return True
         return self._look(waiting, before)
 
@@ -273,10 +295,13 @@ class Threaded(Connections):
         """gunicorn's, in a thread."""
         thread = ident()
         served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
+        connection.stability_head = b""
         try:
             result = self._handle(connection)
         finally:
             self.serving.pop(thread, None)
+            if waited:
+                waited.pop(thread, None)
         if served.cut:
             return (False, connection) if isinstance(result, tuple) else False
         return result
