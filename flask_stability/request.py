@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from flask import current_app, has_request_context, request_started
 from flask import request as flask_request
 
+from .scoreboard import black_box
 from .takeover import SOCKET, AppSocket
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,9 +106,10 @@ class RequestRecord:
     :ivar client_socket: what it does that on, as far as that is known.
     :ivar handled: the exception that a handler of the app's was given last; None = none was.
     :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
+    :ivar place: of its slot in the black box; -1 without one.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "queued_ns",
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "place", "queued_ns",
                  "recorded", "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id",
                  "timeout", "unavailable")
 
@@ -126,6 +128,7 @@ class RequestRecord:
         self.client_socket: AppSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
+        self.place = -1
 
     @property
     def id(self) -> str:
@@ -194,6 +197,7 @@ class RequestRecord:
             self.rule = self.rule or rule_of(self.environ)
             self.response_started = True
             self.taken_ns = time.monotonic_ns()
+            black_box.answering(self.place)
 
     def drop(self, resource: Resource) -> None:
         """It was given back already."""
@@ -218,6 +222,11 @@ class RequestRecord:
         elif inflight.get(self.thread_id) is self:
             inflight[self.thread_id] = None
         self.environ = OVER
+
+
+def id_prefix() -> str:
+    """What the ids of this process's requests begin with, before the hyphen."""
+    return _prefix
 
 
 def in_flight() -> list[RequestRecord]:

@@ -11,6 +11,7 @@ from typing import Any
 from .. import config, environment, logs, scoreboard
 from ..config import Settings
 from ..exceptions import ConfigError
+from ..scoreboard import black_box
 from . import orphans
 from .gunicorn import compat, port_in_use
 from .gunicorn.adjust import adjust, refit
@@ -57,6 +58,7 @@ def on_starting(server: Any) -> None:
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     scoreboard.install(board, None)
+    black_box.make(rows)
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
     arbiter = supervise(server)

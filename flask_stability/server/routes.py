@@ -1,106 +1,76 @@
-"""Which route a request is for, before it has a thread: from the first line of its head, the app's URL map, and the
-scoreboard's knowledge of the routes' costs.
+"""Which route a path belongs to, for a process that has no app: a worker publishes its rules, the master matches.
 
-Asked only while requests wait. A path that cannot be resolved without the app's own code is an ordinary one.
+The master learns of a request what stands in shared memory when its worker has died: the path, not the route.
 """
 
 from __future__ import annotations
 
-import weakref
-from typing import Any, NamedTuple
-from urllib.parse import unquote
+import json
+from collections.abc import Iterable
+from typing import Any
 
-from flask import Flask
-from werkzeug.routing import Map
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter, Map, Rule, UnicodeConverter
 
-from .. import extension, scoreboard
-from ..priority import priority_of
-from .queue_delay import CHEAP, CRITICAL, HEALTH, NORMAL, SHEDDABLE
-
-CHEAPER = 1 / 3  #: of the mean cost, weighted by the time spent: a route below it is cheap
-LEAST = 5  #: answers of a route before its mean counts
-MOST = 4096  #: paths remembered
-_CLASSES = {"critical": CRITICAL, "normal": NORMAL, "sheddable": SHEDDABLE}
-_BUILT_IN = set(Map.default_converters.values())
+MOST = 2000  #: rules
 
 
-class Route(NamedTuple):
-    """What a request is: its class (`queue_delay`), and what it is counted by."""
+class _AnyConverter(BaseConverter):
+    """Stands for a converter of the app's own: one segment of a path, whatever the arguments."""
 
-    kind: int
-    method: str
-    endpoint: str
+    weight = 100
+
+    def __init__(self, map: Map, *args: Any, **options: Any) -> None:
+        super().__init__(map)
 
 
-UNKNOWN = Route(NORMAL, "GET", "")
+class _Converters(dict[str, type[BaseConverter]]):
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> type[BaseConverter]:
+        return _AnyConverter
 
 
 class Routes:
-    """Those of one worker.
+    """The rules of an app.
 
-    :param health_path: STABILITY_HEALTH_PATH where no app says otherwise.
+    :param rules: rule and methods of each (None: any method).
     """
 
-    def __init__(self, health_path: str) -> None:
-        self._health_path = health_path
-        self._found: dict[tuple[str, str], Route] = {}
-        self._cheap: set[tuple[str, str]] = set()
-        self._all: dict[tuple[str, str], scoreboard.Entry] = {}
-        self._adapters: weakref.WeakKeyDictionary[Flask, Any] = weakref.WeakKeyDictionary()
-
-    def of(self, head: bytes) -> Route:
-        """Return what a request is, by the beginning of its head; never raises, never waits."""
-        try:
-            method, target, _ = head[:2048].split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-        except ValueError:
-            return UNKNOWN
-        path = target.partition("?")[0]
-        found = self._found.get((method, path))
-        if found is None:
+    def __init__(self, rules: Iterable[tuple[str, list[str] | None]] = ()) -> None:
+        self._map = Map()
+        self._map.converters = _Converters({**Map.default_converters, "default": UnicodeConverter})
+        for rule, methods in list(rules)[:MOST]:
             try:
-                found = self._find(method, unquote(path))
-            except Exception:
-                found = Route(NORMAL, method, "")
-            if len(self._found) >= MOST:
-                self._found.clear()
-            self._found[method, path] = found
-        return found
+                self._map.add(Rule(rule, methods=methods, endpoint=rule))
+            except (LookupError, ValueError, TypeError):
+                continue  # one that only the app's own classes can read
+        self._adapter = self._map.bind("")
 
-    def _find(self, method: str, path: str) -> Route:
-        state = next(iter(extension.apps()), None)
-        health = state.settings.health_path if state is not None else self._health_path
-        if path == health or path.startswith(health + "/"):
-            return Route(HEALTH, method, "")
-        app = state.app if state is not None else None
-        if app is None or app.url_map.host_matching or not _BUILT_IN.issuperset(app.url_map.converters.values()):
-            return Route(NORMAL, method, "")
-        adapter = self._adapters.get(app)
-        if adapter is None:
-            adapter = self._adapters[app] = app.url_map.bind("")
-        endpoint, _ = adapter.match(path, method=method)
-        wanted = _CLASSES.get(priority_of(app.view_functions.get(endpoint)))
-        if wanted is None:
-            wanted = CHEAP if (method, endpoint) in self._cheap else NORMAL
-        return Route(wanted, method, endpoint)
+    def of(self, method: str, path: str) -> str:
+        """The rule that a request matches, "" if none. Never raises."""
+        try:
+            rule, _ = self._adapter.match(path, method=method, return_rule=True)
+            return str(rule.rule)
+        except (HTTPException, ValueError, TypeError, LookupError):
+            return ""
 
-    def learn(self, row: scoreboard.Row, board: scoreboard.Scoreboard | None = None) -> None:
-        """Find out anew which routes are cheap; by the guard, once in a while.
 
-        :param row: this worker's, which is read quickly.
-        :param board: all workers', which takes longer the more there are; None = what it said before still holds.
-        """
-        if board is not None:
-            self._all = dict(board.totals().endpoints)
-        means = {}
-        for key, words in [*self._all.items(), *row.endpoints.items(row.entries)]:
-            answers = sum(words[2:8])
-            if answers >= LEAST:
-                means[key] = answers, words[0] / answers
-        total = sum(answers * mean for answers, mean in means.values())
-        if not total:
-            return
-        bound = CHEAPER * sum(answers * mean * mean for answers, mean in means.values()) / total
-        cheap = {key for key, (_, mean) in means.items() if mean < bound}
-        if cheap != self._cheap:
-            self._cheap = cheap
-            self._found = {}
+def encode(url_map: Map, most: int) -> bytes:
+    """Return an app's rules for `decode`, as many as fit into `most` bytes."""
+    rules = [[rule.rule, sorted(rule.methods) if rule.methods else None] for rule in url_map.iter_rules()
+             if not rule.websocket][:MOST]
+    while True:
+        data = json.dumps(rules, separators=(",", ":")).encode()
+        if len(data) <= most:
+            return data
+        rules = rules[:len(rules) // 2]
+
+
+def decode(data: bytes) -> Routes:
+    """Return what `encode` wrote; without routes if it cannot be read."""
+    try:
+        return Routes([(str(rule), methods) for rule, methods in json.loads(data or b"[]")])
+    except (ValueError, TypeError):
+        return Routes()

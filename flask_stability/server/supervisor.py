@@ -18,11 +18,12 @@ from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Reason, Scoreboard
-from . import exit_reasons, replacement, spare_workers
+from . import exit_reasons, replacement, spare_workers, stacks
 from .commands import carry_out
 from .control import Listener, path_of
 from .fleet_memory import FleetMemory
 from .gunicorn.arbiter import EndOfService, SupervisedArbiter
+from .last_requests import LastRequests
 from .reload import Reload, closing, replaced_by_it
 from .replacement import Action, Phase
 from .restarts import Pace, Restarts
@@ -50,6 +51,7 @@ class Supervisor:
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
         self.reloads = Reload(self.words)
+        self.requests = LastRequests()
         self.fleet = FleetMemory(board, settings, lambda: arbiter.base)
         self.notifier = Notifier()
         self.control: Listener | None = None
@@ -203,14 +205,22 @@ class Supervisor:
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
-            order, user, self.board, self.children.values()), uid)
+            order, user, self.board, self.children.values(), self.doing), uid)
         return self.control.open()
+
+    def doing(self, child: Child) -> list[dict[str, Any]]:
+        """The requests that a worker serves, for `flask stability stacks`."""
+        now = time.monotonic_ns()
+        return [{**self.requests.fields(one, now), "thread": one.thread_id}
+                for one in (self.requests.of(child.row.slot) if child.row is not None else [])]
 
     def forking(self, worker: Any) -> None:
         """pre_fork: a row for the worker."""
         row = self.board.allocate(worker.age)
         worker.stability_row = row
-        self.children[worker] = Child(worker, row, time.monotonic())
+        if row is not None:
+            self.requests.forget(row.slot)
+        self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make())
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
@@ -224,6 +234,7 @@ class Supervisor:
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
+        doing = self.requests.of(child.row.slot) if child.row is not None else []
         if child.row is not None:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
@@ -239,7 +250,10 @@ class Supervisor:
                                                       for other in self.children.values())):
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
-                     detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
+                     detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now),
+                     **self.requests.in_words(doing, reason))
+        self._unresponsive.gone(child)
+        stacks.drop(child.dump)
         if reason is Reason.BOOT_FAILURE and self.state.reason is Reason.RELOAD:
             self.reloads.stall()
 
@@ -285,8 +299,8 @@ class Supervisor:
         self._judge_crashes(now)
         if self.control is not None:
             self.control.serve(now)
-        for step in (self._unresponsive.thaw, self._unresponsive.silent, self.fleet.relieve, self.fleet.learn,
-                     self._again):
+        for step in (self._unresponsive.thaw, self._unresponsive.silent, self._unresponsive.write_down,
+                     self.fleet.relieve, self.fleet.learn, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -454,5 +468,6 @@ class Supervisor:
         for worker, child in list(self.children.items()):
             if not child.pid:
                 del self.children[worker]
+                stacks.drop(child.dump)
                 if child.row is not None:
                     self.board.release(child.row)

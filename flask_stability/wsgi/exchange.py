@@ -20,6 +20,7 @@ from ..errors.problem import response_for
 from ..exceptions import DatabaseUnavailable
 from ..presence import client_gone
 from ..request import NO_RULE, OVER, RequestRecord, inflight, rule_of
+from ..scoreboard import black_box
 from ..scoreboard.own import own
 from ..takeover import SOCKET, client_left
 from .validation import InvalidResponse, check_head, forbids_body, known_heads
@@ -152,6 +153,7 @@ class Exchange(RequestRecord):
             self.writer = self.start(*self.head)
         self.response_started = True
         self.begun_ns = _now()
+        black_box.answering(self.place)
 
     def passes_file(self, source: Any) -> bool:
         """A file for the server's sendfile is handed on untouched but for its close."""
@@ -305,6 +307,9 @@ class Exchange(RequestRecord):
         if self.resources is not None:
             self._release()
         self.handled = self.unavailable = None
+        place, self.place = self.place, -1
+        if place >= 0:
+            black_box.words[place] = 0
         if self.outer is None and inflight.get(self.thread_id) is self:  # leave(), a call less
             inflight[self.thread_id] = None
             self.environ = OVER

@@ -25,6 +25,8 @@ from werkzeug.wsgi import ClosingIterator
 from ..config import Settings
 from ..errors import report
 from ..request import NO_RULE, RequestRecord, current, inflight, waited
+from ..scoreboard import black_box
+from ..scoreboard.black_box import begin
 from ..takeover import SOCKET, WEBSOCKET, AppSocket
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .upload import Upload
@@ -99,7 +101,7 @@ class StabilityMiddleware:
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = exchange.begun_ns = 0
-        exchange.length = -1
+        exchange.length = exchange.place = -1
         exchange.taken_ns = 0
         exchange.queued_ns = waited.pop(thread, 0) if waited else 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
@@ -112,13 +114,16 @@ class StabilityMiddleware:
         if watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
             environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
-            if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
+            path = environ.get("PATH_INFO", "")
+            if path.startswith(self._special) and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
             else:
                 outer = inflight.get(thread)
                 if outer is not None:
                     exchange.outer = _outer(outer)
                 inflight[thread] = exchange
+                if exchange.outer is None:  # a thread has one slot
+                    exchange.place = begin(environ, path, thread, exchange.started_ns, exchange.given_id)
                 exchange.early = self.wrapped
                 source = (self._app(environ, exchange.start_response) if self._owner is None
                           else self._app(self._owner(), environ, exchange.start_response))
@@ -156,6 +161,7 @@ class StabilityMiddleware:
                     exchange.writer = start_response(*head)
                 exchange.response_started = True
                 exchange.begun_ns = _now()
+                black_box.answering(exchange.place)
             return exchange
         except BaseException as error:
             return exchange.fail(error)

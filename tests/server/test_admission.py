@@ -15,10 +15,10 @@ import pytest
 from flask_stability.config import Settings
 from flask_stability.request import held
 from flask_stability.scoreboard import Row, Scoreboard
+from flask_stability.server.classes import Route
 from flask_stability.server.gunicorn.admission import Admission, Episode
 from flask_stability.server.gunicorn.connections import MOST_REFUSED
 from flask_stability.server.queue_delay import NORMAL
-from flask_stability.server.routes import Route
 from support import wait_until
 
 ROUTE = Route(NORMAL, "GET", "index")

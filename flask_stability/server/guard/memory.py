@@ -10,7 +10,8 @@ from ...config import Settings
 from ...memory import autopsy, collect
 from ...memory.sampler import Action, MemoryWatch
 from ...memory.trackers import descriptors
-from ...scoreboard import Reason, Row, Scoreboard
+from ...request import in_flight
+from ...scoreboard import Reason, Row, Scoreboard, black_box
 from ..descriptors import Filling, limit, make_room
 from ..gunicorn.connections import clients
 from .retirement import Retirement
@@ -52,6 +53,9 @@ class Memory:
         decision = self._watch.tick(now)
         if decision.action in (Action.RETIRE, Action.RETIRE_NOW):
             self._retirement.ask(decision.reason, decision.text)
+        resident = int(self._row.words[scoreboard.W_RSS])
+        for record in in_flight():
+            black_box.grown(record.place, record.started_ns, resident)
 
     def descriptors(self, now: float) -> None:
         """Count open files and sockets: without a free descriptor the worker could not even accept a connection."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
-import signal
 from typing import Any
 
 from ... import logs, scoreboard
@@ -17,8 +15,6 @@ from .retirement import Retirement
 
 SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
 MOST_SHOWN = 20
-#: Makes a worker write its stacks. By default this signal does nothing to a process.
-TELL_STACKS = signal.SIGURG
 
 
 class Requests:
@@ -59,11 +55,6 @@ class Requests:
             while not self._row.hung.write_json(entries) and entries:
                 entries.pop()
         self._hung = len(found)
-
-
-def tell_stacks_on_demand() -> None:
-    """Have `TELL_STACKS` write the stacks of all threads to error.log, from C: no Python thread need run."""
-    faulthandler.register(TELL_STACKS, file=logs.error_file(), all_threads=True)
 
 
 def tell_cut() -> None:

@@ -2,7 +2,7 @@
 overload some are refused at once, so that the others are answered while somebody waits for the answer.
 
 gthread asks whenever a thread is free, sync at each connection that it accepts. Where nobody waits,
-neither costs a request more than a look at the clock. `queue_delay` decides, `arrival` knows the ages, `routes` what a
+neither costs a request more than a look at the clock. `queue_delay` decides, `arrival` knows the ages, `classes` what a
 request is; this module looks at sockets, refuses and counts.
 """
 
@@ -24,8 +24,8 @@ from ...presence import gone
 from ...request import held
 from ...scoreboard import W_OVERLOADED, W_OVERLOADS, Row, Scoreboard, Totals
 from ..arrival import ProxyClock, kernel_age, proxy_start
+from ..classes import UNKNOWN, Route, Routes
 from ..queue_delay import KINDS, Line, QueueDelay
-from ..routes import UNKNOWN, Route, Routes
 
 LEARN = 10.0  #: seconds between two looks at the routes' costs
 CALM = 5.0  #: seconds without overload after which its end is logged

@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 from ...request import waited
+from ..classes import Route
 from ..queue_delay import Line
-from ..routes import Route
 from .admission import SAMPLE, SOON, Admission, tell_failure
 from .connections import Connections, ident
 from .listeners import UNKNOWN, backlog

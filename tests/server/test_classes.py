@@ -11,8 +11,8 @@ from werkzeug.routing import BaseConverter
 
 from flask_stability import StabilityExt, extension
 from flask_stability.scoreboard import Scoreboard
+from flask_stability.server.classes import Routes
 from flask_stability.server.queue_delay import CHEAP, CRITICAL, HEALTH, NORMAL, SHEDDABLE
-from flask_stability.server.routes import Routes
 
 
 @pytest.fixture
