@@ -39,6 +39,11 @@ def descriptor(raw: Any) -> int:
     return -1
 
 
+def reaches(driver: str) -> bool:
+    """Whether the table names a driver, by its module's name: else no call of its connections can be cut off."""
+    return driver.partition(".")[0] in DESCRIPTORS
+
+
 def link_to(raw: Any) -> Link | None:
     """Return a second handle on a connection's socket, to interrupt it; None without one."""
     number = descriptor(raw)

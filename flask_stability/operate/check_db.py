@@ -13,6 +13,7 @@ import click
 
 from .. import environment
 from ..config import Settings, load_dotenv
+from ..database.sockets import DESCRIPTORS
 from ..exceptions import ConfigError
 from . import inspect as facts
 from .database_checks import check_db
@@ -44,6 +45,11 @@ def of_service(found: Facts, workers: int | None = None) -> Iterator[Finding]:
                           "when it first asks for a connection")
         for engine in app.engines:
             yield _engine(engine)
+            if engine["uncut"]:
+                yield Finding(f"engine {engine['name']}: deadlines", "warn",
+                              f"{engine['uncut']} does not tell its socket: a call is not cut off at its request's "
+                              "deadline", f"give the engine that driver's own timeouts (connect_args), or use one of "
+                              f"{', '.join(sorted(DESCRIPTORS))}")
     if found.apps:
         return
     settings = found.settings

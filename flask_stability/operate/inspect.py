@@ -40,7 +40,7 @@ class AppFacts:
     :ivar settings: its own settings, app.config over the environment.
     :ivar wants_database: it names a database, or settings of one.
     :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
-        latency_ms, pool. Empty unless `read` was asked for them.
+        latency_ms, pool, uncut. Empty unless `read` was asked for them.
     :ivar looked_at: findings about its database, if only the app itself can give the credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
     :ivar credentials: the app gives the database's user and password itself.
