@@ -35,6 +35,9 @@ class Resource(Protocol):
 #: few times. Each store is atomic; others than the thread itself ask `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
 
+#: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
+held: dict[int, float] = {}
+
 #: The longest deadline that any view asked for, seconds; 0.0 = none did.
 longest_timeout = 0.0
 
@@ -289,6 +292,7 @@ def _after_fork() -> None:
     global _prefix
     mine = inflight.get(threading.get_ident())
     inflight.clear()
+    held.clear()
     if mine is not None:
         inflight[mine.thread_id] = mine
     _prefix = secrets.token_hex(6)

@@ -238,6 +238,11 @@ class Row:
         return sum(self.histogram.tolist())
 
     @property
+    def duration_ns(self) -> int:
+        """Sum of all durations of this worker."""
+        return sum(words[0] for _, words in self.endpoints.items(self.entries))
+
+    @property
     def errors(self) -> int:
         """Server errors, and answers that were cut off, of this worker."""
         by_class = self.by_class

@@ -58,6 +58,7 @@ class Guard:
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int,
                  supervised: bool, connections: Connections | None = None) -> None:
+        self._connections = connections
         self._clients = SlowClients(connections, settings) if connections is not None else None
         self._worker, self._board, self._row, self._settings = worker, board, row, settings
         self._supervised = supervised
@@ -170,9 +171,10 @@ class Guard:
 
     def _slow_clients(self, now: float) -> None:
         """Threads that wait for slow clients get others in their place, and clients that are too slow are cut."""
-        if self._clients is None:
+        if self._clients is None or self._connections is None:
             return
         self._growing = False
+        self._connections.look(now)
         words = self._row.words
         waits = queued(self._worker) if self._threads > 1 else words[scoreboard.W_QUEUE]
         self._pressed = bool(waits)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import os
+import queue
 import selectors
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
+from ..queue_delay import Line
+from .admission import SOON, Admission
 from .connections import Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import knocking, let_go
+from .work_queue import WorkQueue
 
 HURRY = 0.05  #: seconds between two calls to the guard
 LINGER = 2.0  #: seconds that connections without a request are kept by a worker that leaves, as in gunicorn 27
@@ -198,7 +203,22 @@ class Threaded(Connections):
         worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
         if not hasattr(worker, "set_accept_enabled"):
             worker.accept = self.accept_23
+        self._queue: WorkQueue | None = None
+        self._late: collections.deque[Any] = collections.deque()
         on_leaving(worker, self.end)
+
+    def admit_by(self, admission: Admission) -> None:
+        """See `Connections`: from now on a free thread takes what `admission` says."""
+        self.admission = admission
+        pool = self.worker.tpool
+        if not pool._threads and type(pool._work_queue) is queue.SimpleQueue and not pool._work_queue.qsize():
+            self._queue = pool._work_queue = WorkQueue(self)
+
+    def look(self, now: float) -> None:
+        """See `Connections`."""
+        if self._queue is not None and self._queue.watchful and not self._queue.qsize():
+            self.nobody_waits()
+        super().look(now)
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
@@ -232,7 +252,7 @@ class Threaded(Connections):
         except (OSError, ValueError):
             here = None
         if here:
-            self._serve(connection)
+            self._serve(connection, waiting.head)
         elif here is None:
             self.worker.nr_conns -= 1
             connection.close()
@@ -245,12 +265,16 @@ class Threaded(Connections):
         """Something happened to those kept aside."""
         for waiting in self._events():
             self.worker.nr_conns += not waiting.counted
-            self._serve(waiting.listener)
+            self._serve(waiting.listener, waiting.head)
 
-    def _serve(self, connection: Any) -> None:
+    def _serve(self, connection: Any, head: bytes) -> None:
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
+        connection.stability_head = head
         self._enqueue(connection)
+        if self._queue is not None and self._queue.watchful:
+            self._late.extend(self._queue.overdue())
+            self._refuse()
         if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
             self._hurried = time.monotonic()
             self.hurry()
@@ -273,6 +297,7 @@ class Threaded(Connections):
         """gunicorn's, in a thread."""
         thread = ident()
         served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
+        connection.stability_head = b""
         try:
             result = self._handle(connection)
         finally:
@@ -280,3 +305,88 @@ class Threaded(Connections):
         if served.cut:
             return (False, connection) if isinstance(result, tuple) else False
         return result
+
+    # -- which connection a free thread takes: see `work_queue.Judge` ------------------------------------------------
+
+    def arrival(self, item: Any) -> tuple[int, float]:
+        """Class and arrival of a connection that has to wait."""
+        assert self.admission is not None
+        connection = item.args[0]
+        head = connection.stability_head
+        route = connection.stability_route = self.admission.route(head)
+        age = self.admission.age(connection.sock, head, connection.client)
+        return route.kind, min(item.since, time.monotonic() - age)
+
+    def next(self, line: Line[Any]) -> tuple[float, Any] | None:
+        """The one that a free thread is to take."""
+        assert self.admission is not None
+        found, late = self.admission.choose(line)
+        if late:
+            self._late.extend(late)
+            if hasattr(self.worker, "method_queue"):
+                self.worker.method_queue.defer(self._refuse)  # sockets are the main loop's
+        return found
+
+    def overdue(self, line: Line[Any]) -> list[Any]:
+        """Those that have waited too long."""
+        assert self.admission is not None
+        return self.admission.overdue(line)
+
+    def admit(self, item: Any, arrived: float) -> bool:
+        """Whether a connection that has waited is served; else its client has left, and it is closed."""
+        assert self.admission is not None
+        age = time.monotonic() - arrived
+        connection = item.args[0]
+        if age < SOON:
+            return True
+        route = getattr(connection, "stability_route", None) or self.admission.route(connection.stability_head)
+        if self.admission.has_left(connection.sock.fileno(), age, route):
+            item.future.cancel()  # the main loop closes it
+            return False
+        self.admission.waited(age)
+        return True
+
+    def nobody_waits(self) -> None:
+        """A connection got a thread at once."""
+        assert self.admission is not None
+        self.admission.nobody_waits()
+
+    def watchful(self) -> bool:
+        """There is overload, or the beginning of one."""
+        return self.admission is not None and self.admission.delay.watchful
+
+    def _refuse(self) -> None:
+        """Answer those that have waited too long, and let gunicorn forget them."""
+        assert self.admission is not None
+        while self._late:
+            item = self._late.popleft()
+            connection = item.args[0]
+            sock, connection.sock = connection.sock, _NoSocket()
+            linger = self.admission.refuse(sock, connection.stability_head, connection.stability_route)
+            item.future.cancel()
+            if linger:
+                self.refused(sock)
+            else:
+                with contextlib.suppress(OSError):
+                    sock.close()
+
+
+class _NoSocket:
+    """Stands for the socket of a connection that was refused: gunicorn closes that once more."""
+
+    def setblocking(self, flag: bool) -> None:
+        """Nothing."""
+
+    def shutdown(self, how: int) -> None:
+        """Nothing."""
+
+    def recv(self, *_: Any) -> bytes:
+        """The end."""
+        return b""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def fileno(self) -> int:
+        """None."""
+        return -1

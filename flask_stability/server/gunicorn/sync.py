@@ -10,10 +10,12 @@ import threading
 import time
 from typing import Any
 
+from .admission import SOON, Admission
 from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
-from .listeners import let_go
+from .listeners import knocking, let_go
 
+SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
 DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
 
 
@@ -26,6 +28,7 @@ class Single(Connections):
         worker.accept, worker.handle, worker.run = self.accept, self.handle, self.run
         worker.wait_fds.append(self._epoll)
         self._ready: list[Waiting] = []
+        self._looked_at, self._looks = 0.0, 0
         for listener in worker.sockets:
             with contextlib.suppress(OSError, AttributeError):
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
@@ -37,7 +40,12 @@ class Single(Connections):
         """
         if self._serve_next() or listener is self._epoll:
             return
-        sock, address = listener.accept()
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            if self.admission is not None and self.admission.delay.watchful:
+                self.admission.nobody_waits()
+            raise
         waiting = Waiting(sock, listener, address)
         try:
             here = self._here(waiting)
@@ -59,8 +67,39 @@ class Single(Connections):
         return True
 
     def _serve(self, waiting: Waiting) -> None:
+        if self.admission is not None and not self._admits(self.admission, waiting):
+            return
         waiting.sock.setblocking(True)
         self.worker.handle(waiting.listener, waiting.sock, waiting.address)
+
+    def _admits(self, admission: Admission, waiting: Waiting) -> bool:
+        """Whether a request is served; else it was refused, or its client has left.
+
+        How long it has waited is asked where the one before it took long, and now and then: that costs a system call.
+        """
+        now = time.monotonic()
+        before, self._looked_at = self._looked_at, now
+        self._looks += 1
+        if now - before < SOON and self._looks % SAMPLE and not admission.delay.watchful:
+            return True
+        sock, head = waiting.sock, waiting.head
+        age = admission.age(sock, head, waiting.address)
+        if age < SOON:
+            if admission.delay.watchful:
+                admission.nobody_waits()
+            return True
+        route = admission.route(head)
+        if admission.has_left(sock.fileno(), age, route):
+            sock.close()
+            return False
+        if admission.too_old(age, route) and (self._ready or knocking([waiting.listener])):
+            if admission.refuse(sock, head, route):
+                self.refused(sock)
+            else:
+                sock.close()
+            return False
+        admission.waited(age)
+        return True
 
     def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
         """gunicorn's."""

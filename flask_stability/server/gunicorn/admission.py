@@ -1,0 +1,199 @@
+"""Admission: what becomes of a request before it has a thread. Nobody works for a client that has left, and under
+overload some are refused at once, so that the others are answered while somebody waits for the answer.
+
+gthread asks whenever a thread is free, sync at each connection that it accepts. Where nobody waits,
+neither costs a request more than a look at the clock. `queue_delay` decides, `arrival` knows the ages, `routes` what a
+request is; this module looks at sockets, refuses and counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import random
+import socket
+import time
+from collections import Counter
+from typing import Any
+
+from ... import logs
+from ...config import Settings
+from ...errors.problem import HTML, PROBLEM, page, problem_body
+from ...presence import gone
+from ...request import held
+from ...scoreboard import Row, Scoreboard
+from ..arrival import ProxyClock, kernel_age, proxy_start
+from ..queue_delay import KINDS, Line, QueueDelay
+from ..routes import UNKNOWN, Route, Routes
+
+LEARN = 10.0  #: seconds between two looks at the routes' costs
+CALM = 5.0  #: seconds without overload after which its end is logged
+SOON = 0.01  #: seconds: a request that has a thread within them has not waited
+DRAIN = 1 << 16  #: bytes of a refused request that are read, so that the client sees the answer and no reset
+
+_now = time.monotonic
+
+
+class Admission:
+    """One worker's.
+
+    :ivar delay: judges the wait.
+    :ivar refused, abandoned: how many requests of each route were refused, and given up since their client had left.
+    """
+
+    def __init__(self, worker: Any, settings: Settings, board: Scoreboard, row: Row) -> None:
+        self._board, self._row, self._form = board, row, settings.error_format
+        self._secure = bool(worker.cfg.is_ssl)
+        self.delay = QueueDelay(settings.queue_target, settings.queue_limit)
+        self.routes = Routes(settings.health_path)
+        self.refused: Counter[Route] = Counter()
+        self.abandoned: Counter[Route] = Counter()
+        self.waits = 0
+        self._clock = ProxyClock()
+        self._trusts_all, self._networks = _networks(worker.cfg)
+        self._learn_at = 0.0
+        self._answers = 0, 0
+        self._told: tuple[float, int, int] | None = None
+        self._last = 0.0
+        self._held_at = -LEARN * 1000
+
+    # -- what a request is ---------------------------------------------------------------------------------------
+
+    def route(self, head: bytes) -> Route:
+        """Return what a request is; of a TLS connection nothing is known before its handshake."""
+        return UNKNOWN if self._secure else self.routes.of(head)
+
+    def age(self, sock: Any, head: bytes, address: Any) -> float:
+        """Return the seconds for which a request has waited, before it was accepted or since; held time is none."""
+        if held:
+            return 0.0
+        age = kernel_age(sock)
+        if b"request-start:" in head or b"Request-Start:" in head:
+            started = proxy_start(head)
+            if started is not None and self._trusted(address):
+                age = max(age, self._clock.age(started))
+        return age
+
+    def _trusted(self, address: Any) -> bool:
+        if self._trusts_all or not isinstance(address, tuple):
+            return True
+        with contextlib.suppress(ValueError):
+            client = ipaddress.ip_address(address[0])
+            return any(client in network for network in self._networks)
+        return False
+
+    # -- what becomes of it --------------------------------------------------------------------------------------
+
+    def has_left(self, descriptor: int, age: float, route: Route) -> bool:
+        """Whether a request's client has gone, which is then counted. One that only sends no more is there as long as
+        waiting is no trouble.
+        """
+        try:
+            left = gone(descriptor, half_closed=self.delay.overloaded or age > self.delay.limit or bool(held))
+        except (OSError, ValueError):
+            left = True
+        if left:
+            self.delay.left(age)
+            self.abandoned[route] += 1
+        return left
+
+    def choose(self, line: Line[Any]) -> tuple[tuple[float, Any] | None, list[Any]]:
+        """A thread is free: take the next one, with its arrival, and those that have waited too long."""
+        now = self._time()
+        oldest = min(line.oldest(now), now - self._held_at)
+        late = self.overdue(line, now) if self.delay.note(now, oldest) else []
+        return line.next(newest=self.delay.overloaded), late
+
+    def overdue(self, line: Line[Any], now: float | None = None) -> list[Any]:
+        """Take those that have waited too long in a line out of which the newest goes first."""
+        now = self._time() if now is None else now
+        if not self.delay.overloaded or now - self._held_at < self.delay.limit:
+            return []
+        return [one for _, one in line.overdue(now, [self.delay.may_wait(kind) for kind in range(KINDS)])]
+
+    def too_old(self, age: float, route: Route) -> bool:
+        """Judge by a request that is the oldest, where the oldest goes first; return whether it has waited too long."""
+        now = self._time()
+        self.delay.note(now, min(age, now - self._held_at))
+        return self.delay.overloaded and age > self.delay.may_have_waited(route.kind)
+
+    def waited(self, age: float) -> None:
+        """A request has a thread after that many seconds."""
+        self.waits += 1
+
+    def nobody_waits(self) -> None:
+        """A request got a thread at once."""
+        self.delay.note(_now(), 0.0)
+
+    def _time(self) -> float:
+        now = _now()
+        if held:
+            self._held_at = now
+        return now
+
+    def refuse(self, sock: socket.socket, head: bytes, route: Route) -> bool:
+        """Answer 503 without a wait; return whether the connection should linger, else it can be closed at once."""
+        self.refused[route] += 1
+        if self._secure or b" HTTP/1." not in head[:4096].partition(b"\r\n")[0]:
+            return False  # no answer can be given before the handshake
+        try:
+            with contextlib.suppress(BlockingIOError):
+                sock.recv(DRAIN, socket.MSG_DONTWAIT)
+            sock.send(self._answer(head), socket.MSG_DONTWAIT)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
+
+    def _answer(self, head: bytes) -> bytes:
+        name = f"{random.getrandbits(48):012x}-{time.monotonic_ns():x}"
+        accept = head.lower().partition(b"\r\naccept:")[2].partition(b"\r\n")[0]
+        problem = self._form == "problem" or (self._form == "auto" and b"json" in accept and b"text/html" not in accept)
+        kind, body = (PROBLEM, problem_body(503, name)) if problem else (HTML, page(503, name))
+        lines = (f"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: {random.randint(1, 4)}\r\n"
+                 f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nCache-Control: no-store\r\n"
+                 "Vary: Accept\r\n\r\n").encode()
+        return lines if head.startswith(b"HEAD ") else lines + body
+
+    # -- the guard's ---------------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Learn what requests take and cost, and log the begin and the end of an overload."""
+        answers, spent = self._row.requests, self._row.duration_ns
+        before, self._answers = self._answers, (answers, spent)
+        if answers > before[0] and not held:
+            self.delay.took((spent - before[1]) / 1e9 / (answers - before[0]))
+        calm = now >= self._learn_at
+        if calm:
+            self._learn_at = now + LEARN
+        if calm or self.delay.watchful:
+            self.routes.learn(self._row, self._board if calm else None)
+        self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        if self.delay.overloaded:
+            self._last = now
+            if self._told is None:
+                self._told = self.delay.since, self.refused.total(), self.abandoned.total()
+                logs.process("overload", level="WARNING", target_s=round(self.delay.target, 2),
+                             limit_s=round(self.delay.limit, 2), service_s=round(self.delay.service, 3))
+        elif self._told is not None and now - self._last > CALM:
+            since, refused, abandoned = self._told
+            self._told = None
+            logs.process("overload_over", level="WARNING", seconds=round(self._last - since, 1),
+                         refused=self.refused.total() - refused, abandoned=self.abandoned.total() - abandoned,
+                         routes={f"{one.method} {one.endpoint}".strip(): number
+                                 for one, number in self.refused.most_common(5)})
+
+
+def _networks(cfg: Any) -> tuple[bool, list[Any]]:
+    """From which addresses a proxy is believed: gunicorn's ``forwarded_allow_ips``."""
+    found: list[Any] = []
+    given = cfg.forwarded_allow_ips
+    for one in given if isinstance(given, (list, tuple)) else str(given).split(","):
+        if str(one).strip() == "*":
+            return True, []
+        with contextlib.suppress(ValueError):
+            found.append(ipaddress.ip_network(str(one).strip(), strict=False))
+    return False, found
+
