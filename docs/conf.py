@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flask_stability import config  # noqa: E402
+from flask_stability.scoreboard import layout  # noqa: E402
 
 _setup = ConfigParser()
 _setup.read(ROOT / "setup.cfg")
@@ -32,12 +33,14 @@ default_role = "literal"  # docstrings name things in `single` quotes
 nitpick_ignore_regex = [("py:.*", ".*")]
 
 
-def _settings(app: Sphinx, name: str, source: list[str]) -> None:
-    """The table of settings comes from the code."""
+def _tables(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take the tables of settings and of the shared memory from the code."""
+    if name == "scoreboard":
+        source[0] = source[0].replace(".. the tables\n", layout.documented() + "\n")
     if name == "settings":
         source[0] = source[0].replace(".. the table\n", config.table() + "\n")
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", _settings)
+    app.connect("source-read", _tables)

@@ -19,8 +19,7 @@ from support import wait_until
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """A process of its own, as it were; what error.log is told."""
     gc.collect()
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    scoreboard.forget()
     monkeypatch.setattr(extension, "_process", extension._Process())
     records: list[dict[str, Any]] = []
     monkeypatch.setattr(logs, "error", lambda event, **fields: records.append({"event": event, **fields}))

@@ -94,7 +94,7 @@ class MemoryWatch:
     def _confirm(self, own: int) -> bool:
         """Ask the kernel more exactly; whether it is as much as was thought."""
         anonymous = sizes()[1]
-        self._row.words[shared.W_PSS], private = confirmed()
+        private = confirmed()[1]
         self._elsewhere = max(0, anonymous - private)
         return private > 0.9 * own
 

@@ -14,277 +14,51 @@ import contextlib
 import mmap
 import os
 import struct
-import sys
-import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from operator import add
 from typing import Any
 
 from . import file as scoreboard_file
-from .primitives import (
-    BUCKET_OF_STEP,
-    BUCKET_STARTS,
-    BUCKETS,
-    ENTRY_WORDS,
-    KEY_BYTES,
-    STEP_BITS,
-    Blob,
-    EndpointTable,
-    Entry,
-    add_entry,
+from .areas import PAGE
+from .layout import (
+    CODE,
+    COUNTERS,
+    M_FOLDS,
+    M_N_ENDPOINTS,
+    MAGIC,
+    MASTER_PART,
+    O_AGE,
+    O_ALLOCATED,
+    O_FOLDED,
+    REASONS,
+    ROW,
+    STATE_BOOTING,
+    STATE_FREE,
+    STATE_READY,
+    W_HEARTBEAT_NS,
+    W_PID,
+    W_STATE,
+    WORKER,
 )
+from .primitives import BUCKETS, ENTRY_WORDS, Blob, EndpointTable, add_entry
+from .row import Row
+from .totals import Totals
 
-MAGIC = b"FSTABLE5"
-HEAD_BYTES = 24
-PAGE = 4096
-
-# -- a worker's words; the worker is their only writer -----------------------------------------------------------
-
-(W_PID, W_AGE, W_STARTED_NS, W_READY_NS, W_HEARTBEAT_NS, W_STATE, W_RETIRE_REASON, W_RETIRE_SINCE_NS,
- W_CLOSE_KEEPALIVE, W_COMMAND_ACK, W_THREADS, W_BUSY, W_QUEUE, W_STUCK, W_N_ENDPOINTS,
- W_RSS, W_PSS, W_MEMORY_LIMIT, W_WARM_FLOOR, W_LEAK_VERDICT,
- W_N_THREADS, W_N_TIMERS, W_N_FDS, W_N_RECEIVERS, W_N_GC_OBJECTS, W_N_GARBAGE, W_GROWING,
- W_DB_SIZE, W_DB_AVAILABLE, W_DB_IN_USE, W_DB_WAITING, W_DB_BREAKER, W_DB_MAX,
- # counters: folded into the totals when the worker is gone
- W_EXCEPTIONS, W_LOG_DROPS, W_LOG_SAMPLED, W_OVERDUE, W_GC_RUNS, W_GC_FREED,
- W_DB_REQUESTS, W_DB_QUEUED, W_DB_WAIT_MS, W_DB_ERRORS, W_DB_USAGE_MS, W_DB_CONNECTIONS, W_DB_CONNECT_MS,
- W_DB_CONNECT_ERRORS, W_DB_LOST, W_DB_BAD_RETURNS, W_DB_LEAKS, W_DB_RETRIES, W_ALERTS_LOST, W_ALERTS_SENT,
- W_ENGINE_ERRORS, W_STREAMS, W_STREAM_MS,
- # no counter: bytes that replacing the worker would give back
- W_OWN_MEMORY,
- # no counter: threads that wait for a client
- W_SLOW_CLIENTS,
- # no counter: since when all connections are in use (monotonic), 0: they are not
- W_DB_FULL_NS,
- # no counter: bytes of W_RSS that a preloaded app's processes have together
- W_COMMON_MEMORY,
- ) = range(60)
-COUNTERS = range(W_EXCEPTIONS, W_STREAM_MS + 1)
-WORDS = 128
-
-(F_MEMORY_TREND, F_SECONDS_TO_LIMIT, F_CPU_SHARE,
- # per hour
- F_THREADS_TREND, F_TIMERS_TREND, F_FDS_TREND, F_RECEIVERS_TREND, F_GC_OBJECTS_TREND, F_GARBAGE_TREND) = range(9)
-FLOATS = 16
-
-STATE_FREE, STATE_BOOTING, STATE_READY, STATE_RETIRING, STATE_STOPPING = range(5)
-DRAINING, ENDING = 1, 2  #: what M_DRAINING says: still serving; listening no more
-STATE_NAMES = ("free", "booting", "ready", "retiring", "stopping")
-
-# -- the master's words about a row; the last two are of old command lines -----------------------------------------
-
-(O_ALLOCATED, O_AGE, O_PID, O_COMMAND, O_COMMAND_SEQ, O_RETIRE_STATE, O_RETIRE_SINCE_NS, O_RETIRE_REASON,
- O_BOOTED_NS, O_FOLDED, O_CLI_RETIRE, O_CLI_GC) = range(12)
-ORDERS = 32
-CMD_NONE, CMD_GC, CMD_RETIRE, CMD_CLOSE_KEEPALIVE = range(4)
-
-# -- the master's own words --------------------------------------------------------------------------------------
-
-(M_PID, M_STARTED_NS, M_TICK_NS, M_BASE_WORKERS, M_TARGET, M_SURGE, M_HOLD_UNTIL_NS, M_CRASHES, M_DEGRADED,
- M_RELOADS, M_DRAINING, M_WARM_FLOOR, M_GENERATION, M_FOLDS, M_BOOTS, M_EVER_READY, M_LIMIT, M_N_ENDPOINTS,
- M_UNSUPERVISED, M_GROWTH_AFTER_NS, M_GROWTH_PATIENCE) = range(21)
-MASTER_WORDS = 64
-
-#: Why a worker was or is to be replaced; the index is the code in the words.
-REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
-           "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
-CODE = {name: code for code, name in enumerate(REASONS)}
-#: Reasons that are a worker's own failure; only they count towards the restart limit.
-CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})
-
-# -- sizes ------------------------------------------------------------------------------------------------------
-
-ENDPOINTS = 129  # per worker; the last is "other"
-TOTAL_ENDPOINTS = 513
-CHECKS_BYTES, EXCEPTIONS_BYTES, RESTARTS_BYTES, SHARED_BYTES, MUTES_BYTES = (2 * size + Blob.HEAD for size in (
-    16384, 8192, 24576, 16384, 8192))  # a blob has two sides
-HUNG_BYTES = 2 * 8192 + Blob.HEAD
-HISTORY_BYTES = 1 << 20
+HEAD_BYTES = 24  # `MAGIC`, rows, size
 MAX_ROWS = 4096
+_USED = max(COUNTERS) + 1
 EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
-PLACES = 4096  #: of requests of one kind, remembered by a worker
-ENDED_LOGINS = 32  #: of the dashboard, remembered in a row
-_ENDED_WORDS = 2 + 2 * ENDED_LOGINS
-
-#: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
-#: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
-#: backward only: so in 3.11 to 3.13 (``CHECK_EVAL_BREAKER`` in Python/ceval.c); later ones and others take the lock.
-WHOLE_STATEMENTS = (sys.implementation.name == "cpython" and sys.version_info < (3, 14)
-                    and getattr(sys, "_is_gil_enabled", lambda: True)())
-
-#: Methods that are counted under their names; a client may invent any number of others.
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER_METHOD = "OTHER"
-
-#: Passed to `Row.observe` in place of 503 for an answer that we refuse on purpose (database away, overload, drain).
-REFUSED = 600
-
-
-class _Layout:
-    """Cuts areas off a mapping, each aligned to 8 bytes."""
-
-    def __init__(self, view: memoryview, offset: int) -> None:
-        self._view, self.offset = view, offset
-
-    def area(self, size: int) -> memoryview:
-        start = self.offset
-        self.offset += (size + 7) & ~7
-        return self._view[start:start + size]
-
-    def words(self, number: int, kind: str = "q") -> memoryview:
-        return self.area(number * 8).cast(kind)  # type: ignore[call-overload, no-any-return]
-
-    def blob(self, size: int) -> Blob:
-        return Blob(self.area(size))
-
-    def since(self, start: int) -> memoryview:
-        return self._view[start:self.offset]
-
-
-class _Places(dict[tuple[str, str, int], tuple[int, int, int]]):
-    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers."""
-
-    def __init__(self, endpoints: EndpointTable, lock: threading.RLock) -> None:
-        self._endpoints, self._lock = endpoints, lock
-
-    def __missing__(self, key: tuple[str, str, int]) -> tuple[int, int, int]:
-        method, endpoint, status = key
-        kind = status // 100
-        known = method if method in METHODS else OTHER_METHOD
-        with self._lock:
-            base = BUCKETS + self._endpoints.find((known, endpoint))
-        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0)
-        if known == method and len(self) < PLACES:  # what a client may choose is not remembered
-            self[key] = place
-        return place
-
-
-class Row:
-    """One worker's part of the board.
-
-    :ivar words: the worker's words, by the constants ``W_…``.
-    :ivar floats: the worker's floating-point words, by ``F_…``.
-    :ivar orders: the master's words about this worker, by ``O_…``.
-    :ivar entries: words of each endpoint, found by the table `endpoints`.
-    :ivar checks, exceptions, hung: the worker's blobs.
-    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
-    """
-
-    def __init__(self, slot: int, layout: _Layout) -> None:
-        self.slot = slot
-        start = layout.offset
-        self.words = layout.words(WORDS)
-        self.floats: Any = layout.words(FLOATS, "d")  # memoryview's types know no float
-        self.orders = layout.words(ORDERS)
-        self._numbers = layout.words(BUCKETS + ENDPOINTS * ENTRY_WORDS)
-        self.histogram = self._numbers[:BUCKETS]
-        self.entries = self._numbers[BUCKETS:]
-        self.endpoints = EndpointTable(layout.area(ENDPOINTS * KEY_BYTES), self.words, W_N_ENDPOINTS)
-        self.checks = layout.blob(CHECKS_BYTES)
-        self.exceptions = layout.blob(EXCEPTIONS_BYTES)
-        self.hung = layout.blob(HUNG_BYTES)
-        self._all = layout.since(start)
-        self.ended = layout.words(_ENDED_WORDS)
-        if not WHOLE_STATEMENTS:
-            self.observe = self._observe_locked  # type: ignore[method-assign]
-        self.renew_locks()
-
-    def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """Count one answered request; `status` 0 is an answer that was cut off, `REFUSED` a 503 given on purpose.
-
-        It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
-        be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
-        """
-        duration, slowest, answers = self._places[method, endpoint, status]
-        try:
-            bucket = BUCKET_OF_STEP[duration_ns >> STEP_BITS]
-        except IndexError:
-            bucket = bisect_right(BUCKET_STARTS, duration_ns)
-        numbers = self._numbers
-        numbers[duration] = numbers[duration] + duration_ns  # (+= would take more steps)
-        if duration_ns > numbers[slowest]:
-            numbers[slowest] = duration_ns
-        numbers[answers] = numbers[answers] + 1
-        numbers[bucket] = numbers[bucket] + 1
-
-    def _observe_locked(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """`observe` for an interpreter whose threads may be switched at any moment."""
-        with self.lock:
-            Row.observe(self, method, endpoint, status, duration_ns)
-
-    def add(self, index: int, number: int = 1) -> None:
-        """Add to one of the worker's words, safely among the threads of the worker."""
-        with self.lock:
-            self.words[index] += number
-
-    def add_stream(self, milliseconds: int) -> None:
-        """Count an answer whose body took that long after its first chunk."""
-        with self.lock:
-            self.words[W_STREAMS] += 1
-            self.words[W_STREAM_MS] += milliseconds
-
-    @property
-    def by_class(self) -> list[int]:
-        """Answers of this worker by status class 0 (cut off), 1, 2, 3, 4, 5."""
-        return _by_class(words for _, words in self.endpoints.items(self.entries))
-
-    @property
-    def requests(self) -> int:
-        """Requests answered by this worker."""
-        return sum(self.histogram.tolist())
-
-    @property
-    def duration_ns(self) -> int:
-        """Sum of all durations of this worker."""
-        return sum(words[0] for _, words in self.endpoints.items(self.entries))
-
-    @property
-    def errors(self) -> int:
-        """Server errors, and answers that were cut off, of this worker."""
-        by_class = self.by_class
-        return by_class[0] + by_class[5]
-
-    @property
-    def pid(self) -> int:
-        """The worker's process id, 0 if the row is free or its worker has not begun."""
-        return int(self.words[W_PID])
-
-    def clear(self) -> None:
-        """Everything zero. Only by the master, while no worker owns the row."""
-        self._all[:] = bytes(len(self._all))
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        """In a forked child: locks that other threads of the parent may have held."""
-        self.lock = threading.RLock()  # a signal's handler may interrupt its own thread's count
-        self.endpoints.forget()
-        self._places = _Places(self.endpoints, self.lock)
-        self.checks.renew_lock()
-        self.exceptions.renew_lock()
-        self.hung.renew_lock()
-
-
-def _by_class(entries: Iterable[Entry]) -> list[int]:
-    """Answers by status class 0..5 over all entries; what was refused on purpose is among 5."""
-    *found, refused = [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 7
-    found[5] += refused
-    return found
 
 
 class _Sums:
     """What was counted by workers that are gone."""
 
-    SIZE = WORDS + BUCKETS + TOTAL_ENDPOINTS * ENTRY_WORDS
-
-    def __init__(self, layout: _Layout) -> None:
-        self.all = layout.words(self.SIZE)
-        self.counters = self.all[:WORDS]
-        self.histogram = self.all[WORDS:WORDS + BUCKETS]
-        self.entries = self.all[WORDS + BUCKETS:]
+    def __init__(self, area: memoryview) -> None:
+        self.all = area.cast("q")
+        self.counters = self.all[:WORKER.room]
+        self.histogram = self.all[WORKER.room:WORKER.room + BUCKETS]
+        self.entries = self.all[WORKER.room + BUCKETS:]
 
 
 class MasterArea:
@@ -299,57 +73,15 @@ class MasterArea:
     :ivar history: for `flask_stability.health.history` (written by the leader).
     """
 
-    def __init__(self, layout: _Layout) -> None:
-        self.words = layout.words(MASTER_WORDS)
-        self.reasons = layout.words(len(REASONS))
-        self.sums = _Sums(layout), _Sums(layout)
-        self.endpoints = EndpointTable(layout.area(TOTAL_ENDPOINTS * KEY_BYTES), self.words, M_N_ENDPOINTS)
-        self.restarts = layout.blob(RESTARTS_BYTES)
-        self.shared = layout.blob(SHARED_BYTES)
-        self.exceptions = layout.blob(EXCEPTIONS_BYTES)
-        self.mutes = layout.blob(MUTES_BYTES)
-        self.history = layout.area(HISTORY_BYTES)
-
-
-@dataclass
-class Totals:
-    """Sums over all workers, living and gone.
-
-    :ivar counters: the words of `COUNTERS`, by index.
-    :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5, and, not among
-        these, answers refused on purpose.
-    """
-
-    counters: dict[int, int]
-    histogram: list[int]
-    endpoints: dict[tuple[str, str], Entry] = field(default_factory=dict)
-    restarts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def by_class(self) -> list[int]:
-        """Answers by status class 0 (cut off), 1, 2, 3, 4, 5."""
-        return _by_class(self.endpoints.values())
-
-    @property
-    def requests(self) -> int:
-        """All answers."""
-        return sum(self.by_class)
-
-    @property
-    def errors(self) -> int:
-        """Server errors and answers that were cut off."""
-        by_class = self.by_class
-        return by_class[0] + by_class[5]
-
-    @property
-    def refused(self) -> int:
-        """Answers of 503 given on purpose; they are among `errors`."""
-        return sum(words[8] for words in self.endpoints.values())
-
-    @property
-    def duration_ns(self) -> int:
-        """Sum of all durations."""
-        return sum(words[0] for words in self.endpoints.values())
+    def __init__(self, view: memoryview, start: int) -> None:
+        areas = MASTER_PART.cut(view, start)
+        self.words = areas["words"].cast("q")
+        self.reasons = areas["reasons"].cast("q")
+        self.sums = _Sums(areas["sums 0"]), _Sums(areas["sums 1"])
+        self.endpoints = EndpointTable(areas["endpoints"], self.words, M_N_ENDPOINTS)
+        self.restarts, self.shared = Blob(areas["restarts"]), Blob(areas["shared"])
+        self.exceptions, self.mutes = Blob(areas["exceptions"]), Blob(areas["mutes"])
+        self.history = areas["history"]
 
 
 class Scoreboard:
@@ -364,12 +96,9 @@ class Scoreboard:
         self._mapping = mapping
         self.path = path
         self.owner = os.geteuid() if owner is None else owner
-        layout = _Layout(memoryview(mapping), PAGE)
-        self.master = MasterArea(layout)
-        self.rows = []
-        for slot in range(rows):
-            layout.offset = PAGE + _MASTER_BYTES + slot * _ROW_BYTES
-            self.rows.append(Row(slot, layout))
+        view = memoryview(mapping)
+        self.master = MasterArea(view, PAGE)
+        self.rows = [Row(slot, view, PAGE + MASTER_PART.size + slot * ROW.size) for slot in range(rows)]
 
     # -- made and opened -----------------------------------------------------------------------------------------
 
@@ -504,13 +233,13 @@ class Scoreboard:
 
     def _sum(self, folds: int) -> Totals:
         sums = self.master.sums[folds & 1]
-        counters = sums.counters[:COUNTERS.stop].tolist()
+        counters = sums.counters[:_USED].tolist()
         histogram = sums.histogram.tolist()
         endpoints = dict(self.master.endpoints.items(sums.entries))
         for row in self.rows:
             if not row.orders[O_ALLOCATED] or 0 < row.orders[O_FOLDED] <= folds:
                 continue
-            counters = list(map(add, counters, row.words[:COUNTERS.stop].tolist()))
+            counters = list(map(add, counters, row.words[:_USED].tolist()))
             histogram = list(map(add, histogram, row.histogram.tolist()))
             for key, numbers in row.endpoints.items(row.entries):
                 known = endpoints.get(key)
@@ -520,18 +249,8 @@ class Scoreboard:
         return Totals({index: counters[index] for index in COUNTERS}, histogram, endpoints, restarts)
 
 
-def _pages(*sizes: int) -> int:
-    return (sum((size + 7) & ~7 for size in sizes) + PAGE - 1) // PAGE * PAGE
-
-
-_MASTER_BYTES = _pages(8 * (MASTER_WORDS + len(REASONS) + 2 * _Sums.SIZE), TOTAL_ENDPOINTS * KEY_BYTES, RESTARTS_BYTES,
-                       SHARED_BYTES, EXCEPTIONS_BYTES, MUTES_BYTES, HISTORY_BYTES)
-_ROW_BYTES = _pages(8 * (WORDS + FLOATS + ORDERS + BUCKETS + ENDPOINTS * ENTRY_WORDS + _ENDED_WORDS),
-                    ENDPOINTS * KEY_BYTES, CHECKS_BYTES, EXCEPTIONS_BYTES, HUNG_BYTES)
-
-
 def _size(rows: int) -> int:
-    return PAGE + _MASTER_BYTES + rows * _ROW_BYTES
+    return PAGE + MASTER_PART.size + rows * ROW.size
 
 
 def _head(rows: int) -> bytes:
@@ -552,69 +271,3 @@ def merged_exceptions(blobs: Iterable[Blob]) -> list[dict[str, Any]]:
                 known["count"] if known else 0), "last": float(newest["last"]), "where": str(newest.get("where", "")),
                 "request_id": str(newest.get("request_id", ""))}
     return sorted(merged.values(), key=lambda entry: -float(entry["last"]))
-
-
-# -- this process's board ----------------------------------------------------------------------------------------
-
-_board: Scoreboard | None = None
-_row: Row | None = None
-_making = threading.RLock()
-
-
-def install(board: Scoreboard, row: Row | None) -> None:
-    """The board, and the row, of this process."""
-    global _board, _row
-    _board, _row = board, row
-    if row is not None:
-        row.renew_locks()
-        row.words[W_PID] = os.getpid()
-
-
-def current() -> Scoreboard:
-    """This process's board: the server's, else one of its own with a single row."""
-    if _board is None:
-        my_row()
-    assert _board is not None
-    return _board
-
-
-def row_or_none() -> Row | None:
-    """This process's row, if it has one yet."""
-    return _row
-
-
-def my_row() -> Row:
-    """This process's row; a private one where no server gave it any (also when all rows are taken)."""
-    global _board, _row
-    row = _row
-    if row is None:
-        with _making:
-            if _row is None:
-                own = Scoreboard.anonymous(1)
-                row = own.allocate(1)
-                assert row is not None
-                now = time.monotonic_ns()
-                row.words[W_PID], row.words[W_STATE] = os.getpid(), STATE_READY
-                row.words[W_STARTED_NS] = row.words[W_READY_NS] = now
-                if _board is None:
-                    _board = own
-                _row = row
-            row = _row
-    return row
-
-
-def forget() -> None:
-    """This process has no board until it is asked for one again; for tests."""
-    global _board, _row
-    with _making:
-        _board = _row = None
-
-
-def after_fork_child() -> None:
-    """In a forked child: locks anew; the row was the parent's, the server's hook gives a worker its own."""
-    global _making, _row
-    _making = threading.RLock()
-    _row = None
-
-
-os.register_at_fork(after_in_child=after_fork_child)

@@ -341,14 +341,10 @@ class Guard:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
     def _orders(self, now: float) -> None:
-        """What the master, the command line or a signal asks for."""
+        """Do what the master or a signal asks for."""
         orders, words = self._row.orders, self._row.words
         if orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_READY:
             words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING
-            words[scoreboard.W_CLOSE_KEEPALIVE] = 1
-        if orders[scoreboard.O_CLI_GC] != words[scoreboard.W_COMMAND_ACK]:
-            words[scoreboard.W_COMMAND_ACK] = orders[scoreboard.O_CLI_GC]
-            self._collect_asked = True
         if self._collect_asked:
             self._collect_asked = False
             freed = collect()

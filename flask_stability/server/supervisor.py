@@ -424,7 +424,6 @@ class Supervisor:
 
     def _now_worked(self) -> None:
         self.ever_ready = True
-        self.words[scoreboard.M_EVER_READY] = 1
 
     def _tell_never_worked(self, reason: str) -> None:
         logs.process("never_worked", level="CRITICAL", reason=reason,

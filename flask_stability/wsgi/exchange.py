@@ -19,7 +19,7 @@ from ..errors import report
 from ..errors.problem import response_for
 from ..exceptions import DatabaseUnavailable
 from ..request import NO_RULE, OVER, RequestRecord, inflight, rule_of
-from ..scoreboard import board
+from ..scoreboard.own import own
 from ..takeover import SOCKET, client_left
 from .validation import InvalidResponse, check_head, forbids_body, known_heads
 
@@ -280,7 +280,7 @@ class Exchange(RequestRecord):
             return
         if not self.health:
             try:
-                row = board._row or board.my_row()
+                row = own.row or scoreboard.my_row()
                 end = self.taken_ns or _now()
                 if self.begun_ns and end - self.begun_ns >= STREAM_NS:
                     row.add_stream((end - self.begun_ns) // 1_000_000)

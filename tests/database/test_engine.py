@@ -61,10 +61,9 @@ def test_an_exhausted_pool_and_a_server_that_is_gone_mean_unavailable(
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def board() -> Iterator[None]:
     """A scoreboard of the test's own: what its checks say stays there."""
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    scoreboard.forget()
     yield
     stop_process()
 

@@ -43,10 +43,9 @@ def make(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Make]:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    scoreboard.forget()
     yield
     stop_process()
 

@@ -36,8 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(exchange, "_now", clock)
     monkeypatch.setattr(middleware, "_now", clock)
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    scoreboard.forget()
     return clock
 
 

@@ -27,10 +27,9 @@ from support_db import FaultProxy, MariaDB, full
 
 
 @pytest.fixture(autouse=True)
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def board() -> Iterator[None]:
     """A scoreboard of the test's own."""
-    monkeypatch.setattr(scoreboard.board, "_board", None)
-    monkeypatch.setattr(scoreboard.board, "_row", None)
+    scoreboard.forget()
     yield
     stop_process()
 

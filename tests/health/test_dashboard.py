@@ -414,7 +414,6 @@ def test_the_words_cannot_break_out_of_the_page() -> None:
 def history() -> Any:
     """A board of our own with a full history."""
     board = sb.Scoreboard.anonymous(1)
-    before = sb.board._board, sb.board._row
     row = board.allocate(1)
     assert row is not None
     sb.install(board, row)
@@ -422,7 +421,7 @@ def history() -> Any:
     for number in range(SAMPLES + 100):
         found.append(Sample(1000.0 + number), [Memory(0, 1, 1 << 20)], {"disk": 0})
     yield found
-    sb.board._board, sb.board._row = before
+    sb.forget()
 
 
 def test_a_page_asks_for_all_in_pieces_and_then_for_what_is_new(history: History) -> None:

@@ -79,7 +79,6 @@ def test_it_publishes_and_decides(board: Scoreboard, row: Row) -> None:
     assert "resident" in decisions[2].text
     assert row.words[sb.W_OWN_MEMORY] > len(held)
     assert row.words[sb.W_RSS] > 10 << 20
-    assert 0 < row.words[sb.W_PSS] <= row.words[sb.W_RSS] + (8 << 20)
     assert row.words[sb.W_GC_RUNS] == 1
     assert row.words[sb.W_MEMORY_LIMIT] == limit
     assert math.isnan(row.floats[sb.F_SECONDS_TO_LIMIT]) or row.floats[sb.F_SECONDS_TO_LIMIT] == 0

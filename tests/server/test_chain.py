@@ -98,7 +98,7 @@ def test_ours_before_each_request_cannot_raise_though_it_is_not_wrapped(own: boo
     row = scoreboard.Scoreboard.anonymous(1).rows[0]
     row.orders[scoreboard.O_RETIRE_STATE] = scoreboard.STATE_RETIRING
     for broken, what in ((row, "AttributeError"), (SimpleNamespace(orders=[]), "IndexError")):
-        monkeypatch.setattr(scoreboard.board, "_row", broken)
+        monkeypatch.setattr(scoreboard.own.own, "row", broken)
         namespace["pre_request"](None, object())
         assert records()[-1]["error"].startswith(what)
     assert len(told) == (2 if own else 0)

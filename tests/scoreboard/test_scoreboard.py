@@ -59,7 +59,7 @@ def test_no_count_is_lost_among_the_threads_of_forked_workers() -> None:
 def test_no_count_is_lost_where_threads_and_signals_interrupt_each_other(whole_statements: bool,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """However often: threads are switched each microsecond, and a signal's handler counts as well."""
-    monkeypatch.setattr(sb, "WHOLE_STATEMENTS", whole_statements)
+    monkeypatch.setattr(sb.row, "WHOLE_STATEMENTS", whole_statements)
     row = Scoreboard.anonymous(1).rows[0]
     handled = 0
 
@@ -550,4 +550,4 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
         _join(pid)
         assert board.totals().requests == 0
     finally:
-        sb.board._board = sb.board._row = None
+        sb.forget()

@@ -167,8 +167,8 @@ def test_the_file_is_opened_for_reading_alone(tmp_path: Path) -> None:
             area[0] = 1
     with pytest.raises(TypeError):
         reader.rows[0].checks.write(b"x")
-    Scoreboard.attach(board.path, write=True).rows[0].orders[sb.O_CLI_GC] = 7
-    assert row.orders[sb.O_CLI_GC] == 7
+    Scoreboard.attach(board.path, write=True).rows[0].orders[sb.O_RETIRE_REASON] = 7
+    assert row.orders[sb.O_RETIRE_REASON] == 7
     board.unlink()
 
 
@@ -229,7 +229,8 @@ def test_threads_that_meet_new_endpoints_at_once_share_no_entry() -> None:
 def _at_every_line(function: Callable[[], object], look: Callable[[], None]) -> int:
     """Call a function, and another one before each line that it runs of the scoreboard; gives how often."""
     looks = 0
-    files = {sb.board.__file__, Blob.write.__code__.co_filename}
+    files = {Scoreboard.release.__code__.co_filename, sb.Row.observe.__code__.co_filename,
+             Blob.write.__code__.co_filename}
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal looks

@@ -1,0 +1,147 @@
+"""One worker's row of the board, and how a request is counted in it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from bisect import bisect_right
+
+from .layout import CLEARED, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS
+from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, STEP_BITS, Blob, EndpointTable
+from .totals import by_class
+
+#: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
+#: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
+#: backward only: so in 3.11 to 3.13 (``CHECK_EVAL_BREAKER`` in Python/ceval.c); later ones and others take the lock.
+WHOLE_STATEMENTS = (sys.implementation.name == "cpython" and sys.version_info < (3, 14)
+                    and getattr(sys, "_is_gil_enabled", lambda: True)())
+
+PLACES = 4096  #: of requests of one kind, remembered by a worker
+
+#: Methods that are counted under their names; a client may invent any number of others.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "OTHER"
+
+#: Passed to `Row.observe` in place of 503 for an answer that we refuse on purpose (database away, overload, drain).
+REFUSED = 600
+
+
+class _Places(dict[tuple[str, str, int], tuple[int, int, int]]):
+    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers."""
+
+    def __init__(self, endpoints: EndpointTable, lock: threading.RLock) -> None:
+        self._endpoints, self._lock = endpoints, lock
+
+    def __missing__(self, key: tuple[str, str, int]) -> tuple[int, int, int]:
+        method, endpoint, status = key
+        kind = status // 100
+        known = method if method in METHODS else OTHER_METHOD
+        with self._lock:
+            base = BUCKETS + self._endpoints.find((known, endpoint))
+        place = base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0)
+        if known == method and len(self) < PLACES:  # what a client may choose is not remembered
+            self[key] = place
+        return place
+
+
+class Row:
+    """One worker's part of the board.
+
+    :ivar words: the worker's words, by the constants ``W_…``.
+    :ivar floats: the worker's floating-point words, by ``F_…``.
+    :ivar orders: the master's words about this worker, by ``O_…``.
+    :ivar entries: words of each endpoint, found by the table `endpoints`.
+    :ivar checks, exceptions, hung: the worker's blobs.
+    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
+    """
+
+    def __init__(self, slot: int, view: memoryview, start: int) -> None:
+        self.slot = slot
+        areas = ROW.cut(view, start)
+        self.words = areas["words"].cast("q")
+        self.floats = areas["floats"].cast("d")
+        self.orders = areas["orders"].cast("q")
+        self._numbers = areas["numbers"].cast("q")
+        self.histogram = self._numbers[:BUCKETS]
+        self.entries = self._numbers[BUCKETS:]
+        self.endpoints = EndpointTable(areas["endpoints"], self.words, W_N_ENDPOINTS)
+        self.checks, self.exceptions, self.hung = Blob(areas["checks"]), Blob(areas["exceptions"]), Blob(areas["hung"])
+        self.ended = areas["ended"].cast("q")
+        self._cleared = view[start:start + CLEARED]
+        if not WHOLE_STATEMENTS:
+            self.observe = self._observe_locked  # type: ignore[method-assign]
+        self.renew_locks()
+
+    def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
+        """Count one answered request; `status` 0 is an answer that was cut off, `REFUSED` a 503 given on purpose.
+
+        It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
+        be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
+        """
+        duration, slowest, answers = self._places[method, endpoint, status]
+        try:
+            bucket = BUCKET_OF_STEP[duration_ns >> STEP_BITS]
+        except IndexError:
+            bucket = bisect_right(BUCKET_STARTS, duration_ns)
+        numbers = self._numbers
+        numbers[duration] = numbers[duration] + duration_ns  # (+= would take more steps)
+        if duration_ns > numbers[slowest]:
+            numbers[slowest] = duration_ns
+        numbers[answers] = numbers[answers] + 1
+        numbers[bucket] = numbers[bucket] + 1
+
+    def _observe_locked(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
+        """`observe` for an interpreter whose threads may be switched at any moment."""
+        with self.lock:
+            Row.observe(self, method, endpoint, status, duration_ns)
+
+    def add(self, index: int, number: int = 1) -> None:
+        """Add to one of the worker's words, safely among the threads of the worker."""
+        with self.lock:
+            self.words[index] += number
+
+    def add_stream(self, milliseconds: int) -> None:
+        """Count an answer whose body took that long after its first chunk."""
+        with self.lock:
+            self.words[W_STREAMS] += 1
+            self.words[W_STREAM_MS] += milliseconds
+
+    @property
+    def by_class(self) -> list[int]:
+        """Answers of this worker by status class 0 (cut off), 1, 2, 3, 4, 5."""
+        return by_class(words for _, words in self.endpoints.items(self.entries))
+
+    @property
+    def requests(self) -> int:
+        """Requests answered by this worker."""
+        return sum(self.histogram.tolist())
+
+    @property
+    def duration_ns(self) -> int:
+        """Sum of the durations of the requests answered by this worker."""
+        return sum(words[0] for _, words in self.endpoints.items(self.entries))
+
+    @property
+    def errors(self) -> int:
+        """Server errors, and answers that were cut off, of this worker."""
+        by_class = self.by_class
+        return by_class[0] + by_class[5]
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, 0 if the row is free or its worker has not begun."""
+        return int(self.words[W_PID])
+
+    def clear(self) -> None:
+        """Set everything but `ended` to zero. Only the master may, while no worker has the row."""
+        self._cleared[:] = bytes(CLEARED)
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """In a forked child: locks that other threads of the parent may have held."""
+        self.lock = threading.RLock()  # a signal's handler may interrupt its own thread's count
+        self.endpoints.forget()
+        self._places = _Places(self.endpoints, self.lock)
+        self.checks.renew_lock()
+        self.exceptions.renew_lock()
+        self.hung.renew_lock()

@@ -1,0 +1,56 @@
+"""Sums over all workers, living and gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .primitives import Entry
+
+
+def by_class(entries: Iterable[Entry]) -> list[int]:
+    """Answers by status class 0..5 over all entries; what was refused on purpose is among 5."""
+    *found, refused = [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 7
+    found[5] += refused
+    return found
+
+
+@dataclass
+class Totals:
+    """Sums over all workers, living and gone.
+
+    :ivar counters: the words of `COUNTERS`, by index.
+    :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5, and, not among
+        these, answers refused on purpose.
+    """
+
+    counters: dict[int, int]
+    histogram: list[int]
+    endpoints: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def by_class(self) -> list[int]:
+        """Answers by status class 0 (cut off), 1, 2, 3, 4, 5."""
+        return by_class(self.endpoints.values())
+
+    @property
+    def requests(self) -> int:
+        """All answers."""
+        return sum(self.by_class)
+
+    @property
+    def errors(self) -> int:
+        """Server errors and answers that were cut off."""
+        by_class = self.by_class
+        return by_class[0] + by_class[5]
+
+    @property
+    def refused(self) -> int:
+        """Answers of 503 given on purpose; they are among `errors`."""
+        return sum(words[8] for words in self.endpoints.values())
+
+    @property
+    def duration_ns(self) -> int:
+        """Sum of all durations."""
+        return sum(words[0] for words in self.endpoints.values())
