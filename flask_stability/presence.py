@@ -17,6 +17,9 @@ from .takeover import SOCKET
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL if hasattr(select, "poll") else 0
 _CLOSED = getattr(select, "POLLRDHUP", 0)  # Linux
 
+#: Set by the server: under overload also a client that sends no more counts as one that has left.
+pressed = False
+
 
 def gone(descriptor: int, *, half_closed: bool) -> bool:
     """Return whether the peer of a connected socket has left; never waits.

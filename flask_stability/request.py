@@ -38,6 +38,9 @@ inflight: dict[int, RequestRecord | None] = {}
 #: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
 held: dict[int, float] = {}
 
+#: Nanoseconds for which the request that a thread is about to serve has waited for it; most have not, and are not here.
+waited: dict[int, int] = {}
+
 #: The longest deadline that any view asked for, seconds; 0.0 = none did.
 longest_timeout = 0.0
 
@@ -88,6 +91,7 @@ class RequestRecord:
     :ivar thread_id: `threading.get_ident` of the thread that serves it.
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
+    :ivar queued_ns: nanoseconds for which it waited for a thread, before `started_ns`.
     :ivar response_started: the server was given the response's head: the deadline does not hold any more.
     :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ;
         `NO_RULE` before, and without one.
@@ -103,9 +107,9 @@ class RequestRecord:
     :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded", "refused",
-                 "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
-                 "unavailable")
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "queued_ns",
+                 "recorded", "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id",
+                 "timeout", "unavailable")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
@@ -118,7 +122,7 @@ class RequestRecord:
         self.rule: Any = NO_RULE
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
-        self.taken_ns = 0
+        self.taken_ns = self.queued_ns = 0
         self.client_socket: AppSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
@@ -131,7 +135,9 @@ class RequestRecord:
     @property
     def deadline(self) -> float:
         """`time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
-        return self.started_ns / 1e9 + self.timeout if self.timeout and not self.response_started else 0.0
+        if not self.timeout or self.response_started:
+            return 0.0
+        return (self.started_ns - self.queued_ns) / 1e9 + self.timeout
 
     @property
     def supervised(self) -> bool:
@@ -293,6 +299,7 @@ def _after_fork() -> None:
     mine = inflight.get(threading.get_ident())
     inflight.clear()
     held.clear()
+    waited.clear()
     if mine is not None:
         inflight[mine.thread_id] = mine
     _prefix = secrets.token_hex(6)

@@ -74,7 +74,7 @@ class _Collector:
         requests = Counter(_PREFIX + "http_requests", "Answered requests.",
                            labels=["method", "endpoint", "status_class"])
         for (method, endpoint), words in totals.endpoints.items():
-            *by_class, refused = words[2:]
+            *by_class, refused = words[board.ANSWERS]
             by_class[5] += refused
             for kind, number in enumerate(by_class):
                 if number:

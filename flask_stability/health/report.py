@@ -241,9 +241,9 @@ def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     """The five routes with the highest mean."""
     def mean(item: tuple[tuple[str, str], board.Entry]) -> float:
-        return item[1][0] / max(1, sum(item[1][2:]))
+        return item[1][0] / max(1, sum(item[1][board.ANSWERS]))
 
-    return [{"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+    return [{"method": method, "endpoint": endpoint, "requests": sum(words[board.ANSWERS]),
              "mean_ms": round(mean(((method, endpoint), words)) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
             for (method, endpoint), words in heapq.nlargest(5, totals.endpoints.items(), mean)]
 

@@ -17,6 +17,7 @@ from .own import forget as forget
 from .own import install as install
 from .own import my_row as my_row
 from .own import row_or_none as row_or_none
+from .primitives import ANSWERS as ANSWERS
 from .primitives import BUCKETS as BUCKETS
 from .primitives import Blob as Blob
 from .primitives import Entry as Entry

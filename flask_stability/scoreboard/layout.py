@@ -77,6 +77,22 @@ W_ALERTS_SENT = WORKER.counter("alerts sent")
 W_ENGINE_ERRORS = WORKER.counter("checkouts of an SQLAlchemy engine that failed")
 W_STREAMS = WORKER.counter("answers that were streamed for long")
 W_STREAM_MS = WORKER.counter("time that they were streamed, ms")
+W_WAITS_25MS = WORKER.counter("requests that waited for a thread for 10 to 25 ms")
+W_WAITS_50MS = WORKER.counter("for 25 to 50 ms")
+W_WAITS_100MS = WORKER.counter("for 50 to 100 ms")
+W_WAITS_250MS = WORKER.counter("for 100 to 250 ms")
+W_WAITS_500MS = WORKER.counter("for 250 to 500 ms")
+W_WAITS_1S = WORKER.counter("for 0.5 to 1 s")
+W_WAITS_2S = WORKER.counter("for 1 to 2.5 s")
+W_WAITS_5S = WORKER.counter("for 2.5 to 5 s")
+W_WAITS_10S = WORKER.counter("for 5 to 10 s")
+W_WAITS_LONGER = WORKER.counter("for longer")
+W_OVERLOADED = WORKER.word("1 = there is overload")
+W_OVERLOADS = WORKER.counter("overloads that began")
+
+#: Of `W_WAITS_25MS` and the words after it, upper bounds in seconds; the last has none.
+WAIT_BOUNDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+WAITS = tuple(range(W_WAITS_25MS, W_WAITS_LONGER + 1))
 
 FIGURES = Words("A worker's floating-point words", "F_", writer="the worker", room=16)
 

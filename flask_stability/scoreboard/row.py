@@ -6,7 +6,7 @@ import sys
 import threading
 from bisect import bisect_right
 
-from .layout import CLEARED, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS
+from .layout import CLEARED, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS, WAIT_BOUNDS, WAITS
 from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, STEP_BITS, Blob, EndpointTable
 from .totals import by_class
 
@@ -105,6 +105,23 @@ class Row:
         with self.lock:
             self.words[W_STREAMS] += 1
             self.words[W_STREAM_MS] += milliseconds
+
+    def shed(self, method: str, endpoint: str) -> None:
+        """Count a request that was answered with 503 before it had a thread."""
+        refused = self._places[method, endpoint, REFUSED][2]
+        with self.lock:
+            self._numbers[refused] += 1
+            self._numbers[refused + 1] += 1
+
+    def abandon(self, method: str, endpoint: str) -> None:
+        """Count a request that was given up before it had a thread, since its client had left."""
+        refused = self._places[method, endpoint, REFUSED][2]
+        with self.lock:
+            self._numbers[refused + 2] += 1
+
+    def waited(self, seconds: float) -> None:
+        """Count a request that had to wait for a thread."""
+        self.add(WAITS[bisect_right(WAIT_BOUNDS, seconds)])
 
     @property
     def by_class(self) -> list[int]:

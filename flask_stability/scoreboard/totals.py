@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .primitives import Entry
+from .primitives import ANSWERS, Entry
 
 
 def by_class(entries: Iterable[Entry]) -> list[int]:
     """Answers by status class 0..5 over all entries; what was refused on purpose is among 5."""
-    *found, refused = [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 7
+    *found, refused = [sum(one) for one in zip(*(words[ANSWERS] for words in entries), strict=True)] or [0] * 7
     found[5] += refused
     return found
 
@@ -21,7 +21,7 @@ class Totals:
 
     :ivar counters: the words of `COUNTERS`, by index.
     :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5, and, not among
-        these, answers refused on purpose.
+        these, answers refused on purpose; of those the ones given before the request had a thread; requests given up.
     """
 
     counters: dict[int, int]
@@ -49,6 +49,16 @@ class Totals:
     def refused(self) -> int:
         """Answers of 503 given on purpose; they are among `errors`."""
         return sum(words[8] for words in self.endpoints.values())
+
+    @property
+    def shed(self) -> int:
+        """Of these, requests that were refused before they had a thread."""
+        return sum(words[9] for words in self.endpoints.values())
+
+    @property
+    def abandoned(self) -> int:
+        """Requests that were given up before they had a thread, since their client had left; no answers."""
+        return sum(words[10] for words in self.endpoints.values())
 
     @property
     def duration_ns(self) -> int:

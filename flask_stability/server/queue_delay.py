@@ -2,10 +2,10 @@
 
 *Overload* is a standing queue, found as CoDel finds one (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue
 2012; RFC 8289): for a whole interval no thread that became free found the oldest request waiting for less than the
-target. A burst drains within the interval and is served whole. Under overload the newest request goes first, since its
-client is the most likely to be there still, and what has waited above a limit is refused: Facebook's adaptive LIFO with
-CoDel (Maurer, "Fail at Scale", ACM Queue 2015). Target and interval grow with the time that a request takes: where that
-is five seconds, a wait of one second is no sign of anything.
+target, and the queue became no shorter: a burst drains, however slowly, and is served whole. Under overload the newest
+request goes first, since its client is the most likely to be there still, and what has waited above a limit is refused:
+Facebook's adaptive LIFO with CoDel (Maurer, "Fail at Scale", ACM Queue 2015). Target and interval grow with the time
+that a request takes: where that is five seconds, a wait of one second is no sign of anything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class QueueDelay:
         self.overloaded = False
         self.since = 0.0
         self.service = 0.0
-        self._stands_at = 0.0
+        self._stands_at, self._stood = 0.0, 0
         self._left: deque[float] = deque(maxlen=SAMPLES)
         self._patience = float("inf")
 
@@ -63,16 +63,18 @@ class QueueDelay:
         """There is overload, or the beginning of one."""
         return self.overloaded or bool(self._stands_at)
 
-    def note(self, now: float, oldest: float) -> bool:
+    def note(self, now: float, oldest: float, waiting: int) -> bool:
         """A thread is free: judge by how long the oldest request has waited, 0.0 if none does; return whether there
         is overload.
+
+        :param waiting: how many wait.
         """
         if oldest < self.target or not self._limit:
             self._stands_at = 0.0
             if oldest < self.target / CLEAR:
                 self.overloaded = False
-        elif not self._stands_at:
-            self._stands_at = now + max(INTERVAL, SERVICE_TIMES * self.service)
+        elif not self._stands_at or (now >= self._stands_at and waiting < self._stood):
+            self._stands_at, self._stood = now + max(INTERVAL, SERVICE_TIMES * self.service), waiting
         elif now >= self._stands_at and not self.overloaded:
             self.overloaded, self.since = True, now
         return self.overloaded

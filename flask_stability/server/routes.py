@@ -20,7 +20,7 @@ from .queue_delay import CHEAP, CRITICAL, HEALTH, NORMAL, SHEDDABLE
 CHEAPER = 1 / 3  #: of the mean cost, weighted by the time spent: a route below it is cheap
 LEAST = 5  #: answers of a route before its mean counts
 MOST = 4096  #: paths remembered
-_CLASSES = {"critical": CRITICAL, "sheddable": SHEDDABLE}
+_CLASSES = {"critical": CRITICAL, "normal": NORMAL, "sheddable": SHEDDABLE}
 _BUILT_IN = set(Map.default_converters.values())
 
 
@@ -93,7 +93,7 @@ class Routes:
             self._all = dict(board.totals().endpoints)
         means = {}
         for key, words in [*self._all.items(), *row.endpoints.items(row.entries)]:
-            answers = sum(words[2:])
+            answers = sum(words[2:8])
             if answers >= LEAST:
                 means[key] = answers, words[0] / answers
         total = sum(answers * mean for answers, mean in means.values())

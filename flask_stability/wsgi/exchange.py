@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from flask import Response
 from werkzeug.wrappers import response as werkzeug_response
 
-from .. import logs, scoreboard
+from .. import logs, presence, scoreboard
 from ..errors import report
 from ..errors.problem import response_for
 from ..exceptions import DatabaseUnavailable
+from ..presence import client_gone
 from ..request import NO_RULE, OVER, RequestRecord, inflight, rule_of
 from ..scoreboard.own import own
 from ..takeover import SOCKET, client_left
@@ -32,6 +33,8 @@ _now = time.monotonic_ns
 #: An answer whose body takes this long after its first chunk is a stream, as an event stream or a download is: it is
 #: counted by its time to that chunk.
 STREAM_NS = 100_000_000
+#: Between two questions whether the client of a stream is still there.
+ASK_NS = 20_000_000
 #: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
 _SMALL = 1 << 14
 #: What gives the body of a response of Flask's, chunk by chunk, and what closes it, in werkzeug.
@@ -164,7 +167,7 @@ class Exchange(RequestRecord):
     # -- what the server calls -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[bytes]:
-        sent, iterator = 0, self.iterator
+        sent, iterator, asked = 0, self.iterator, self.begun_ns
         if iterator is not None:
             chunk = self.chunk
             sent = len(chunk)
@@ -174,7 +177,14 @@ class Exchange(RequestRecord):
                     if type(chunk) is not bytes:
                         raise wrong_chunk(chunk)
                     sent += len(chunk)
+                    now = _now()
+                    if now - asked > ASK_NS:  # it takes its time: is it still for anybody?
+                        asked = now
+                        if client_gone(self, half_closed=presence.pressed):
+                            raise ResponseCut
                     yield chunk
+            except ResponseCut:
+                raise
             except BaseException as error:
                 if type(error) is GeneratorExit and error.__traceback__.tb_next is None:  # type: ignore[union-attr]
                     raise  # the server drops this generator: it is raised by the yield, not by the app

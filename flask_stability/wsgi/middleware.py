@@ -24,7 +24,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from ..config import Settings
 from ..errors import report
-from ..request import NO_RULE, RequestRecord, current, inflight
+from ..request import NO_RULE, RequestRecord, current, inflight, waited
 from ..takeover import SOCKET, WEBSOCKET, AppSocket
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .upload import Upload
@@ -101,6 +101,7 @@ class StabilityMiddleware:
         exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = -1
         exchange.taken_ns = 0
+        exchange.queued_ns = waited.pop(thread, 0) if waited else 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
         client = environ.get(SOCKET)

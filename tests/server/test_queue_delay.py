@@ -25,31 +25,38 @@ TARGET, LIMIT = 0.5, 1.0
 
 def _overloaded() -> QueueDelay:
     delay = QueueDelay(TARGET, LIMIT)
-    delay.note(0.0, TARGET)
-    assert delay.note(INTERVAL, TARGET)
+    delay.note(0.0, TARGET, 9)
+    assert delay.note(INTERVAL, TARGET, 9)
     return delay
 
 
 def test_a_queue_that_stands_for_an_interval_is_overload() -> None:
     """Not before the interval is over."""
     delay = QueueDelay(TARGET, LIMIT)
-    assert not any(delay.note(step / 10, 0.8) for step in range(10))
+    assert not any(delay.note(step / 10, 0.8, 9) for step in range(10))
     assert delay.watchful
-    assert delay.note(1.01, 0.8)
+    assert delay.note(1.01, 0.8, 9)
 
 
 def test_a_burst_that_drains_is_none() -> None:
     """One look at a short queue within the interval, and it begins anew."""
     delay = QueueDelay(TARGET, LIMIT)
     for step in range(100):
-        assert not delay.note(step / 10, 0.1 if step % 9 == 0 else 3.0)
+        assert not delay.note(step / 10, 0.1 if step % 9 == 0 else 3.0, 9)
+
+
+def test_a_long_burst_is_none() -> None:
+    """A hundred requests at once, half a second each: all wait for long, but fewer and fewer of them."""
+    delay = QueueDelay(TARGET, LIMIT)
+    delay.took(0.5)
+    assert not any(delay.note(0.5 * step, 0.5 * step, 100 - step) for step in range(100))
 
 
 def test_it_is_over_when_the_queue_is_short() -> None:
     """Not as soon as it falls below the target: refusing keeps it there."""
     delay = _overloaded()
-    assert delay.note(2.0, 0.3)
-    assert not delay.note(2.1, 0.05)
+    assert delay.note(2.0, 0.3, 1)
+    assert not delay.note(2.1, 0.05, 1)
     assert not delay.watchful
 
 
@@ -57,9 +64,9 @@ def test_slow_services_have_longer_queues() -> None:
     """Where a request takes five seconds, twenty have to pass with all of them waiting longer than that."""
     delay = QueueDelay(TARGET, LIMIT)
     delay.took(5.0)
-    assert not any(delay.note(float(second), 4.9) for second in range(100))
-    assert not any(delay.note(100.0 + second, 6.0) for second in range(20))
-    assert delay.note(120.0, 6.0)
+    assert not any(delay.note(float(second), 4.9, 9) for second in range(100))
+    assert not any(delay.note(100.0 + second, 6.0, 9) for second in range(20))
+    assert delay.note(120.0, 6.0, 9)
     assert delay.limit == 5.0
 
 
@@ -79,7 +86,7 @@ def test_clients_that_leave_early_shorten_the_wait() -> None:
 def test_switched_off_it_never_finds_overload() -> None:
     """STABILITY_QUEUE_LIMIT=0."""
     delay = QueueDelay(TARGET, 0.0)
-    assert not any(delay.note(float(second), 10.0) for second in range(100))
+    assert not any(delay.note(float(second), 10.0, 9) for second in range(100))
 
 
 def test_classes_wait_differently() -> None:
@@ -150,7 +157,7 @@ def test_a_simulated_service(load: float, seed: int) -> None:
         while arrival <= now:
             line.add(NORMAL, arrival, 0)
             arrival += chance.expovariate(load * 2 / 0.04)
-        if delay.note(now, line.oldest(now)):
+        if delay.note(now, line.oldest(now), line.number):
             refused += len(line.overdue(now, [delay.may_wait(kind) for kind in range(KINDS)]))
         found = line.next(newest=delay.overloaded)
         assert found is not None

@@ -16,12 +16,12 @@ import time
 from collections import Counter
 from typing import Any
 
-from ... import logs
+from ... import logs, presence
 from ...config import Settings
 from ...errors.problem import HTML, PROBLEM, page, problem_body
 from ...presence import gone
 from ...request import held
-from ...scoreboard import Row, Scoreboard
+from ...scoreboard import W_OVERLOADED, W_OVERLOADS, Row, Scoreboard
 from ..arrival import ProxyClock, kernel_age, proxy_start
 from ..queue_delay import KINDS, Line, QueueDelay
 from ..routes import UNKNOWN, Route, Routes
@@ -38,7 +38,6 @@ class Admission:
     """One worker's.
 
     :ivar delay: judges the wait.
-    :ivar refused, abandoned: how many requests of each route were refused, and given up since their client had left.
     """
 
     def __init__(self, worker: Any, settings: Settings, board: Scoreboard, row: Row) -> None:
@@ -46,14 +45,13 @@ class Admission:
         self._secure = bool(worker.cfg.is_ssl)
         self.delay = QueueDelay(settings.queue_target, settings.queue_limit)
         self.routes = Routes(settings.health_path)
-        self.refused: Counter[Route] = Counter()
-        self.abandoned: Counter[Route] = Counter()
-        self.waits = 0
+        self._refused: Counter[Route] = Counter()  # in this overload
+        self._given_up = 0
         self._clock = ProxyClock()
         self._trusts_all, self._networks = _networks(worker.cfg)
         self._learn_at = 0.0
         self._answers = 0, 0
-        self._told: tuple[float, int, int] | None = None
+        self._began: float | None = None
         self._last = 0.0
         self._held_at = -LEARN * 1000
 
@@ -94,14 +92,15 @@ class Admission:
             left = True
         if left:
             self.delay.left(age)
-            self.abandoned[route] += 1
+            self._row.abandon(route.method, route.endpoint)
+            self._given_up += 1
         return left
 
     def choose(self, line: Line[Any]) -> tuple[tuple[float, Any] | None, list[Any]]:
         """A thread is free: take the next one, with its arrival, and those that have waited too long."""
         now = self._time()
         oldest = min(line.oldest(now), now - self._held_at)
-        late = self.overdue(line, now) if self.delay.note(now, oldest) else []
+        late = self.overdue(line, now) if self.delay.note(now, oldest, line.number) else []
         return line.next(newest=self.delay.overloaded), late
 
     def overdue(self, line: Line[Any], now: float | None = None) -> list[Any]:
@@ -111,19 +110,22 @@ class Admission:
             return []
         return [one for _, one in line.overdue(now, [self.delay.may_wait(kind) for kind in range(KINDS)])]
 
-    def too_old(self, age: float, route: Route) -> bool:
-        """Judge by a request that is the oldest, where the oldest goes first; return whether it has waited too long."""
+    def too_old(self, age: float, route: Route, waiting: int) -> bool:
+        """Judge by a request that is the oldest, where the oldest goes first; return whether it has waited too long.
+
+        :param waiting: how many wait.
+        """
         now = self._time()
-        self.delay.note(now, min(age, now - self._held_at))
+        self.delay.note(now, min(age, now - self._held_at), waiting)
         return self.delay.overloaded and age > self.delay.may_have_waited(route.kind)
 
     def waited(self, age: float) -> None:
         """A request has a thread after that many seconds."""
-        self.waits += 1
+        self._row.waited(age)
 
     def nobody_waits(self) -> None:
         """A request got a thread at once."""
-        self.delay.note(_now(), 0.0)
+        self.delay.note(_now(), 0.0, 0)
 
     def _time(self) -> float:
         now = _now()
@@ -133,7 +135,8 @@ class Admission:
 
     def refuse(self, sock: socket.socket, head: bytes, route: Route) -> bool:
         """Answer 503 without a wait; return whether the connection should linger, else it can be closed at once."""
-        self.refused[route] += 1
+        self._row.shed(route.method, route.endpoint)
+        self._refused[route] += 1
         if self._secure or b" HTTP/1." not in head[:4096].partition(b"\r\n")[0]:
             return False  # no answer can be given before the handshake
         try:
@@ -171,19 +174,23 @@ class Admission:
         self._tell(now)
 
     def _tell(self, now: float) -> None:
+        self._row.words[W_OVERLOADED] = int(self.delay.overloaded)
+        presence.pressed = self.delay.overloaded
         if self.delay.overloaded:
             self._last = now
-            if self._told is None:
-                self._told = self.delay.since, self.refused.total(), self.abandoned.total()
+            if self._began is None:
+                self._began = self.delay.since
+                self._row.add(W_OVERLOADS)
                 logs.process("overload", level="WARNING", target_s=round(self.delay.target, 2),
                              limit_s=round(self.delay.limit, 2), service_s=round(self.delay.service, 3))
-        elif self._told is not None and now - self._last > CALM:
-            since, refused, abandoned = self._told
-            self._told = None
-            logs.process("overload_over", level="WARNING", seconds=round(self._last - since, 1),
-                         refused=self.refused.total() - refused, abandoned=self.abandoned.total() - abandoned,
+        elif self._began is not None and now - self._last > CALM:
+            refused, given_up = self._refused, self._given_up
+            self._refused, self._given_up = Counter(), 0
+            logs.process("overload_over", level="WARNING", seconds=round(max(0.0, self._last - self._began), 1),
+                         refused=refused.total(), clients_gone=given_up,
                          routes={f"{one.method} {one.endpoint}".strip(): number
-                                 for one, number in self.refused.most_common(5)})
+                                 for one, number in refused.most_common(5)})
+            self._began = None
 
 
 def _networks(cfg: Any) -> tuple[bool, list[Any]]:

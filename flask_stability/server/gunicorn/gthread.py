@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ...request import waited
 from ..queue_delay import Line
 from .admission import SOON, Admission
 from .connections import Connections, Served, Waiting, ident
@@ -302,6 +303,8 @@ class Threaded(Connections):
             result = self._handle(connection)
         finally:
             self.serving.pop(thread, None)
+            if waited:
+                waited.pop(thread, None)
         if served.cut:
             return (False, connection) if isinstance(result, tuple) else False
         return result
@@ -344,6 +347,7 @@ class Threaded(Connections):
             item.future.cancel()  # the main loop closes it
             return False
         self.admission.waited(age)
+        waited[ident()] = int(age * 1e9)
         return True
 
     def nobody_waits(self) -> None:

@@ -10,10 +10,11 @@ import threading
 import time
 from typing import Any
 
+from ...request import waited
 from .admission import SOON, Admission
 from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
-from .listeners import knocking, let_go
+from .listeners import backlog, knocking, let_go
 
 SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
 DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
@@ -92,13 +93,15 @@ class Single(Connections):
         if admission.has_left(sock.fileno(), age, route):
             sock.close()
             return False
-        if admission.too_old(age, route) and (self._ready or knocking([waiting.listener])):
+        if admission.too_old(age, route, len(self._ready) + backlog(waiting.listener)) and (
+                self._ready or knocking([waiting.listener])):
             if admission.refuse(sock, head, route):
                 self.refused(sock)
             else:
                 sock.close()
             return False
         admission.waited(age)
+        waited[ident()] = int(age * 1e9)
         return True
 
     def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
@@ -109,6 +112,7 @@ class Single(Connections):
             self._handle(listener, client, address)
         finally:
             self.serving.pop(thread, None)
+            waited.pop(thread, None)
 
     def run(self) -> None:
         """gunicorn's, and then those whose heads were on their way."""
