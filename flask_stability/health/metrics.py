@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,18 @@ class _Collector:
                     requests.add_metric([method, endpoint, f"{kind}xx" if kind else "cut"], number)
         yield requests
         yield Counter(_PREFIX + "http_requests_refused", "Answers of 503 given on purpose.", value=totals.refused)
+        for name, text, word in (("http_requests_shed", "Of these, given before the request had a thread.", 9),
+                                 ("http_requests_abandoned", "Requests not begun since their client had left.", 10)):
+            by_route = Counter(_PREFIX + name, text, labels=["method", "endpoint"])
+            for (method, endpoint), words in totals.endpoints.items():
+                if words[word]:
+                    by_route.add_metric([method, endpoint], words[word])
+            yield by_route
+        queue = Histogram(_PREFIX + "http_queue_duration_seconds", "Wait for a thread.", labels=[])
+        waits = list(itertools.accumulate(totals.waits))
+        queue.add_metric([], list(zip(("0.01", *map(repr, board.WAIT_BOUNDS), "+Inf"), waits, strict=True)), None)
+        yield queue
+        yield Gauge(_PREFIX + "workers_overloaded", "Workers under overload.", value=_sum(rows, board.W_OVERLOADED))
         duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to the first byte of the answer.",
                              labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)

@@ -38,6 +38,8 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     notes = [f"{name}: {reason(result) or result['status']}" for name, result in troubled]
     if words[board.M_DRAINING]:
         notes.append("draining: the service is being stopped")
+    if any(row.words[board.W_OVERLOADED] for row in rows):
+        notes.append("overload: more requests come than can be answered; some are refused (503)")
     if words[board.M_HOLD_UNTIL_NS]:
         notes.append("workers crash: restarts are held back")
     detailed = {
@@ -51,6 +53,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
         "requests": {"total": totals.requests, "errors": totals.errors,
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "refused": totals.refused, "slowest": _slowest(totals)},
+        "overload": _overload(rows, totals),
         "workers": workers,
         "hung": hung(rows, now),
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
@@ -246,6 +249,17 @@ def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     return [{"method": method, "endpoint": endpoint, "requests": sum(words[board.ANSWERS]),
              "mean_ms": round(mean(((method, endpoint), words)) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
             for (method, endpoint), words in heapq.nlargest(5, totals.endpoints.items(), mean)]
+
+
+def _overload(rows: list[Row], totals: board.Totals) -> dict[str, Any]:
+    """How long requests wait for a thread, and what became of those that were not given one."""
+    routes = sorted(((words[9], words[10], key) for key, words in totals.endpoints.items() if words[9] or words[10]),
+                    reverse=True)
+    return {"workers": sum(bool(row.words[board.W_OVERLOADED]) for row in rows),
+            "total": totals.counters[board.W_OVERLOADS], "refused": totals.shed, "clients_gone": totals.abandoned,
+            **{f"wait_p{share}_ms": round(totals.wait(share / 100) * 1000, 1) for share in (50, 95, 99)},
+            "routes": [{"method": method, "endpoint": endpoint, "refused": shed, "clients_gone": abandoned}
+                       for shed, abandoned, (method, endpoint) in routes[:10]]}
 
 
 def _worker(row: Row, now: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .layout import WAIT_BOUNDS, WAITS
 from .primitives import ANSWERS, Entry
 
 
@@ -59,6 +60,25 @@ class Totals:
     def abandoned(self) -> int:
         """Requests that were given up before they had a thread, since their client had left; no answers."""
         return sum(words[10] for words in self.endpoints.values())
+
+    @property
+    def waits(self) -> list[int]:
+        """Requests by how long they waited for a thread: below 10 ms, up to each of `WAIT_BOUNDS`, above the last."""
+        waited = [self.counters[word] for word in WAITS]
+        return [max(0, sum(self.histogram) - sum(waited)), *waited]
+
+    def wait(self, share: float) -> float:
+        """Seconds below which `share` of the requests waited for a thread, interpolated; 0.0 without any request."""
+        waits = self.waits
+        wanted, seen = share * sum(waits), waits[0]
+        if seen >= wanted:
+            return 0.0
+        low = 0.01
+        for number, high in zip(waits[1:], WAIT_BOUNDS, strict=False):
+            if number and seen + number >= wanted:
+                return low + (high - low) * (wanted - seen) / number
+            seen, low = seen + number, high
+        return WAIT_BOUNDS[-1]
 
     @property
     def duration_ns(self) -> int:
