@@ -21,6 +21,7 @@ import contextlib
 import heapq
 import itertools
 import multiprocessing
+import os
 import random
 import select
 import socket
@@ -109,6 +110,8 @@ def schedule(path: str, rate: float, seconds: float, arrivals: str, seed: int) -
 
 def generate(port: int, plan: list[tuple[float, str]], patience: float) -> Load:
     """Send each request when it is due."""
+    with contextlib.suppress(PermissionError):
+        os.nice(-15)  # clients have machines of their own
     epoll, clients, load = select.epoll(), dict[int, _Client](), Load()
     leave: list[tuple[float, int, _Client]] = []
     number, begun, cpu = 0, time.monotonic(), time.process_time()

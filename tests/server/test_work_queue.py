@@ -37,6 +37,9 @@ class _Judge:
             return False
         return True
 
+    def alone(self, item: Any) -> bool:
+        return self.admit(item, item.since)
+
     def nobody_waits(self) -> None:
         self.told += 1
 

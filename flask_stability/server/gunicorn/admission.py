@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import random
 import socket
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -29,6 +30,10 @@ from ..routes import UNKNOWN, Route, Routes
 LEARN = 10.0  #: seconds between two looks at the routes' costs
 CALM = 5.0  #: seconds without overload after which its end is logged
 SOON = 0.01  #: seconds: a request that has a thread within them has not waited
+SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
+#: Seconds between two switches of threads while requests wait (`sys.setswitchinterval`): views that compute keep the
+#: main loop from accepting, for five milliseconds each time it lets go of the lock, at each of its system calls.
+SWITCH = 0.0005
 DRAIN = 1 << 16  #: bytes of a refused request that are read, so that the client sees the answer and no reset
 
 _now = time.monotonic
@@ -53,6 +58,7 @@ class Admission:
         self._answers = 0, 0
         self._began: float | None = None
         self._last = 0.0
+        self._hurries, self._usual = False, sys.getswitchinterval()
         self._held_at = -LEARN * 1000
 
     # -- what a request is ---------------------------------------------------------------------------------------
@@ -96,11 +102,13 @@ class Admission:
             self._given_up += 1
         return left
 
-    def choose(self, line: Line[Any]) -> tuple[tuple[float, Any] | None, list[Any]]:
-        """A thread is free: take the next one, with its arrival, and those that have waited too long."""
+    def choose(self, line: Line[Any], backlog: int) -> tuple[tuple[float, Any] | None, list[Any]]:
+        """A thread is free: take the next one, with its arrival, and those that have waited too long.
+
+        :param backlog: how many more are in the kernel's queue.
+        """
         now = self._time()
-        oldest = min(line.oldest(now), now - self._held_at)
-        late = self.overdue(line, now) if self.delay.note(now, oldest, line.number) else []
+        late = self.overdue(line, now) if self._note(now, line.oldest(now), line.number + backlog) else []
         return line.next(newest=self.delay.overloaded), late
 
     def overdue(self, line: Line[Any], now: float | None = None) -> list[Any]:
@@ -115,9 +123,7 @@ class Admission:
 
         :param waiting: how many wait.
         """
-        now = self._time()
-        self.delay.note(now, min(age, now - self._held_at), waiting)
-        return self.delay.overloaded and age > self.delay.may_have_waited(route.kind)
+        return self._note(self._time(), age, waiting) and age > self.delay.may_have_waited(route.kind)
 
     def waited(self, age: float) -> None:
         """A request has a thread after that many seconds."""
@@ -125,7 +131,19 @@ class Admission:
 
     def nobody_waits(self) -> None:
         """A request got a thread at once."""
-        self.delay.note(_now(), 0.0, 0)
+        self._note(_now(), 0.0, 0)
+
+    def _note(self, now: float, oldest: float, waiting: int) -> bool:
+        overloaded = self.delay.note(now, min(oldest, now - self._held_at), waiting)
+        if (oldest > SOON) != self._hurries:
+            self._hurries = not self._hurries
+            sys.setswitchinterval(min(SWITCH, self._usual) if self._hurries else self._usual)
+        return overloaded
+
+    @property
+    def watchful(self) -> bool:
+        """Requests wait, or did a moment ago."""
+        return self._hurries or self.delay.watchful
 
     def _time(self) -> float:
         now = _now()
@@ -169,7 +187,7 @@ class Admission:
         calm = now >= self._learn_at
         if calm:
             self._learn_at = now + LEARN
-        if calm or self.delay.watchful:
+        if calm or self.watchful:
             self.routes.learn(self._row, self._board if calm else None)
         self._tell(now)
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from ...request import waited
 from ..queue_delay import Line
-from .admission import SOON, Admission
+from ..routes import Route
+from .admission import SAMPLE, SOON, Admission
 from .connections import Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
-from .listeners import knocking, let_go
+from .listeners import UNKNOWN, backlog, knocking, let_go
 from .work_queue import WorkQueue
 
 HURRY = 0.05  #: seconds between two calls to the guard
@@ -205,6 +206,7 @@ class Threaded(Connections):
         if not hasattr(worker, "set_accept_enabled"):
             worker.accept = self.accept_23
         self._queue: WorkQueue | None = None
+        self._looks = 0
         self._late: collections.deque[Any] = collections.deque()
         on_leaving(worker, self.end)
 
@@ -272,6 +274,12 @@ class Threaded(Connections):
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
         connection.stability_head = head
+        if self._queue is not None and self.admission is not None:
+            self._looks += 1
+            if self._queue.watchful or not self._looks % SAMPLE:
+                self._queue.age = self.admission.age(connection.sock, head, connection.client)
+            else:
+                self._queue.age = 0.0
         self._enqueue(connection)
         if self._queue is not None and self._queue.watchful:
             self._late.extend(self._queue.overdue())
@@ -314,21 +322,42 @@ class Threaded(Connections):
     def arrival(self, item: Any) -> tuple[int, float]:
         """Class and arrival of a connection that has to wait."""
         assert self.admission is not None
-        connection = item.args[0]
-        head = connection.stability_head
-        route = connection.stability_route = self.admission.route(head)
-        age = self.admission.age(connection.sock, head, connection.client)
-        return route.kind, min(item.since, time.monotonic() - age)
+        return self._route(item.args[0]).kind, float(item.since)
+
+    def _route(self, connection: Any) -> Route:
+        assert self.admission is not None
+        route: Route = self.admission.route(connection.stability_head)
+        connection.stability_route = route
+        return route
+
+    def _backlog(self) -> int:
+        """Connections in the kernel's queues, as far as that is known."""
+        return sum(number for number in map(backlog, self.worker.sockets) if number != UNKNOWN)
 
     def next(self, line: Line[Any]) -> tuple[float, Any] | None:
         """The one that a free thread is to take."""
         assert self.admission is not None
-        found, late = self.admission.choose(line)
+        found, late = self.admission.choose(line, self._backlog())
+        self._refuse_soon(late)
+        return found
+
+    def _refuse_soon(self, late: list[Any]) -> None:
+        """From a thread: sockets are the main loop's."""
         if late:
             self._late.extend(late)
             if hasattr(self.worker, "method_queue"):
-                self.worker.method_queue.defer(self._refuse)  # sockets are the main loop's
-        return found
+                self.worker.method_queue.defer(self._refuse)
+
+    def alone(self, item: Any) -> bool:
+        """The same as `admit` for one before which nobody waits here: it waited in the kernel's queue, whose order is
+        that of arrival.
+        """
+        assert self.admission is not None
+        age, waiting = time.monotonic() - item.since, self._backlog()
+        if self.admission.too_old(age, self._route(item.args[0]), waiting) and waiting:
+            self._refuse_soon([item])
+            return False
+        return self.admit(item, item.since)
 
     def overdue(self, line: Line[Any]) -> list[Any]:
         """Those that have waited too long."""
@@ -342,8 +371,7 @@ class Threaded(Connections):
         connection = item.args[0]
         if age < SOON:
             return True
-        route = getattr(connection, "stability_route", None) or self.admission.route(connection.stability_head)
-        if self.admission.has_left(connection.sock.fileno(), age, route):
+        if self.admission.has_left(connection.sock.fileno(), age, connection.stability_route):
             item.future.cancel()  # the main loop closes it
             return False
         self.admission.waited(age)
@@ -357,7 +385,7 @@ class Threaded(Connections):
 
     def watchful(self) -> bool:
         """There is overload, or the beginning of one."""
-        return self.admission is not None and self.admission.delay.watchful
+        return self.admission is not None and self.admission.watchful
 
     def _refuse(self) -> None:
         """Answer those that have waited too long, and let gunicorn forget them."""

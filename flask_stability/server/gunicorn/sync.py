@@ -11,12 +11,11 @@ import time
 from typing import Any
 
 from ...request import waited
-from .admission import SOON, Admission
+from .admission import SAMPLE, SOON, Admission
 from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import backlog, knocking, let_go
 
-SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
 DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
 
 
@@ -44,7 +43,7 @@ class Single(Connections):
         try:
             sock, address = listener.accept()
         except BlockingIOError:
-            if self.admission is not None and self.admission.delay.watchful:
+            if self.admission is not None and self.admission.watchful:
                 self.admission.nobody_waits()
             raise
         waiting = Waiting(sock, listener, address)
@@ -81,12 +80,12 @@ class Single(Connections):
         now = time.monotonic()
         before, self._looked_at = self._looked_at, now
         self._looks += 1
-        if now - before < SOON and self._looks % SAMPLE and not admission.delay.watchful:
+        if now - before < SOON and self._looks % SAMPLE and not admission.watchful:
             return True
         sock, head = waiting.sock, waiting.head
         age = admission.age(sock, head, waiting.address)
         if age < SOON:
-            if admission.delay.watchful:
+            if admission.watchful:
                 admission.nobody_waits()
             return True
         route = admission.route(head)

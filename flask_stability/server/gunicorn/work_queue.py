@@ -35,6 +35,9 @@ class Judge(Protocol):
     def admit(self, item: Any, arrived: float) -> bool:
         """Whether an item that has waited is to be run; else the judge has ended it."""
 
+    def alone(self, item: Any) -> bool:
+        """The same for one before and after which nobody waits here."""
+
     def nobody_waits(self) -> None:
         """An item was taken at once, which is told only while the judge is watchful."""
 
@@ -48,6 +51,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
     :param judge: says what a work item is and what becomes of it.
     :ivar line: those that wait, under `lock`.
     :ivar watchful: requests have waited of late.
+    :ivar age: seconds for which the next item has waited before it is put.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -56,6 +60,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         self.line: Line[Any] = Line()
         self.lock = threading.Lock()
         self.watchful = False
+        self.age = 0.0
         self._spare_turns = 0  # of those that were taken out of the line; under the lock
         self._put, self._get, self._size = super().put, super().get, super().qsize
 
@@ -64,7 +69,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         if item is None:
             self._put(item)
             return
-        item.since = _now()
+        item.since = _now() - self.age
         if self.line.number:
             with self.lock:
                 self._add(item)
@@ -115,7 +120,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
                         self.watchful = self._judge.watchful()
                     return item
                 self.watchful = True
-                if self._judge.admit(item, item.since):
+                if self._judge.alone(item):
                     return item
             elif (item := self._choose()) is not None:
                 return item
