@@ -14,7 +14,7 @@ from typing import Any
 from .. import scoreboard as board
 from ..config import Settings
 from ..memory.trackers import growing
-from ..scoreboard import REASONS, STATE_NAMES, Blob, Row, Scoreboard, percentile
+from ..scoreboard import STATE_NAMES, Blob, Reason, Row, Scoreboard, percentile
 from .error_rate import NAME as ERRORS
 from .history import History
 from .state import FAIL, ORDER, PASS, WARN, worst
@@ -269,7 +269,7 @@ def _worker(row: Row, now: int) -> dict[str, Any]:
             "rss_bytes": int(words[board.W_RSS]), "requests": row.requests,
             "errors": row.errors, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]),
-            "overdue": int(words[board.W_OVERDUE]), "retiring": REASONS[words[board.W_RETIRE_REASON]]}
+            "overdue": int(words[board.W_OVERDUE]), "retiring": Reason.of(words[board.W_RETIRE_REASON])}
 
 
 def _exceptions(rows: list[Row], shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:

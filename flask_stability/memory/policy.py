@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..scoreboard import Reason
 from .trend import seconds_to
 
 MB = 1 << 20
@@ -35,10 +36,10 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, and why in words; `reason` is the code's name in the records."""
+    """What to do, and why: `text` says it in words."""
 
     action: Action = Action.NONE
-    reason: str = ""
+    reason: Reason = Reason.NONE
     text: str = ""
 
 
@@ -103,12 +104,12 @@ class Judge:
         text = f"{rss} bytes, the limit is {limit}"
         hard = limit * self.rules.hard_factor
         if rss > hard or (self._above > 1 and rss + LEAVING * min(self._rates()) > hard):
-            return self._after_reclaim(now, Decision(Action.RETIRE_NOW, "memory_hard", text), patience=5.0)
+            return self._after_reclaim(now, Decision(Action.RETIRE_NOW, Reason.MEMORY_HARD, text), patience=5.0)
         if self._above >= self.rules.samples:
-            return self._after_reclaim(now, Decision(Action.RETIRE, "memory", text))
+            return self._after_reclaim(now, Decision(Action.RETIRE, Reason.MEMORY, text))
         if self._early >= self.rules.samples:
             return self._after_reclaim(now, Decision(
-                Action.RETIRE, "memory", f"{text}, which would be reached in {soon or 0:.1f} s"))
+                Action.RETIRE, Reason.MEMORY, f"{text}, which would be reached in {soon or 0:.1f} s"))
         return NOTHING if self._above else self._growth(now, rss)
 
     def end_minute(self, now: float, low: int) -> None:
@@ -189,7 +190,7 @@ class Judge:
         if self._grown < self.rules.samples:
             return NOTHING
         return self._after_reclaim(now, Decision(
-            Action.RETIRE, "memory_growth", f"{rss} bytes, {rss / floor:.1f} × the warm floor, and still growing"))
+            Action.RETIRE, Reason.MEMORY_GROWTH, f"{rss} bytes, {rss / floor:.1f} × the warm floor, and still growing"))
 
     def _still_growing(self) -> bool:
         recent = [rss for _, rss in self._recent]

@@ -18,6 +18,8 @@ OURS = "python:flask_stability.server.conf"
 _MAPPED = re.compile(rf"\s(/\S.*/{scoreboard_file.PREFIX}(\d+)(?:-[0-9a-f]{{8}})?"
                      rf"{re.escape(scoreboard_file.SUFFIX)})$")
 
+#: Of every command for a running service.
+master_option = click.option("--master", type=int, help="Process id of the master, if several services run here.")
 #: Of every command that looks at a service by its configuration.
 config_option = click.option("-c", "--config", metavar="CONFIG", help="gunicorn's configuration, as the service is "
                              "started with; ./gunicorn.conf.py if there is one, else ours.")

@@ -235,7 +235,8 @@ def _health_paths(state: Any) -> dict[str, Any]:
 def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
     """What check-db finds with the credentials that the app's own function gives."""
     from ..redact import cause_of
-    from .check_db import Finding, check_db
+    from .database_checks import check_db
+    from .finding import Finding
 
     try:
         found = check_db(state.settings, workers=workers, instance_path=state.app.instance_path, name=state.app.name,

@@ -24,6 +24,9 @@ from .primitives import Entry as Entry
 from .primitives import bucket_bound as bucket_bound
 from .primitives import bucket_of as bucket_of
 from .primitives import percentile as percentile
+from .reasons import CRASHES as CRASHES
+from .reasons import REASONS as REASONS
+from .reasons import Reason as Reason
 from .row import REFUSED as REFUSED
 from .row import WHOLE_STATEMENTS as WHOLE_STATEMENTS
 from .row import Row as Row

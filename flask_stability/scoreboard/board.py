@@ -22,7 +22,6 @@ from typing import Any
 from . import file as scoreboard_file
 from .areas import PAGE
 from .layout import (
-    CODE,
     COUNTERS,
     M_FOLDS,
     M_N_ENDPOINTS,
@@ -31,7 +30,6 @@ from .layout import (
     O_AGE,
     O_ALLOCATED,
     O_FOLDED,
-    REASONS,
     ROW,
     STATE_BOOTING,
     STATE_FREE,
@@ -42,6 +40,7 @@ from .layout import (
     WORKER,
 )
 from .primitives import BUCKETS, ENTRY_WORDS, Blob, EndpointTable, add_entry
+from .reasons import REASONS, Reason
 from .row import Row
 from .totals import Totals
 
@@ -197,9 +196,9 @@ class Scoreboard:
         row.orders[O_ALLOCATED] = row.words[W_PID] = 0
         row.words[W_STATE] = STATE_FREE
 
-    def add_restart(self, reason: str, pid: int, uptime: float, slot: int, detail: str = "") -> None:
+    def add_restart(self, reason: Reason, pid: int, uptime: float, slot: int, detail: str = "") -> None:
         """Count an exit and keep it among the latest 50."""
-        self.master.reasons[CODE.get(reason, CODE["unknown"])] += 1
+        self.master.reasons[reason.code] += 1
         latest = self.master.restarts.read_json([])[-49:]
         latest.append({"time": round(time.time(), 3), "reason": reason, "pid": pid, "uptime_s": round(uptime, 1),
                        "slot": slot, "detail": detail[:200]})
@@ -245,7 +244,7 @@ class Scoreboard:
                 known = endpoints.get(key)
                 endpoints[key] = numbers if known is None else add_entry(known, numbers)
         reasons = zip(REASONS, self.master.reasons.tolist(), strict=True)
-        restarts = {name: number for name, number in reasons if number}
+        restarts = {str(reason): number for reason, number in reasons if number}
         return Totals({index: counters[index] for index in COUNTERS}, histogram, endpoints, restarts)
 
 

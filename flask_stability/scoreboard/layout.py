@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from .areas import Area, Part, Words, blob_area
 from .primitives import BUCKETS, ENTRY_WORDS, KEY_BYTES
+from .reasons import REASONS
 
 FORMAT = 6  #: to be raised when something changes that the names and sizes below do not show
 
@@ -26,7 +27,7 @@ W_STARTED_NS = WORKER.word("when the worker began, monotonic ns")
 W_READY_NS = WORKER.word("when it became ready, monotonic ns; 0 = not yet")
 W_HEARTBEAT_NS = WORKER.word("the guard's latest look, monotonic ns")
 W_STATE = WORKER.word("state, index into STATE_NAMES")
-W_RETIRE_REASON = WORKER.word("why the worker asks for its replacement, index into REASONS; 0 = it does not")
+W_RETIRE_REASON = WORKER.word("why the worker asks for its replacement, code of a Reason; 0 = it does not")
 W_RETIRE_SINCE_NS = WORKER.word("since when it asks, monotonic ns")
 W_THREADS = WORKER.word("threads that serve requests, spare ones included")
 W_BUSY = WORKER.word("requests in flight")
@@ -116,7 +117,7 @@ O_ALLOCATED = ABOUT_WORKER.word("1 = a worker has this row")
 O_AGE = ABOUT_WORKER.word("number of this worker since the master started")
 O_RETIRE_STATE = ABOUT_WORKER.word("STATE_RETIRING = the worker is being replaced")
 O_RETIRE_SINCE_NS = ABOUT_WORKER.word("when the master sent SIGTERM, monotonic ns; 0 = not yet")
-O_RETIRE_REASON = ABOUT_WORKER.word("why the master replaces it, index into REASONS")
+O_RETIRE_REASON = ABOUT_WORKER.word("why the master replaces it, code of a Reason")
 O_FOLDED = ABOUT_WORKER.word("number of the fold, plus 1, that added this row to the sums; 0 = none")
 
 # -- the master's own words --------------------------------------------------------------------------------------
@@ -143,14 +144,6 @@ M_GROWTH_AFTER_NS = MASTER.word("before that no worker is replaced for its growt
 M_GROWTH_PATIENCE = MASTER.word("1 = the worker replaced last for its growth was young: the others wait longer")
 
 DRAINING, ENDING = 1, 2  #: in M_DRAINING: still serving; no longer listening
-
-#: Why a worker was replaced or ended; the index is the word's value.
-REASONS = ("none", "asked", "memory", "memory_hard", "memory_growth", "memory_pressure", "deadline", "stuck",
-           "crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "reload", "scale", "shutdown",
-           "max_requests", "frozen", "unknown", "open_files", "leaked_connections")
-CODE = {name: code for code, name in enumerate(REASONS)}
-#: Reasons that are a worker's own failure; only they count towards the restart limit.
-CRASHES = frozenset({"crash_signal", "out_of_memory", "boot_failure", "timeout", "exit_code", "frozen", "unknown"})
 
 # -- areas -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +198,8 @@ def magic() -> bytes:
     """Return the name of the format: a process never reads the board of a version that has another one."""
     tables = [(table.room, [name for name, _ in named(table)]) for table in TABLES]
     parts = [[(area.name, area.size) for area in part.areas] for part in PARTS]
-    return b"FSTB" + zlib.crc32(repr((FORMAT, tables, parts, REASONS)).encode()).to_bytes(4, "big")
+    described = repr((FORMAT, tables, parts, [str(reason) for reason in REASONS]))
+    return b"FSTB" + zlib.crc32(described.encode()).to_bytes(4, "big")
 
 
 MAGIC = magic()

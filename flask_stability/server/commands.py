@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import logs
 from ..health import report
-from ..scoreboard import W_THREADS, Scoreboard
+from ..scoreboard import W_THREADS, Reason, Scoreboard
 from .control import ControlError
 from .workers import Child
 
@@ -34,7 +34,7 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
                     raise ControlError("workers of this class do not collect on demand: the guard is off there")
                 child.send(signal.SIGUSR2)
             elif not child.asked:
-                child.ask("asked")
+                child.ask(Reason.ASKED)
         done: dict[str, Any] = {"pids": [child.pid for child in found]}
     elif command == "mute":
         done = _mute(board, order, uid)

@@ -16,7 +16,6 @@ import os
 import socket
 import stat
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..scoreboard import file as scoreboard_file
 MOST = 8192  #: bytes of an order, and of an answer
 PATIENCE = 5.0  #: seconds for a client to say what it wants
 CLIENTS = 16  #: connections at once
-_CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
+CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 
 Handler = Callable[[dict[str, Any], int], dict[str, Any]]
 
@@ -41,8 +40,8 @@ def path_of(board: str) -> str:
 
 
 @contextlib.contextmanager
-def _reachable(path: str) -> Iterator[str]:
-    """A name for `path` that fits into a socket's address (107 bytes), and whose folder cannot be swapped meanwhile."""
+def reachable(path: str) -> Iterator[str]:
+    """Yield a name for `path` that fits into a socket's address (107 bytes); its folder cannot be swapped meanwhile."""
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
@@ -75,7 +74,7 @@ class Listener:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
-            with _reachable(self._path) as name:
+            with reachable(self._path) as name:
                 with contextlib.suppress(FileNotFoundError):
                     found = os.lstat(name)
                     if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
@@ -122,7 +121,7 @@ class Listener:
 
     def _answer(self, client: socket.socket, data: bytes) -> bytes:
         try:
-            _, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            _, uid, _ = CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
             if uid not in (0, os.geteuid(), self._uid):
                 raise ControlError("orders are taken from the service's own user and from root")
             order = json.loads(data) if len(data) <= MOST else None
@@ -148,43 +147,3 @@ class Listener:
             if not inherited and os.getpid() == self._owner:
                 with contextlib.suppress(OSError):
                     os.unlink(self._path)
-
-
-def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None) -> dict[str, Any]:
-    """Give the master an order and return its answer.
-
-    :param path: see `path_of`.
-    :param timeout: seconds; the master answers in its tick, about once a second.
-    :param master: process id of the master: what another process listens there for is not told.
-    :raises ControlError: if it cannot be asked, or refuses.
-    """
-    deadline = time.monotonic() + timeout
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as link, \
-                _reachable(path) as name:
-            link.settimeout(timeout)
-            link.connect(name)
-            pid, _, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-            if master not in (None, pid):
-                raise ControlError(f"process {pid} listens at {path}, and not the master {master}")
-            link.send(json.dumps(order).encode())
-            link.settimeout(max(0.1, deadline - time.monotonic()))
-            data = link.recv(MOST)
-    except FileNotFoundError:
-        raise ControlError(f"the master has no control socket at {path}: process-manager.log says why") from None
-    except PermissionError:
-        raise ControlError(f"{path} is another user's: ask as the service's user, or as root") from None
-    except ConnectionRefusedError:
-        raise ControlError(f"nobody listens at {path}: the master is gone") from None
-    except TimeoutError:
-        raise ControlError(f"the master did not answer within {timeout:g} s: `flask stability status` says whether it "
-                           "is silent") from None
-    except OSError as error:
-        raise ControlError(f"{path}: {error.strerror or error}") from error
-    try:
-        answer = json.loads(data)
-    except ValueError:
-        raise ControlError("the master ended the connection without an answer") from None
-    if not isinstance(answer, dict) or not answer.get("ok"):
-        raise ControlError(str(answer.get("error") if isinstance(answer, dict) else "")[:500] or "it was refused")
-    return answer

@@ -6,15 +6,17 @@ import signal
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..scoreboard import Reason
+
 
 class Exit(NamedTuple):
     """Why a worker ended.
 
-    :ivar reason: one of `scoreboard.REASONS`.
+    :ivar reason: see `Reason`.
     :ivar detail: its signal or exit status.
     """
 
-    reason: str
+    reason: Reason
     detail: str
 
 
@@ -22,8 +24,8 @@ class Exit(NamedTuple):
 class Known:
     """What is known of a worker that ended.
 
-    :ivar asked: the reason it was to be replaced for, "" if it was not.
-    :ivar killed: the reason we killed it for, "" if we did not.
+    :ivar asked: the reason to replace it.
+    :ivar killed: the reason we killed it for.
     :ivar terminated: we sent it SIGTERM.
     :ivar aborted: gunicorn ended it after its `timeout`.
     :ivar ready: it ever served.
@@ -34,8 +36,8 @@ class Known:
     :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
     """
 
-    asked: str = ""
-    killed: str = ""
+    asked: Reason = Reason.NONE
+    killed: Reason = Reason.NONE
     terminated: bool = False
     aborted: bool = False
     ready: bool = False
@@ -51,27 +53,29 @@ def reason_of(status: int | None, known: Known) -> Exit:
     if known.killed:
         return Exit(known.killed, "ended by force")
     if status is None:
-        by_itself = "max_requests" if known.left and known.max_requests else "unknown"
-        return Exit(known.asked or ("shutdown" if known.stopping else by_itself), "")
+        by_itself = Reason.MAX_REQUESTS if known.left and known.max_requests else Reason.UNKNOWN
+        return Exit(known.asked or (Reason.SHUTDOWN if known.stopping else by_itself), "")
     number, code = status & 0x7F, status >> 8
     detail = _signal_name(number) if number else f"exit {code}"
     if known.aborted:
-        return Exit("deadline", f"{detail}: a slow client kept it") if known.client else Exit("timeout", detail)
+        if known.client:
+            return Exit(Reason.DEADLINE, f"{detail}: a slow client kept it")
+        return Exit(Reason.TIMEOUT, detail)
     if known.stopping:
-        return Exit("shutdown", detail)
+        return Exit(Reason.SHUTDOWN, detail)
     if number:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            return Exit(known.asked or "asked", detail)
+            return Exit(known.asked or Reason.ASKED, detail)
         if number == signal.SIGKILL and known.oom_kills:
-            return Exit("out_of_memory", detail)
-        return Exit(known.asked if known.terminated and known.asked else "crash_signal", detail)
+            return Exit(Reason.OUT_OF_MEMORY, detail)
+        return Exit(known.asked if known.terminated and known.asked else Reason.CRASH_SIGNAL, detail)
     if known.terminated and known.asked:
         return Exit(known.asked, detail)
     if not known.ready:
-        return Exit("boot_failure", detail)
+        return Exit(Reason.BOOT_FAILURE, detail)
     if code:
-        return Exit("exit_code", detail)
-    return Exit(known.asked or ("max_requests" if known.max_requests else "asked"), detail)
+        return Exit(Reason.EXIT_CODE, detail)
+    return Exit(known.asked or (Reason.MAX_REQUESTS if known.max_requests else Reason.ASKED), detail)
 
 
 def _signal_name(number: int) -> str:

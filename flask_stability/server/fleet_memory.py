@@ -18,7 +18,7 @@ from ..memory.policy import (
     learned_floor,
     limit_too_low,
 )
-from ..scoreboard import Scoreboard
+from ..scoreboard import Reason, Scoreboard
 from .restarts import Pace
 from .workers import Child
 
@@ -52,7 +52,7 @@ class FleetMemory:
         for child in children:
             if slot is not None and child.row is not None and child.row.slot == slot:
                 self._pressure.replaced(now)
-                child.ask("memory_pressure")
+                child.ask(Reason.MEMORY_PRESSURE)
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, private_bytes=rows[slot])
 
     def learn(self, now: float, children: list[Child]) -> None:

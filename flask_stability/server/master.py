@@ -128,8 +128,7 @@ def child_exit(server: Any, worker: Any) -> None:
         board, row = scoreboard.current(), worker.stability_row
         begun = row.words[scoreboard.W_STARTED_NS]
         uptime = (time.monotonic_ns() - begun) / 1e9 if begun else 0.0
-        reason = scoreboard.REASONS[row.words[scoreboard.W_RETIRE_REASON]] if (
-            row.words[scoreboard.W_RETIRE_REASON]) else "unknown"
+        reason = scoreboard.Reason.of(row.words[scoreboard.W_RETIRE_REASON]) or scoreboard.Reason.UNKNOWN
         board.add_restart(reason, worker.pid, uptime, row.slot)
         board.release(row)
         logs.process("worker_exit", worker_pid=worker.pid, reason=reason, uptime_s=round(uptime, 1))

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .. import logs, scoreboard
+from ..scoreboard import Reason
 from .replacement import Phase, Replacement
 from .workers import Child
 
@@ -42,7 +43,7 @@ class Reload:
         if any(child.serves() for child in children):
             for child in children:
                 if not child.ready_at and not child.term_at:
-                    child.kill("reload")  # it has not served yet, and never will
+                    child.kill(Reason.RELOAD)  # it has not served yet, and never will
         self.begun, self.stalled = True, False
         return True
 
@@ -62,7 +63,7 @@ class Reload:
 
     def under_way(self, state: Replacement) -> bool:
         """Whether newcomers are still awaited."""
-        return self.begun or (state.reason == "reload" and not self.stalled)
+        return self.begun or (state.reason is Reason.RELOAD and not self.stalled)
 
 
 def replaced_by_it(children: Collection[Child], newest: int) -> list[Child]:
@@ -72,10 +73,10 @@ def replaced_by_it(children: Collection[Child], newest: int) -> list[Child]:
     """
     old = [child for child in children if child.worker.age <= newest and not child.term_at and not child.killed]
     for child in old:
-        child.ask("reload")
+        child.ask(Reason.RELOAD)
     return old
 
 
 def closing(state: Replacement) -> bool:
     """Whether the last reload's old workers say goodbye."""
-    return state.phase is Phase.CLOSING and state.reason == "reload"
+    return state.phase is Phase.CLOSING and state.reason is Reason.RELOAD

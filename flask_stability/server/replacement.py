@@ -21,6 +21,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..scoreboard import Reason
+
 READY_TIMEOUT = 30.0  #: seconds a newcomer has at least to become ready
 BOOTS = 2.0  #: × the longest boot that was measured: so long it has
 MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
@@ -28,13 +30,14 @@ SILENT = 5.0  #: seconds without a sign of life after which a worker is taken fo
 NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
 COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
 #: Ended at once, without a newcomer.
-URGENT = frozenset({"memory_hard"})
+URGENT = frozenset({Reason.MEMORY_HARD})
 #: No good any more: goes even if no newcomer becomes ready.
-BROKEN = frozenset({"deadline", "stuck", "memory_hard", "memory_pressure", "open_files", "leaked_connections"})
+BROKEN = frozenset({Reason.DEADLINE, Reason.STUCK, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE, Reason.OPEN_FILES,
+                    Reason.LEAKED_CONNECTIONS})
 #: Serve little or nothing: all of them are replaced at once, as far as there is room for newcomers.
-USELESS = frozenset({"stuck", "leaked_connections"})
+USELESS = frozenset({Reason.STUCK, Reason.LEAKED_CONNECTIONS})
 #: Cannot answer its kept-alive connections well, or must not stay that long.
-NO_CLOSING = USELESS | {"memory_pressure"}
+NO_CLOSING = USELESS | {Reason.MEMORY_PRESSURE}
 
 
 class Phase(enum.Enum):
@@ -61,7 +64,7 @@ class Seen:
     """A worker as the master sees it.
 
     :ivar age: gunicorn's number of it, rising from worker to worker.
-    :ivar asked: the reason to replace it, "" for none.
+    :ivar asked: the reason to replace it.
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
     :ivar held: its only thread is kept by a long request.
@@ -71,7 +74,7 @@ class Seen:
     pid: int
     age: int
     ready: bool
-    asked: str = ""
+    asked: Reason = Reason.NONE
     term_at: float = 0.0
     ready_for: float = 0.0
     held: bool = False
@@ -90,7 +93,7 @@ class Replacement:
 
     phase: Phase = Phase.IDLE
     pids: frozenset[int] = frozenset()
-    reason: str = ""
+    reason: Reason = Reason.NONE
     since: float = 0.0
     quiet_until: float = 0.0
     covered: bool = True
@@ -107,7 +110,7 @@ class Step:
 
 def reloaded(old: Sequence[Seen], now: float) -> Replacement:
     """After a reload: the newcomers have been started, the old ones go once those are ready."""
-    return Replacement(Phase.SURGING, frozenset(seen.pid for seen in old), "reload", now)
+    return Replacement(Phase.SURGING, frozenset(seen.pid for seen in old), Reason.RELOAD, now)
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
@@ -156,7 +159,7 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
         # keeps, the youngest: the older ones are warm, and have the rows that were there first
         chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.row, seen.ready, not seen.asked,
                                                  seen.held, -seen.age))[:surplus]
-        return _close(state, tuple(seen.pid for seen in chosen), "scale", now,
+        return _close(state, tuple(seen.pid for seen in chosen), Reason.SCALE, now,
                       close_time if any(seen.ready for seen in chosen) else 0.0)
     asked = [seen for seen in alive if seen.asked]
     if not asked or now < state.quiet_until:
@@ -175,7 +178,7 @@ def _useless(asked: Sequence[Seen], first: Seen | None) -> list[Seen]:
     return [seen for seen in asked if seen is not first and seen.asked in USELESS]
 
 
-def _join(state: Replacement, more: Sequence[Seen], reason: str, now: float) -> Step:
+def _join(state: Replacement, more: Sequence[Seen], reason: Reason, now: float) -> Step:
     pids = tuple(seen.pid for seen in more)
     return Step(Action.SURGE, pids,
                 Replacement(Phase.SURGING, state.pids | set(pids), reason, now, state.quiet_until))
@@ -194,14 +197,14 @@ def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], 
             return Step(Action.TERM, gone, replace(state, pids=state.pids - set(gone)))
     if _covered(state, alive, base):
         return _close(state, going, state.reason, now, close_time)
-    if state.reason == "reload" or now - state.since <= patience:
+    if state.reason is Reason.RELOAD or now - state.since <= patience:
         return Step(Action.NOTHING, (), state)  # the old workers serve until the new ones can
     if state.reason in BROKEN:
         return Step(Action.TERM, going[:1], _idle(state))
     return Step(Action.GIVE_UP, going, Replacement(quiet_until=now + COOLDOWN))
 
 
-def _close(state: Replacement, pids: tuple[int, ...], reason: str, now: float, close_time: float, *,
+def _close(state: Replacement, pids: tuple[int, ...], reason: Reason, now: float, close_time: float, *,
            covered: bool = True) -> Step:
     if not close_time or reason in NO_CLOSING:
         return Step(Action.TERM, pids, _idle(state))

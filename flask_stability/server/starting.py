@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ..scoreboard import Reason
+
 #: Workers that ended before they were ready, while none ever was, after which the service ends; more for more workers.
 STILLBORN = 3
 BOOT_FAILED = 3  #: exit status, as gunicorn ends if a worker does not boot
@@ -37,7 +39,7 @@ def cannot_start(error: Exception) -> str:
     return what
 
 
-def stillborn(ends: list[str], workers: int) -> str:
+def stillborn(ends: list[Reason], workers: int) -> str:
     """Why to give a start up, "" not to.
 
     :param ends: why each worker ended that was never ready.

@@ -9,7 +9,7 @@ from typing import Any
 from .. import scoreboard as board
 from ..health import report
 from ..health.error_rate import NAME as ERRORS
-from ..scoreboard import REASONS, STATE_NAMES, Row, Scoreboard
+from ..scoreboard import STATE_NAMES, Reason, Row, Scoreboard
 
 
 def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def worker_block(row: Row, now: int) -> dict[str, Any]:
             "trend_bytes_per_min": round(trend) if math.isfinite(trend) else 0, "busy": int(words[board.W_BUSY]),
             "threads": int(words[board.W_THREADS]), "queue": int(words[board.W_QUEUE]), "requests": row.requests,
             "errors": row.errors,
-            "retiring": REASONS[reason] if 0 <= reason < len(REASONS) else "unknown"}
+            "retiring": Reason.of(reason)}
 
 
 def _since(then_ns: int, now_ns: int) -> float | None:

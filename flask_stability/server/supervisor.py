@@ -17,7 +17,7 @@ from .. import logs, scoreboard
 from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
-from ..scoreboard import CRASHES, Scoreboard
+from ..scoreboard import CRASHES, Reason, Scoreboard
 from . import exit_reasons, replacement, spare_workers
 from .commands import carry_out
 from .control import Listener, path_of
@@ -59,7 +59,7 @@ class Supervisor:
         self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
-        self._stillborn: list[str] = []
+        self._stillborn: list[Reason] = []
         self._degraded = False
         self._drain_until = self._rotated_at = self._rows_told_at = 0.0
         self._oom_kills = cgroup.oom_kills()
@@ -180,7 +180,7 @@ class Supervisor:
         for child in self.children.values():
             child.look(now)
             if not child.ready_at:
-                child.kill("shutdown")  # it would lose the SIGTERM, and be waited for
+                child.kill(Reason.SHUTDOWN)  # it would lose the SIGTERM, and be waited for
             elif stopped(child.pid):
                 child.send(signal.SIGCONT)
 
@@ -188,8 +188,9 @@ class Supervisor:
         """See `Supervision`."""
         for child in self.children.values():
             if child.pid == pid:
-                timeout = "timeout" if getattr(child.worker, "aborted", False) else ""
-                return child.killed or timeout or ("shutdown" if self.stopping else "")
+                aborted = bool(getattr(child.worker, "aborted", False))
+                reason = child.killed or (Reason.TIMEOUT if aborted else Reason.SHUTDOWN if self.stopping else None)
+                return str(reason or "")
         return ""
 
     # -- called by the hooks -------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class Supervisor:
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
-        if reason == "boot_failure" and self.state.reason == "reload":
+        if reason is Reason.BOOT_FAILURE and self.state.reason is Reason.RELOAD:
             self.reloads.stall()
 
     def _reason_of(self, child: Child) -> exit_reasons.Exit:
@@ -263,7 +264,7 @@ class Supervisor:
     def _tell_systemd(self, now: float) -> None:
         if not self.notifier.wanted or self.arbiter.predecessor:
             return  # after SIGUSR2 the first master speaks, as long as it is there
-        waits = self.state.reason == "reload"
+        waits = self.state.reason is Reason.RELOAD
         self.notifier.follow(Service(
             sum(bool(child.ready_at) and not child.term_at for child in self.children.values()), self.arbiter.base,
             ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state),
@@ -329,9 +330,9 @@ class Supervisor:
 
     def _seen(self, child: Child, now: float) -> replacement.Seen:
         asked = child.asked
-        if (asked == "memory_growth" and not self._growth.allowed(now)) or (
+        if (asked is Reason.MEMORY_GROWTH and not self._growth.allowed(now)) or (
                 self._upgrading() and asked not in replacement.BROKEN):
-            asked = ""
+            asked = Reason.NONE
         return replacement.Seen(child.pid, child.worker.age, bool(child.ready_at), asked, child.term_at,
                                 now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
 
@@ -360,7 +361,7 @@ class Supervisor:
             if step.action is Action.TERM:
                 self._terminate(child, now)
             elif step.action is Action.KILL:
-                child.kill(child.asked or "asked")
+                child.kill(child.asked or Reason.ASKED)
             elif step.action is Action.CLOSE:
                 child.close_connections()
             logs.process("replacement", action=step.action.name.lower(), worker_pid=child.pid,
@@ -376,7 +377,7 @@ class Supervisor:
         child.close_connections()
         if child.row is not None:
             child.row.orders[scoreboard.O_RETIRE_SINCE_NS] = time.monotonic_ns()
-        if child.asked == "memory_growth":
+        if child.asked is Reason.MEMORY_GROWTH:
             self._growth.replaced(now)
             self.words[scoreboard.M_GROWTH_AFTER_NS] = int(self._growth.until * 1e9)
             self.words[scoreboard.M_GROWTH_PATIENCE] = int(now - child.started < SETTLED)

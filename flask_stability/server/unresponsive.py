@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from .. import logs, scoreboard
 from ..config import Settings
+from ..scoreboard import Reason
 from . import replacement
-from .guard import TELL_STACKS
+from .guard.requests import TELL_STACKS
 from .gunicorn.arbiter import STARVED
 from .workers import Child, stopped
 
@@ -42,11 +43,11 @@ class Unresponsive:
             logs.process("worker_frozen", level="ERROR", worker_pid=child.pid, again=child.thawed,
                          stopped_s=round(now - child.stopped_at, 1))
             if child.thawed:
-                child.kill("frozen")
+                child.kill(Reason.FROZEN)
                 continue
             child.thawed = True
             if not child.asked:
-                child.ask("frozen")
+                child.ask(Reason.FROZEN)
             child.send(signal.SIGCONT)
 
     def silent(self, now: float, children: list[Child]) -> None:
@@ -65,4 +66,4 @@ class Unresponsive:
             if seconds > most and not child.stopped_at and not child.asked:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
                 child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
-                child.ask("stuck")
+                child.ask(Reason.STUCK)

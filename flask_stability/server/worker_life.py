@@ -99,7 +99,7 @@ def _start_guard(worker: Any) -> None:
         worker, board, row, process.settings, int(worker.cfg.workers),
         supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
         connections=getattr(worker, "stability_connections", None))
-    signal.signal(signal.SIGUSR2, lambda *_: guard.ask_collect())
+    signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
     guard.start()
@@ -118,7 +118,7 @@ def _leave_well(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
         leave = leave_well(worker, last)
         if process.guard is not None:
-            process.guard.leave = leave
+            process.guard.closing.leave = leave
 
 
 def _watch_forks(worker: Any) -> None:
@@ -154,7 +154,7 @@ def worker_exit(server: Any, worker: Any) -> None:
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
     extension.stop_process()
     if process.guard is not None:
-        contained("worker_exit", process.guard.last_words, ())
+        contained("worker_exit", process.guard.memory.last_words, ())
     if in_flight() and not worker.alive and getattr(worker, "tpool", None) is not None:
         tell_cut()
         sys.stderr.flush()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import scoreboard
-from ..scoreboard import CODE, REASONS, Row
+from ..scoreboard import Reason, Row
 
 
 @dataclass(eq=False)
@@ -21,16 +21,16 @@ class Child:
     :ivar started, term_at, ready_at: monotonic seconds; 0.0 = not yet.
     :ivar stopped_at: when it was first seen stopped by a signal; 0.0 = it is not.
     :ivar thawed: it was stopped, and we let it go on.
-    :ivar asked: the reason to replace it, "" for none.
-    :ivar killed: the reason we killed it for, "" if we did not.
+    :ivar asked: the reason to replace it.
+    :ivar killed: the reason we killed it for.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
     worker: Any
     row: Row | None
     started: float
-    asked: str = ""
-    killed: str = ""
+    asked: Reason = Reason.NONE
+    killed: Reason = Reason.NONE
     term_at: float = 0.0
     ready_at: float = 0.0
     stopped_at: float = 0.0
@@ -51,16 +51,16 @@ class Child:
             return
         if not self.ready_at and row.words[scoreboard.W_STATE] >= scoreboard.STATE_READY:
             self.ready_at = row.words[scoreboard.W_READY_NS] / 1e9 or now
-        said = _name(row.words[scoreboard.W_RETIRE_REASON])
-        if not self.asked or said == "memory_hard":
+        said = Reason.of(row.words[scoreboard.W_RETIRE_REASON])
+        if not self.asked or said is Reason.MEMORY_HARD:
             self.ask(said)
 
-    def ask(self, reason: str) -> None:
+    def ask(self, reason: Reason) -> None:
         """It is to be replaced."""
         if reason:
             self.asked = reason
             if self.row is not None:
-                self.row.orders[scoreboard.O_RETIRE_REASON] = CODE[reason]
+                self.row.orders[scoreboard.O_RETIRE_REASON] = reason.code
 
     def close_connections(self) -> None:
         """From now on it answers with ``Connection: close``."""
@@ -96,7 +96,7 @@ class Child:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, number)
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: Reason) -> None:
         """SIGKILL."""
         self.killed = reason
         self.send(signal.SIGKILL)
@@ -121,7 +121,3 @@ def state(pid: int) -> str:
         return "" if os.path.isdir("/proc/self") else "?"
     except (OSError, IndexError):
         return "?"
-
-
-def _name(code: int) -> str:
-    return REASONS[code] if 0 < code < len(REASONS) else ""

@@ -15,7 +15,7 @@ from flask_stability.database.drivers import make_driver
 from flask_stability.database.pool import Pool
 from flask_stability.dberrors import ErrorClass
 from flask_stability.exceptions import DatabaseUnavailable
-from flask_stability.operate.check_db import check_db
+from flask_stability.operate.database_checks import check_db
 from support_db import MariaDB, dbapi
 
 pytestmark = [pytest.mark.long, pytest.mark.pymysql_too]

@@ -81,7 +81,7 @@ def test_buckets_are_cumulative_and_counters_never_fall_when_workers_end() -> No
     before = _samples(board)
     for row in list(board.live()):
         board.release(row)
-        board.add_restart("memory", 10, 1.0, row.slot)
+        board.add_restart(sb.Reason.MEMORY, 10, 1.0, row.slot)
         assert board.allocate(9) is not None
         after = _samples(board)
         for key, value in before.items():

@@ -52,7 +52,7 @@ def _service() -> Scoreboard:
     crashed = _worker(board, 10)
     crashed.observe("GET", "orders", 500, 3_000_000)
     board.release(crashed)
-    board.add_restart("crash_signal", 10, 12.5, 0, "SIGSEGV")
+    board.add_restart(sb.Reason.CRASH_SIGNAL, 10, 12.5, 0, "SIGSEGV")
     first = _worker(board, 11, memory=_result(shared=False, critical=False),
                     database=_result("warn", note="slow", detail={"latency_ms": 410.0}),
                     disk=_result(critical=False, detail=disk), response_time=_result(critical=False),

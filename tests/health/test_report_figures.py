@@ -45,7 +45,7 @@ def test_restarts_by_reason_classes_and_percentiles_are_of_all_workers() -> None
         (first, second)[number % 2].observe("GET", "orders", (200, 302, 404, 500, 0)[number % 5],
                                             (number + 1) * 10_000_000)
     before = report.build(board, Settings())["detailed"]
-    for reason in ("crash_signal", "memory", "crash_signal"):
+    for reason in (sb.Reason.CRASH_SIGNAL, sb.Reason.MEMORY, sb.Reason.CRASH_SIGNAL):
         board.add_restart(reason, 11, 100.0, first.slot)
     board.release(first)
     after = report.build(board, Settings())["detailed"]

@@ -14,6 +14,7 @@ from typing import Any
 import requests
 
 from flask_stability import processes
+from flask_stability.operate.control import ask
 from flask_stability.scoreboard import (
     M_RELOADS,
     O_RETIRE_SINCE_NS,
@@ -23,7 +24,7 @@ from flask_stability.scoreboard import (
     Scoreboard,
     board_files,
 )
-from flask_stability.server import control
+from flask_stability.server.control import path_of
 from support import Server, wait_until
 
 SOURCE = '''
@@ -117,7 +118,7 @@ class Supervised(Server):
 
     def retire(self, pid: int) -> None:
         """As the command line does it."""
-        control.ask(control.path_of(self.board().path or ""), {"command": "retire", "pid": pid}, timeout=60)
+        ask(path_of(self.board().path or ""), {"command": "retire", "pid": pid}, timeout=60)
 
     def retired(self, pid: int, timeout: float = 40.0) -> None:
         """Wait until a worker is gone."""

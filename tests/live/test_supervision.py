@@ -38,7 +38,7 @@ from flask_stability.scoreboard import (
     Scoreboard,
     board_files,
 )
-from flask_stability.server.guard import HANGS
+from flask_stability.server.guard.one_thread import HANGS
 from flask_stability.server.hooks import ARITY
 from support import Load, runs, wait_until
 

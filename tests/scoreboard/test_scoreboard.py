@@ -250,7 +250,7 @@ def test_five_hundred_workers_over_time_fit_into_a_few_rows() -> None:
         row.observe("POST", "orders", 201, 5000)
         row.checks.write_json({"age": age})
         board.release(row)
-        board.add_restart("memory", 1000 + age, 1.0, row.slot)
+        board.add_restart(sb.Reason.MEMORY, 1000 + age, 1.0, row.slot)
     totals = board.totals()
     assert totals.requests == 500
     assert totals.restarts == {"memory": 500}

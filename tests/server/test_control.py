@@ -15,10 +15,11 @@ import pytest
 
 from flask_stability import scoreboard as sb
 from flask_stability.health import report
+from flask_stability.operate.control import ask
 from flask_stability.scoreboard import Scoreboard
 from flask_stability.server import control
 from flask_stability.server.commands import carry_out
-from flask_stability.server.control import CLIENTS, MOST, ControlError, Listener, ask
+from flask_stability.server.control import CLIENTS, MOST, ControlError, Listener
 from support import fork, wait_until
 
 DEEP = "a-folder-with-a-long-name/" * 5  # an address of a Unix socket has 107 bytes
@@ -57,7 +58,7 @@ def listener(path: str) -> Iterator[Listener]:
 
 def _connect(path: str) -> socket.socket:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with control._reachable(path) as name:
+    with control.reachable(path) as name:
         link.connect(name)
     return link
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flask_stability.scoreboard import Reason
 from flask_stability.server import replacement
 from flask_stability.server.replacement import Action, Phase, Replacement, Seen, next_step
 
@@ -70,7 +71,7 @@ class World:
         if self.boots:
             self.workers = {pid: replace(seen, ready=True, ready_for=1.0) for pid, seen in self.workers.items()}
 
-    def ask(self, reason: str = "memory") -> None:
+    def ask(self, reason: Reason = Reason.MEMORY) -> None:
         pid = min(self.serving, default=None)
         if pid is not None:
             self.workers[pid] = replace(self.workers[pid], asked=reason)
@@ -78,7 +79,7 @@ class World:
     def leak(self) -> None:
         pid = max(self.serving, default=None)
         if pid is not None:
-            self.workers[pid] = replace(self.workers[pid], asked="leaked_connections")
+            self.workers[pid] = replace(self.workers[pid], asked=Reason.LEAKED_CONNECTIONS)
 
     def crash(self) -> None:
         if self.workers:
@@ -87,7 +88,7 @@ class World:
     def hup(self) -> None:
         old = [seen for seen in self.workers.values() if not seen.term_at]
         for seen in old:
-            self.workers[seen.pid] = replace(seen, asked="reload")
+            self.workers[seen.pid] = replace(seen, asked=Reason.RELOAD)
         self.state = replacement.reloaded(old, self.now)
         for _ in range(self.base):
             self.spawn()
@@ -161,7 +162,7 @@ def test_one_surge_at_a_time() -> None:
     """Four workers that ask at once are replaced one after the other."""
     world = World(base=4)
     for pid in list(world.workers):
-        world.workers[pid] = replace(world.workers[pid], asked="memory")
+        world.workers[pid] = replace(world.workers[pid], asked=Reason.MEMORY)
     most = 0
     for _ in range(60):
         world.boot()
@@ -175,7 +176,7 @@ def test_one_surge_at_a_time() -> None:
 def test_workers_that_serve_nothing_are_replaced_together_as_far_as_there_is_room(room: int, together: int) -> None:
     """Four whose pools are gone: each goes as soon as a newcomer is ready for it, and no sooner."""
     world = World(base=4, room=room)
-    world.workers = {pid: replace(seen, asked="leaked_connections") for pid, seen in world.workers.items()}
+    world.workers = {pid: replace(seen, asked=Reason.LEAKED_CONNECTIONS) for pid, seen in world.workers.items()}
     assert world.tick() is Action.SURGE
     assert len(world.workers) == 4 + together
     newest = max(world.workers)
@@ -189,10 +190,10 @@ def test_workers_that_serve_nothing_are_replaced_together_as_far_as_there_is_roo
 def test_a_worker_that_serves_nothing_joins_those_that_are_being_replaced() -> None:
     """Its pool is gone a moment later; one that is asked for another reason waits."""
     world = World(base=4, room=2)
-    world.ask("stuck")
+    world.ask(Reason.STUCK)
     world.tick()
-    world.workers[2] = replace(world.workers[2], asked="memory_growth")
-    world.workers[3] = replace(world.workers[3], asked="leaked_connections")
+    world.workers[2] = replace(world.workers[2], asked=Reason.MEMORY_GROWTH)
+    world.workers[3] = replace(world.workers[3], asked=Reason.LEAKED_CONNECTIONS)
     assert world.tick() is Action.SURGE
     assert world.state.pids == {1, 3}
     assert world.tick() is Action.NOTHING
@@ -203,7 +204,7 @@ def test_a_worker_that_serves_nothing_joins_those_that_are_being_replaced() -> N
 def test_workers_that_serve_nothing_go_one_by_one_if_no_newcomer_boots() -> None:
     """What little they serve is better than nothing at all."""
     world = World(base=4, room=4, boots=False)
-    world.workers = {pid: replace(seen, asked="stuck") for pid, seen in world.workers.items()}
+    world.workers = {pid: replace(seen, asked=Reason.STUCK) for pid, seen in world.workers.items()}
     while Action.TERM not in world.steps:
         world.tick()
     assert len(world.serving) == 3
@@ -214,7 +215,7 @@ def test_workers_that_serve_nothing_go_one_by_one_if_no_newcomer_boots() -> None
 def test_newcomer_that_does_not_boot_is_given_up_and_the_old_worker_stays() -> None:
     """After the ready timeout the newcomer goes, the worker serves on, and it is tried again later."""
     world = World(boots=False)
-    world.ask("memory_growth")
+    world.ask(Reason.MEMORY_GROWTH)
     for _ in range(40):
         world.tick()
     assert world.serving == [1, 2]
@@ -227,7 +228,7 @@ def test_newcomer_that_does_not_boot_is_given_up_and_the_old_worker_stays() -> N
 def test_broken_worker_goes_even_without_a_newcomer() -> None:
     """Who does not answer any more is no loss."""
     world = World(boots=False)
-    world.ask("stuck")
+    world.ask(Reason.STUCK)
     for _ in range(40):
         world.tick()
     assert world.serving == [2]
@@ -238,7 +239,7 @@ def test_hard_memory_limit_is_immediate_even_in_the_middle_of_another_replacemen
     world = World()
     world.ask()
     world.tick()
-    world.workers[2] = replace(world.workers[2], asked="memory_hard")
+    world.workers[2] = replace(world.workers[2], asked=Reason.MEMORY_HARD)
     assert world.tick() is Action.TERM
     assert world.workers[2].term_at
 
@@ -258,7 +259,7 @@ def test_reload_keeps_the_old_workers_until_all_new_ones_serve() -> None:
 def test_ttou_in_mid_surge_ends_the_worker_that_was_to_go() -> None:
     """gunicorn alone would have ended the oldest, and left the one that asked to go."""
     world = World(base=2)
-    world.workers[2] = replace(world.workers[2], asked="memory")
+    world.workers[2] = replace(world.workers[2], asked=Reason.MEMORY)
     world.tick()
     world.ttou()
     world.settle()

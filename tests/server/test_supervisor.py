@@ -20,6 +20,7 @@ from flask_stability.scoreboard import (
     W_HEARTBEAT_NS,
     W_STATE,
     W_THREADS,
+    Reason,
     Scoreboard,
 )
 from flask_stability.server import spare_workers
@@ -92,9 +93,10 @@ def test_a_worker_past_its_timeout_has_time_for_its_stacks_however_often_the_mas
 
 
 @pytest.mark.parametrize(("state", "seconds", "asked"), [
-    (STATE_READY, 2.9, ""), (STATE_READY, 3.1, "stuck"), (STATE_STOPPING, 34.0, ""), (STATE_STOPPING, 36.0, "stuck")])
+    (STATE_READY, 2.9, Reason.NONE), (STATE_READY, 3.1, Reason.STUCK), (STATE_STOPPING, 34.0, Reason.NONE),
+    (STATE_STOPPING, 36.0, Reason.STUCK)])
 def test_a_worker_that_leaves_by_itself_is_given_the_time_of_one_that_was_told_to(state: int, seconds: float,
-                                                                                 asked: str) -> None:
+                                                                                 asked: Reason) -> None:
     """It gives no sign of life while its interpreter ends; all that serve nobody may do so at once."""
     board, now = Scoreboard.anonymous(1), time.monotonic()
     row = board.allocate(1)

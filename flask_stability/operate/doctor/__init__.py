@@ -15,8 +15,9 @@ from ...config import load_dotenv
 from ...exceptions import ConfigError
 from ...memory import cgroup
 from .. import inspect as facts
-from ..check_db import Finding, of_service, status_of
+from ..check_db import of_service
 from ..find_service import config_option, gunicorn_arguments
+from ..finding import Finding, status_of
 from . import configuration, machine
 
 

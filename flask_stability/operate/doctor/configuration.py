@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from ...config_types import SHORTEST_TOKEN
 from ...memory.policy import default_limit, limit_too_low
 from ...server.timeouts import breaches
-from ..check_db import Finding
+from ..finding import Finding
 from ..inspect import Facts
 
 MB = 1 << 20

@@ -20,7 +20,7 @@ from packaging.version import InvalidVersion, Version
 
 from ... import scoreboard
 from ...server.gunicorn.port_in_use import listener
-from ..check_db import Finding
+from ..finding import Finding
 from ..inspect import Facts
 
 MB = 1 << 20

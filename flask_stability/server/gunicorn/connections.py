@@ -141,7 +141,7 @@ class Connections:
         """Have requests that wait judged."""
         self.admission = admission
 
-    def look(self, now: float) -> None:
+    def admission_look(self, now: float) -> None:
         """From the guard, now and then."""
         if self.admission is not None:
             self.admission.look(now)

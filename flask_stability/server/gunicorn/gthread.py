@@ -217,11 +217,11 @@ class Threaded(Connections):
         if not pool._threads and type(pool._work_queue) is queue.SimpleQueue and not pool._work_queue.qsize():
             self._queue = pool._work_queue = WorkQueue(self)
 
-    def look(self, now: float) -> None:
+    def admission_look(self, now: float) -> None:
         """See `Connections`."""
         if self._queue is not None and self._queue.watchful and not self._queue.qsize():
             self.nobody_waits()
-        super().look(now)
+        super().admission_look(now)
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""

@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from flask_stability.config import Settings
-from flask_stability.operate.check_db import check_db, status_of
 from flask_stability.operate.cli import stability
+from flask_stability.operate.database_checks import check_db
+from flask_stability.operate.finding import status_of
 from support import ROOT, free_port
 from support_db import MariaDB
 

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from flask_stability.config import Settings
-from flask_stability.operate.check_db import Finding
 from flask_stability.operate.cli import stability
 from flask_stability.operate.doctor import _database, configuration, machine
+from flask_stability.operate.finding import Finding
 from flask_stability.operate.inspect import AppFacts, Facts
 from support import Server
 

@@ -1,0 +1,70 @@
+"""A worker's memory and open files: garbage is collected, and the worker replaced before either runs out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ... import logs, scoreboard
+from ...config import Settings
+from ...memory import autopsy, collect
+from ...memory.sampler import Action, MemoryWatch
+from ...memory.trackers import descriptors
+from ...scoreboard import Reason, Row, Scoreboard
+from ..descriptors import Filling, limit, make_room
+from ..gunicorn.connections import clients
+from .retirement import Retirement
+
+
+class Memory:
+    """That of one worker.
+
+    :param workers: how many the service has.
+    :param handover: seconds from the request for a replacement to the first request that it takes.
+    """
+
+    def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int, handover: float,
+                 retirement: Retirement) -> None:
+        self._worker, self._row, self._retirement = worker, row, retirement
+        self._watch = MemoryWatch(settings, row, board=board, workers=workers, handover=handover)
+        self._filling, self._count_at = Filling(descriptors()), 0.0
+        self._collect_asked = False
+
+    def ask_collect(self) -> None:
+        """From a signal handler: collect garbage at the next look."""
+        self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
+
+    def next_interval(self) -> float:
+        """Seconds until the next sample is due."""
+        return self._watch.next_interval()
+
+    def collect(self, now: float) -> None:
+        """Collect garbage if that was asked for."""
+        if self._collect_asked:
+            self._collect_asked = False
+            freed = collect()
+            self._row.add(scoreboard.W_GC_RUNS)
+            self._row.add(scoreboard.W_GC_FREED, max(0, freed))
+            logs.process("garbage_collected", freed_bytes=freed, rss_bytes=int(self._row.words[scoreboard.W_RSS]))
+
+    def look_at_memory(self, now: float) -> None:
+        """Take a sample, and do what follows from it."""
+        decision = self._watch.tick(now)
+        if decision.action in (Action.RETIRE, Action.RETIRE_NOW):
+            self._retirement.ask(decision.reason, decision.text)
+
+    def descriptors(self, now: float) -> None:
+        """More and more files or sockets are open: out of them, a worker could not even accept a connection."""
+        if now < self._count_at or self._row.words[scoreboard.W_RETIRE_REASON]:
+            return
+        told = self._filling.look(descriptors(), clients(self._worker), limit())
+        self._count_at = now + 1000 * (time.monotonic() - now)  # counting takes longer the more there are
+        if told:
+            make_room()
+            self._retirement.ask(Reason.OPEN_FILES, told)
+
+    def last_words(self) -> None:
+        """After the last answer: what a worker was holding that had to go for its memory or its open files."""
+        reason = self._retirement.reason
+        if reason.startswith("memory") or reason is Reason.OPEN_FILES:
+            logs.error("memory_autopsy", level="WARNING", **autopsy.report(reason))

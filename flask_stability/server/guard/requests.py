@@ -1,0 +1,78 @@
+"""Requests in flight: past their deadline, long, or about to be cut."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+from typing import Any
+
+from ... import logs, scoreboard
+from ...errors import own_line
+from ...errors.report import request_fields, stack_of
+from ...request import RequestRecord, in_flight
+from ...scoreboard import Reason, Row
+from ...signals import request_overdue, send
+from ..slow_clients import SlowClients
+from .retirement import Retirement
+
+SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
+MOST_SHOWN = 20
+#: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
+TELL_STACKS = signal.SIGURG
+
+
+class Requests:
+    """Those of one worker.
+
+    :param clients: its slow clients, None where they are not watched.
+    """
+
+    def __init__(self, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
+        self._row, self._clients, self._retirement = row, clients, retirement
+        self._hung, self._hung_at = 0, 0.0
+
+    def requests(self, now: float) -> None:
+        """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
+        for record in in_flight():
+            if record.deadline and now > record.deadline and not record.response_started and not record.overdue:
+                if self._clients is not None and self._clients.overdue(now, record):
+                    continue
+                record.overdue = True
+                self._row.add(scoreboard.W_OVERDUE)
+                logs.error("request_overdue", level="CRITICAL", **request_fields(record),
+                           stack=stack_of(record.thread_id))
+                self._retirement.ask(Reason.DEADLINE, f"a request is past its deadline: {record.path[:200]}")
+                send(request_overdue, "flask_stability", request_id=record.id, path=record.path,
+                     seconds=record.seconds())
+
+    def show_hung(self, now: float) -> None:
+        """Requests that take long and have not begun to answer, the longest first, for the health document."""
+        if now - self._hung_at < 1.0:
+            return
+        self._hung_at = now
+        found = sorted((record for record in in_flight() if record.seconds() > SHOWN_AFTER
+                        and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
+        if found or self._hung:
+            entries = [{"method": record.method[:16], "route": record.route[:200], "path": record.path[:200],
+                        "started_ns": record.started_ns, "request_id": record.id,
+                        "where": own_line.of_thread(record.thread_id)} for record in found[:MOST_SHOWN]]
+            while not self._row.hung.write_json(entries) and entries:
+                entries.pop()
+        self._hung = len(found)
+
+
+def tell_stacks_on_demand() -> None:
+    """`TELL_STACKS` writes the stacks of all threads to error.log, in C: also while no thread of Python's runs."""
+    faulthandler.register(TELL_STACKS, file=logs.error_file(), all_threads=True)
+
+
+def tell_cut() -> None:
+    """Log every request in flight with its stack: it is about to be cut."""
+    for record in in_flight():
+        if not record.taken_ns:
+            logs.error("request_cut", **request_fields(record), stack=stack_of(record.thread_id))
+
+
+def with_stack(record: RequestRecord) -> dict[str, Any]:
+    """The fields of a request, and where its thread is."""
+    return {**request_fields(record), "stack": stack_of(record.thread_id)[-8:]}
