@@ -21,6 +21,7 @@ class _Judge:
     def __init__(self) -> None:
         self.newest, self.alert = False, False
         self.told = 0
+        self.told_of: list[Exception] = []
 
     def arrival(self, item: Any) -> tuple[int, float]:
         return getattr(item.args[0], "kind", NORMAL), item.since
@@ -49,7 +50,7 @@ class _Judge:
 
 def _pool(judge: _Judge, threads: int = 1) -> tuple[ThreadPoolExecutor, WorkQueue]:
     pool = ThreadPoolExecutor(threads)
-    work = pool._work_queue = WorkQueue(judge)  # type: ignore[assignment]
+    work = pool._work_queue = WorkQueue(judge, judge.told_of.append)  # type: ignore[assignment]
     return pool, work
 
 
@@ -112,9 +113,9 @@ def test_what_is_taken_out_leaves_the_rest_to_be_served() -> None:
         pool.submit(done.append, 7)
         wait_until(lambda: done == [4, 7])
     with pytest.raises(queue.Empty):
-        WorkQueue(judge).get(timeout=0.01)
+        WorkQueue(judge, judge.told_of.append).get(timeout=0.01)
     with pytest.raises(queue.Empty):
-        WorkQueue(judge).get_nowait()
+        WorkQueue(judge, judge.told_of.append).get_nowait()
 
 
 def test_the_judge_hears_when_nobody_waits_any_more() -> None:
@@ -153,3 +154,24 @@ def test_the_pool_can_be_emptied() -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in futures)
     go.set()
+
+
+def test_a_judge_that_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are served, in their order, and the exceptions are told."""
+    judge, done = _Judge(), list[int]()
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    for name in ("arrival", "next", "admit", "alone", "overdue"):
+        monkeypatch.setattr(judge, name, fail)
+    pool, work = _pool(judge)
+    with pool:
+        go = _blocked(pool)
+        for number in range(5):
+            pool.submit(done.append, number)
+        assert work.overdue() == []
+        time.sleep(0.05)
+        go.set()
+    assert done == [0, 1, 2, 3, 4]
+    assert {type(error) for error in judge.told_of} == {MemoryError}

@@ -19,6 +19,7 @@ from typing import Any
 
 from ... import logs, presence
 from ...config import Settings
+from ...errors import report
 from ...errors.problem import HTML, PROBLEM, page, problem_body
 from ...presence import gone
 from ...request import held
@@ -209,6 +210,11 @@ class Admission:
                          routes={f"{one.method} {one.endpoint}".strip(): number
                                  for one, number in refused.most_common(5)})
             self._began = None
+
+
+def tell_failure(error: Exception) -> None:
+    """Record what went wrong in here: the request is served all the same."""
+    report.record(error, event="internal_error")
 
 
 def _networks(cfg: Any) -> tuple[bool, list[Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from ...request import waited
 from ..queue_delay import Line
 from ..routes import Route
-from .admission import SAMPLE, SOON, Admission
+from .admission import SAMPLE, SOON, Admission, tell_failure
 from .connections import Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import UNKNOWN, backlog, knocking, let_go
@@ -215,7 +215,10 @@ class Threaded(Connections):
         self.admission = admission
         pool = self.worker.tpool
         if not pool._threads and type(pool._work_queue) is queue.SimpleQueue and not pool._work_queue.qsize():
-            self._queue = pool._work_queue = WorkQueue(self)
+            self._queue = pool._work_queue = WorkQueue(self, tell_failure)
+        else:
+            self.worker.log.warning("flask_stability: under overload requests are served in the order of arrival; "
+                                    "this Python's thread pool has not the queue that is known")
 
     def admission_look(self, now: float) -> None:
         """See `Connections`."""
@@ -274,15 +277,13 @@ class Threaded(Connections):
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
         connection.stability_head = head
-        if self._queue is not None and self.admission is not None:
+        work = self._queue
+        if work is not None:
             self._looks += 1
-            if self._queue.watchful or not self._looks % SAMPLE:
-                self._queue.age = self.admission.age(connection.sock, head, connection.client)
-            else:
-                self._queue.age = 0.0
+            work.age = self._age(connection) if work.watchful or not self._looks % SAMPLE else 0.0
         self._enqueue(connection)
-        if self._queue is not None and self._queue.watchful:
-            self._late.extend(self._queue.overdue())
+        if work is not None and work.watchful:
+            self._late.extend(work.overdue())
             self._refuse()
         if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
             self._hurried = time.monotonic()
@@ -323,6 +324,14 @@ class Threaded(Connections):
         """Class and arrival of a connection that has to wait."""
         assert self.admission is not None
         return self._route(item.args[0]).kind, float(item.since)
+
+    def _age(self, connection: Any) -> float:
+        assert self.admission is not None
+        try:
+            return self.admission.age(connection.sock, connection.stability_head, connection.client)
+        except Exception as error:
+            tell_failure(error)
+            return 0.0
 
     def _route(self, connection: Any) -> Route:
         assert self.admission is not None
@@ -394,7 +403,11 @@ class Threaded(Connections):
             item = self._late.popleft()
             connection = item.args[0]
             sock, connection.sock = connection.sock, _NoSocket()
-            linger = self.admission.refuse(sock, connection.stability_head, connection.stability_route)
+            try:
+                linger = self.admission.refuse(sock, connection.stability_head, connection.stability_route)
+            except Exception as error:
+                tell_failure(error)
+                linger = False
             item.future.cancel()
             if linger:
                 self.refused(sock)

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from ...request import waited
-from .admission import SAMPLE, SOON, Admission
+from .admission import SAMPLE, SOON, Admission, tell_failure
 from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import backlog, knocking, let_go
@@ -67,8 +67,11 @@ class Single(Connections):
         return True
 
     def _serve(self, waiting: Waiting) -> None:
-        if self.admission is not None and not self._admits(self.admission, waiting):
-            return
+        try:
+            if self.admission is not None and not self._admits(self.admission, waiting):
+                return
+        except Exception as error:
+            tell_failure(error)
         waiting.sock.setblocking(True)
         self.worker.handle(waiting.listener, waiting.sock, waiting.address)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..queue_delay import Line
+from ..queue_delay import NORMAL, Line
 from .admission import SOON
 
 TURN: Any = object()  #: somebody waits in the line
@@ -48,15 +49,16 @@ class Judge(Protocol):
 class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
     """What `concurrent.futures.ThreadPoolExecutor` puts its work into, as far as its threads can tell.
 
-    :param judge: says what a work item is and what becomes of it.
+    :param judge: says what a work item is and what becomes of it. Where it fails, requests are served all the same.
+    :param tell: told of an exception of its.
     :ivar line: those that wait, under `lock`.
     :ivar watchful: requests have waited of late.
     :ivar age: seconds for which the next item has waited before it is put.
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, tell: Callable[[Exception], object]) -> None:
         super().__init__()
-        self._judge = judge
+        self._judge, self._tell = judge, tell
         self.line: Line[Any] = Line()
         self.lock = threading.Lock()
         self.watchful = False
@@ -100,7 +102,11 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
             self._put(None)
 
     def _add(self, item: Any) -> None:
-        kind, arrived = self._judge.arrival(item)
+        try:
+            kind, arrived = self._judge.arrival(item)
+        except Exception as error:
+            self._tell(error)
+            kind, arrived = NORMAL, item.since
         self.line.add(kind, arrived, item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
@@ -120,7 +126,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
                         self.watchful = self._judge.watchful()
                     return item
                 self.watchful = True
-                if self._judge.alone(item):
+                if self._admits(item, None):
                     return item
             elif (item := self._choose()) is not None:
                 return item
@@ -133,20 +139,35 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         while True:
             with self.lock:
                 before = self.line.number
-                found = self._judge.next(self.line)
+                try:
+                    found = self._judge.next(self.line)
+                except Exception as error:
+                    self._tell(error)
+                    found = self.line.next(newest=False)
                 self._spare_turns += before - self.line.number - turns
                 turns = 0
                 self.watchful = self._judge.watchful()
             if found is None:
                 return None
             arrived, item = found
-            if self._judge.admit(item, arrived):
+            if self._admits(item, arrived):
                 return item
+
+    def _admits(self, item: Any, arrived: float | None) -> bool:
+        try:
+            return self._judge.alone(item) if arrived is None else self._judge.admit(item, arrived)
+        except Exception as error:
+            self._tell(error)
+            return True
 
     def overdue(self) -> list[Any]:
         """Take those that have waited too long."""
         with self.lock:
-            found = self._judge.overdue(self.line)
+            try:
+                found = self._judge.overdue(self.line)
+            except Exception as error:
+                self._tell(error)
+                found = []
             self._spare_turns += len(found)
         return found
 
