@@ -114,24 +114,29 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
 
         :raises queue.Empty: as in the queue that this stands for.
         """
+        item = self._get(block, timeout)
+        if item is None or (item is not TURN and _now() - item.since < SOON and not self.watchful):
+            return item
         until = _now() + timeout if timeout is not None else 0.0
-        while True:
-            item = self._get(block, timeout)
-            if item is None:
-                return None
-            if item is not TURN:
-                if _now() - item.since < SOON:
-                    if self.watchful:
-                        self._judge.nobody_waits()
-                        self.watchful = self._judge.watchful()
-                    return item
-                self.watchful = True
-                if self._admits(item, None):
-                    return item
-            elif (item := self._choose()) is not None:
-                return item
-            if timeout is not None:
-                timeout = max(0.0, until - _now())
+        while (chosen := self._chosen(item)) is None and item is not None:
+            item = self._get(block, max(0.0, until - _now()) if timeout is not None else None)
+        return chosen
+
+    def _chosen(self, item: Any) -> Any:
+        """What comes of an item out of the queue; None if nothing does."""
+        if item is TURN:
+            return self._choose()
+        if item is None:
+            return None
+        if _now() - item.since < SOON:
+            try:
+                self._judge.nobody_waits()
+                self.watchful = self._judge.watchful()
+            except Exception as error:
+                self._tell(error)
+            return item
+        self.watchful = True
+        return item if self._admits(item, None) else None
 
     def _choose(self) -> Any:
         """The next of the line whose client is there; None if none waits any more."""
