@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from xml.etree import ElementTree
 
 from ..loadgen import Result
+from .overload import Flood
 
 TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restarts": 0.95, "database": 0.99,
-           "memory": 1.5}
+           "memory": 1.5, "overload": 0.5}
 
 
 STEADY = "steady load"  #: the row of what happened before any fault
@@ -86,7 +87,8 @@ class Report:
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def verdicts(steps: list[Step], result: Result, growth: float, database: bool) -> list[Verdict]:
+def verdicts(steps: list[Step], result: Result, growth: float, database: bool,
+             flood: Flood | None = None) -> list[Verdict]:
     recovery = max((step.recovery for step in steps), default=0.0)
     faults = [step for step in steps if step.name != STEADY]
     restored = sum(step.restored for step in faults) / len(faults)
@@ -102,5 +104,15 @@ def verdicts(steps: list[Step], result: Result, growth: float, database: bool) -
         Verdict("restarts", f"{restored:.0%}", f"> {target['restarts']:.0%}", restored > target["restarts"]),
         Verdict("database connections", f"{link:.2%}" if database else "not tried", f"> {target['database']:.0%}",
                 link > target["database"] if database else None),
+        Verdict("overload, capacity answered in time", _in_time(flood), f"> {target['overload']:.0%}",
+                flood.in_time > target["overload"] if flood is not None and flood.is_one else None),
         Verdict("memory, end / start", f"{growth:.2f}", f"< {target['memory']:.1f}", growth < target["memory"]),
     ]
+
+
+def _in_time(flood: Flood | None) -> str:
+    if flood is None:
+        return "not tried"
+    if not flood.is_one:
+        return f"not tried: the drill cannot send much more than the {flood.capacity:.0f} requests/s that are answered"
+    return f"{flood.in_time:.0%} of {flood.capacity:.0f}/s at {flood.rate:.0f}/s"

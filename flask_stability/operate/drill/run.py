@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from ...dburl import DatabaseURL
-from ..loadgen import Load
+from ..loadgen import Load, Result
 from .faults import FAULTS, drop_database_connections
+from .overload import LEAST, flood
 from .report import STEADY, Report, Step, verdicts
 from .service import Service
 
@@ -44,6 +45,11 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
             step = Step(name, restored=service.settle(60))
             steps.append(step)
             begun.append(at)
+        progress("overload")
+        flooded = flood(service, max(seconds, LEAST), progress)
+        time.sleep(seconds)
+        steps.append(Step("overload", restored=service.settle(60)))
+        begun.append(flooded.begun)
         after = service.memory()
     finally:
         service.thaw()
@@ -56,4 +62,8 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
         step.requests, step.failed, step.availability = part.total, part.failed, part.availability
         step.recovery = last - start if last is not None and start else 0.0
         step.errors = part.errors()
-    return Report(steps, verdicts(steps, result, after / before if before else 1.0, database is not None), notes)
+    # what is refused under overload is refused on purpose: it counts from its end on
+    last = result.between(flooded.ended, float("inf")).last_failure()
+    steps[-1].recovery = last - flooded.ended if last is not None else 0.0
+    calm = Result([one for one in result.outcomes if not flooded.begun <= one.due < flooded.ended])
+    return Report(steps, verdicts(steps, calm, after / before if before else 1.0, database is not None, flooded), notes)

@@ -90,9 +90,9 @@ class Service:
             time.sleep(0.1)
         return False
 
-    def answers(self) -> bool:
+    def answers(self, path: str | None = None) -> bool:
         """Whether anything is answered at all."""
-        return bool(_status(self.url + self.paths[0], 5.0))
+        return bool(_status(self.url + (path or self.paths[0]), 5.0))
 
     def examine(self) -> list[str]:
         """Ask each path once, before anything is done to the service.
