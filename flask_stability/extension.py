@@ -126,7 +126,7 @@ class _Process:
         self.monitor: Monitor | None = None
         self._watched: weakref.WeakSet[Pool] = weakref.WeakSet()
 
-    def start(self) -> None:
+    def start(self, checks: bool = True) -> None:
         with self.lock:
             if self.monitor is not None:
                 return
@@ -136,7 +136,8 @@ class _Process:
             self._watched = weakref.WeakSet()
             for state in states:
                 self._watch(state)
-            self.monitor.start()
+            if checks:
+                self.monitor.start()
         _warn_of_disagreement(states)
 
     def join(self, state: AppState) -> None:
@@ -205,9 +206,12 @@ _process = _Process()
 os.register_at_fork(after_in_child=_process.forget)
 
 
-def start_process() -> None:
-    """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent."""
-    _process.start()
+def start_process(*, checks: bool = True) -> None:
+    """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent.
+
+    :param checks: run health checks and send alerts; the isolation worker leaves that to the others.
+    """
+    _process.start(checks)
 
 
 def stop_process() -> None:

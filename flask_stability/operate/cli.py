@@ -15,6 +15,7 @@ from .clean_logs import clean_logs_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .orders import gc_command, mute_command, retire_command, unmute_command
+from .quarantine import quarantine_command
 from .stacks import stacks_command
 from .status import status_command
 
@@ -25,5 +26,6 @@ def stability() -> None:
 
 
 for _command in (status_command, stacks_command, retire_command, gc_command, mute_command, unmute_command,
-                 alert_test_command, drill_command, check_db_command, clean_logs_command, doctor_command):
+                 alert_test_command, drill_command, check_db_command, clean_logs_command, doctor_command,
+                 quarantine_command):
     stability.add_command(_command)

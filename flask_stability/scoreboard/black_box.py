@@ -26,11 +26,14 @@ from .primitives import Blob
 
 SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
 SLOT_BYTES = 384
-HEAD_BYTES = 64
+COUNTS = 64  #: places in which a worker counts answers to watched requests
+_PREFIX_BYTES = 64
+HEAD_BYTES = _PREFIX_BYTES + COUNTS * 8
 ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 ID_BYTES = 128
 ROUTES_BYTES = 2 * 65536 + Blob.HEAD
-_COMMON_BYTES = (ROUTES_BYTES + 63) & ~63
+QUARANTINE_BYTES = 2 * 16384 + Blob.HEAD
+_COMMON_BYTES = (64 + ROUTES_BYTES + QUARANTINE_BYTES + 63) & ~63
 
 # A slot's words. The first sixteen, two cache lines, are packed; the others are written where they are needed.
 (_KEY, _KIND, _ANSWERING, _BEFORE, _GROWN, _BODY, _PATH) = range(7)
@@ -78,13 +81,19 @@ class BlackBox:
     """The mapping of all workers' parts.
 
     :param rows: how many workers there can be, the scoreboard's number.
+    :ivar listed: one word: 0 while no request is watched or quarantined, else the number of the list's version.
+    :ivar quarantine: what is watched or quarantined, as `wsgi.quarantine` reads it; written by the master.
     :ivar routes: the rules of the app, as `server.routes` reads them; written by any worker that has loaded it.
     """
 
     def __init__(self, rows: int) -> None:
         self._view = memoryview(mmap.mmap(-1, _COMMON_BYTES + max(1, rows) * ROW_BYTES))
         self.rows = rows
-        self.routes = Blob(self._view[:ROUTES_BYTES])
+        self.listed = self._view[:8].cast("q")
+        self.routes = Blob(self._view[64:64 + ROUTES_BYTES])
+        start = 64 + (ROUTES_BYTES + 7 & ~7)
+        self.quarantine = Blob(self._view[start:start + QUARANTINE_BYTES])
+        self._version = 0
 
     def part(self, row: int) -> memoryview:
         """The bytes of a row's part."""
@@ -94,6 +103,21 @@ class BlackBox:
     def clear(self, row: int) -> None:
         """Forget what a worker was doing. Only by the master, while nobody has the row."""
         self.part(row)[:] = bytes(ROW_BYTES)
+
+    def answered(self, row: int) -> list[int]:
+        """How many answers to each watched request the worker of a row has counted."""
+        return list(struct.unpack_from(f"@{COUNTS}q", self.part(row), _PREFIX_BYTES))
+
+    def list_quarantine(self, data: bytes, *, empty: bool) -> bool:
+        """By the master: have all workers read a new list at their next request; False if it is too long.
+
+        :param empty: nothing is on it: requests are not looked at any more.
+        """
+        if not self.quarantine.write(data):
+            return False
+        self._version += 1
+        self.listed[0] = 0 if empty else self._version
+        return True
 
     def read(self, row: int) -> list[InFlight]:
         """What the worker of a row is doing, or was doing when it ended, the oldest request first."""
@@ -168,6 +192,9 @@ slots: memoryview = memoryview(bytearray(SLOTS * SLOT_BYTES))
 words: memoryview = slots.cast("q")
 #: By thread the place of its slot: of the slot's last packed word among `words`.
 places: dict[int, int] = {}
+#: `BlackBox.listed` of this process's box.
+listed: memoryview = memoryview(bytearray(8)).cast("q")
+_counts: memoryview = memoryview(bytearray(COUNTS * 8)).cast("q")
 _pack = _PACKED.pack_into
 _BACK = STARTED * 8
 
@@ -209,6 +236,12 @@ def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int,
     words[first + _BODY] = int(length) if length.isdecimal() and len(length) < 19 else 0
     words[place] = started_ns
     return place
+
+
+def count(index: int) -> None:
+    """Count an answer to a watched request."""
+    with _claiming:
+        _counts[index] += 1
 
 
 def _claim(thread: int) -> int:
@@ -271,11 +304,13 @@ def install(row: int, prefix: str) -> None:
 
     :param prefix: of the ids of its requests.
     """
+    global listed, _counts
     if _box is None or not 0 <= row < _box.rows:
         return
     area = _box.part(row)
     area[:16] = prefix.encode("ascii")[:16].ljust(16, b"\0")
     _use(area[HEAD_BYTES:])
+    listed, _counts = _box.listed, area[_PREFIX_BYTES:HEAD_BYTES].cast("q")
 
 
 def _use(area: memoryview) -> None:
@@ -285,7 +320,9 @@ def _use(area: memoryview) -> None:
 
 def _after_fork() -> None:
     """In a forked child: the slots are the parent's."""
+    global _counts
     _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
+    _counts = memoryview(bytearray(COUNTS * 8)).cast("q")
 
 
 _claiming = threading.Lock()

@@ -18,11 +18,14 @@ from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Reason, Scoreboard
+from ..scoreboard.black_box import InFlight
 from . import exit_reasons, replacement, spare_workers, stacks
 from .commands import carry_out
 from .control import Listener, path_of
 from .fleet_memory import FleetMemory
 from .gunicorn.arbiter import EndOfService, SupervisedArbiter
+from .isolation import Isolation
+from .isolation import Listener as IsolationListener
 from .last_requests import LastRequests
 from .reload import Reload, closing, replaced_by_it
 from .replacement import Action, Phase
@@ -52,13 +55,16 @@ class Supervisor:
         self.canary: int | None = None
         self.reloads = Reload(self.words)
         self.requests = LastRequests()
+        self.isolation = Isolation(board, self.requests, self._start_alone)
+        self._starting_alone = False
+        self._oom = 0
         self.fleet = FleetMemory(board, settings, lambda: arbiter.base)
         self.notifier = Notifier()
         self.control: Listener | None = None
         self.spares = 0
         self.due = 0.0
         self.stopping = self.ever_ready = False
-        self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
+        self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again, self._hung)
         self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
         self._stillborn: list[Reason] = []
@@ -72,7 +78,7 @@ class Supervisor:
     def tick(self) -> int | None:
         """See `Supervision`."""
         now = time.monotonic()
-        wanted = max(self.arbiter.base, len(self.arbiter.pids))
+        wanted = max(self.arbiter.base, len(self.ordinary))
         try:
             wanted = self._tick(now)
         except EndOfService:
@@ -83,7 +89,7 @@ class Supervisor:
         if self.stopping or self.restarts.held(now):
             self.look_again(self.restarts.hold_until)
             return None
-        most = len(self.arbiter.pids) + self.board.free()
+        most = len(self.arbiter.pids) - (len(self.children) - len(self.ordinary)) + self.board.free()
         if wanted > most:
             self._tell_rows(now)
         return min(wanted, most)
@@ -91,6 +97,16 @@ class Supervisor:
     def sign_of_life(self) -> None:
         """See `Supervision`."""
         self._tell_systemd(time.monotonic())
+
+    @property
+    def ordinary(self) -> list[Child]:
+        """The workers without the isolation worker."""
+        return [child for child in self.children.values() if not child.alone]
+
+    def is_alone(self, worker: Any) -> bool:
+        """See `Supervision`."""
+        child = self.children.get(worker)
+        return child is not None and child.alone
 
     def may_fork(self) -> bool:
         """No worker without a row: nobody could see what it does."""
@@ -111,11 +127,11 @@ class Supervisor:
         self.restarts.hold(time.monotonic() + 1.0)
         self._drop_unborn()
 
-    def collected(self, pid: int, status: int) -> None:
+    def collected(self, pid: int, status: int, peak: int = 0) -> None:
         """See `Supervision`."""
         for child in self.children.values():
             if pid and child.pid == pid:
-                child.status = status
+                child.status, child.peak = status, peak
 
     def boot_failed(self, reason: str) -> bool:
         """See `Supervision`."""
@@ -134,7 +150,7 @@ class Supervisor:
 
     def begin_reload(self) -> bool:
         """See `Supervision`."""
-        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.children.values())
+        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.ordinary)
         if begun:
             self._tell_systemd(time.monotonic())
         return begun
@@ -142,7 +158,8 @@ class Supervisor:
     def reloaded(self, newest: int) -> None:
         """See `Supervision`."""
         now = time.monotonic()
-        old = replaced_by_it(self.children.values(), newest)
+        old = replaced_by_it(self.ordinary, newest)
+        self.isolation.end()  # its code is the old one; it is started anew when it is needed
         self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
         self.reloads.begun = False
 
@@ -202,25 +219,38 @@ class Supervisor:
 
         :param uid: the workers' user, if it is another.
         """
+        self.isolation.uid = uid
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
-            order, user, self.board, self.children.values(), self.doing), uid)
+            order, user, self.board, self.children.values(), self.doing, self.isolation.carry_out), uid)
         return self.control.open()
 
     def doing(self, child: Child) -> list[dict[str, Any]]:
         """The requests that a worker serves, for `flask stability stacks`."""
         now = time.monotonic_ns()
         return [{**self.requests.fields(one, now), "thread": one.thread_id}
-                for one in (self.requests.of(child.row.slot) if child.row is not None else [])]
+                for one in self.requests.of(child)]
+
+    def _start_alone(self, listener: IsolationListener) -> None:
+        self._starting_alone = True
+        try:
+            self.arbiter.spawn_alone(listener)
+        finally:
+            self._starting_alone = False
+        self._drop_unborn()
 
     def forking(self, worker: Any) -> None:
         """pre_fork: a row for the worker."""
-        row = self.board.allocate(worker.age)
+        row = self.board.allocate(worker.age) if not self._starting_alone else None
         worker.stability_row = row
-        if row is not None:
-            self.requests.forget(row.slot)
-        self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make())
+        child = self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make(),
+                                              alone=self._starting_alone)
+        if row is not None or child.alone:
+            self.requests.forget(child)
+            self.isolation.forget(child)
+        if child.alone:
+            self.isolation.child = child
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
@@ -234,12 +264,13 @@ class Supervisor:
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
-        doing = self.requests.of(child.row.slot) if child.row is not None else []
+        doing = self.requests.of(child)
         if child.row is not None:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
-        crash = reason in CRASHES and not self.stopping
+        crash = reason in CRASHES and not self.stopping and not child.alone
+        judged = self._judged(child, reason, doing)
         if child.ready_at:
             self._now_worked()
         elif crash and not self._worked():
@@ -251,11 +282,23 @@ class Supervisor:
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now),
-                     **self.requests.in_words(doing, reason))
+                     **self.requests.in_words(doing or child.hung or [], reason), **judged)
         self._unresponsive.gone(child)
         stacks.drop(child.dump)
         if reason is Reason.BOOT_FAILURE and self.state.reason is Reason.RELOAD:
             self.reloads.stall()
+
+    def _hung(self, child: Child) -> None:
+        """Its interpreter hangs: what it serves now is to blame, also if the end that follows is a good one."""
+        child.hung = self.requests.of(child)
+        self._judged(child, Reason.STUCK, child.hung)
+
+    def _judged(self, child: Child, reason: Reason, doing: list[InFlight]) -> dict[str, Any]:
+        try:
+            return self.isolation.ended(child, reason, doing, oom=self._oom > 0) if not self.stopping else {}
+        except Exception as error:
+            self.failed("quarantine", error)
+            return {}
 
     def _reason_of(self, child: Child) -> exit_reasons.Exit:
         kills = cgroup.oom_kills()
@@ -265,7 +308,7 @@ class Supervisor:
             client=child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0),
             max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
-        self._oom_kills = kills
+        self._oom, self._oom_kills = kills - self._oom_kills, kills
         return exit_reasons.reason_of(child.status, known)
 
     def left(self) -> None:
@@ -274,13 +317,14 @@ class Supervisor:
             self.notifier.hand_over(self.arbiter.successor)
         if self.control is not None:
             self.control.close()
+        self.isolation.close()
 
     def _tell_systemd(self, now: float) -> None:
         if not self.notifier.wanted or self.arbiter.predecessor:
             return  # after SIGUSR2 the first master speaks, as long as it is there
         waits = self.state.reason is Reason.RELOAD
         self.notifier.follow(Service(
-            sum(bool(child.ready_at) and not child.term_at for child in self.children.values()), self.arbiter.base,
+            sum(bool(child.ready_at) and not child.term_at for child in self.ordinary), self.arbiter.base,
             ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state),
             stalled=waits and self.reloads.stalled, draining=self.settings.drain_delay if self._drain_until else 0.0,
             stopping=self.stopping, succeeded=bool(self.arbiter.successor), degraded=self._degraded), now)
@@ -300,7 +344,7 @@ class Supervisor:
         if self.control is not None:
             self.control.serve(now)
         for step in (self._unresponsive.thaw, self._unresponsive.silent, self._unresponsive.write_down,
-                     self.fleet.relieve, self.fleet.learn, self._again):
+                     self.fleet.relieve, self.fleet.learn, self._again, self._isolate):
             try:
                 step(now, children)
             except Exception as error:
@@ -325,7 +369,7 @@ class Supervisor:
     def _look(self, now: float) -> list[Child]:
         """Take over what the workers say of themselves."""
         pids = self.arbiter.pids
-        children = [child for child in self.children.values() if child.pid in pids]
+        children = [child for child in self.ordinary if child.pid in pids]
         for child in children:
             booting = not child.ready_at
             child.look(now)
@@ -396,6 +440,10 @@ class Supervisor:
             self.words[scoreboard.M_GROWTH_AFTER_NS] = int(self._growth.until * 1e9)
             self.words[scoreboard.M_GROWTH_PATIENCE] = int(now - child.started < SETTLED)
         child.send(signal.SIGTERM)
+
+    def _isolate(self, now: float, children: list[Child]) -> None:
+        if not self.stopping:
+            self.isolation.tick(now)
 
     def _again(self, now: float, children: list[Child]) -> None:
         """A SIGTERM that came before the worker's signal handlers were there was lost: send it again. Never to a

@@ -12,9 +12,9 @@ from .. import extension, logs, request, scoreboard
 from ..errors import hooks as process_hooks
 from ..request import in_flight
 from ..scoreboard import black_box
-from ..wsgi import middleware
+from ..wsgi import handover, middleware, quarantine, routes
 from ..wsgi.middleware import outermost
-from . import routes, stacks
+from . import stacks
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, wake_master
 from .gunicorn.compat import is_a
@@ -30,6 +30,9 @@ def post_fork(server: Any, worker: Any) -> None:
         for other, child in process.supervisor.children.items():
             if other is not worker:
                 stacks.drop(child.dump)
+        quarantine.alone = process.supervisor.is_alone(worker)
+        if not quarantine.alone:
+            process.supervisor.isolation.end(inherited=True)
     if process.once is not None:
         tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
@@ -38,6 +41,9 @@ def post_fork(server: Any, worker: Any) -> None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
         black_box.install(row.slot, request.id_prefix())
+    elif quarantine.alone:
+        box = black_box.current()
+        black_box.install(box.rows - 1 if box is not None else -1, request.id_prefix())
     logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
 
 
@@ -70,6 +76,10 @@ def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in extension.apps()), process.settings)
     if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
         wrap_app(worker, lambda app: outermost(app, settings))
+    if quarantine.alone:
+        wrap_app(worker, handover.restored)
+        return
+    quarantine.knock = lambda: wake_master(worker)
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
@@ -86,7 +96,7 @@ def _tell_stacks(worker: Any) -> None:
 
 
 def _watch_connections(worker: Any) -> None:
-    if is_a(type(worker), "sync", "gthread"):
+    if not quarantine.alone and is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
         middleware.watches_uploads = worker.stability_connections is not None
 
@@ -103,6 +113,11 @@ def _start_guard(worker: Any) -> None:
         worker, board, row, process.settings, int(worker.cfg.workers),
         supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
         connections=getattr(worker, "stability_connections", None))
+    if quarantine.alone:
+        def patient(now: float) -> None:
+            if not any(record.overdue for record in in_flight()):
+                worker.notify()  # gunicorn's timeout is for an interpreter that hangs
+        guard.looks = (*guard.looks, patient)
     signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
@@ -139,7 +154,7 @@ def _tell_routes(worker: Any) -> None:
 
 
 def _start_process(worker: Any) -> None:
-    extension.start_process()
+    extension.start_process(checks=not quarantine.alone)
 
 
 def _say_ready(worker: Any) -> None:

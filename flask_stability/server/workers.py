@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import scoreboard
 from ..scoreboard import Reason, Row
+from ..scoreboard.black_box import InFlight
 
 
 @dataclass(eq=False)
@@ -24,6 +25,9 @@ class Child:
     :ivar asked: the reason to replace it.
     :ivar killed: the reason we killed it for.
     :ivar dump: descriptor of the file that it writes its stacks to, -1 without one.
+    :ivar hung: what was in flight when its interpreter was found to hang, None = it was not.
+    :ivar alone: it is the isolation worker.
+    :ivar peak: bytes of memory that it had at the most, 0 = not known; it is gone.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
@@ -37,6 +41,9 @@ class Child:
     stopped_at: float = 0.0
     thawed: bool = False
     dump: int = -1
+    hung: list[InFlight] | None = None
+    alone: bool = False
+    peak: int = 0
     status: int | None = None
 
     @property

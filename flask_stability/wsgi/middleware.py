@@ -28,6 +28,7 @@ from ..request import NO_RULE, RequestRecord, current, inflight
 from ..scoreboard import black_box
 from ..scoreboard.black_box import begin
 from ..takeover import SOCKET, WEBSOCKET, AppSocket
+from . import quarantine
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .upload import Upload
 from .validation import InvalidResponse
@@ -124,8 +125,10 @@ class StabilityMiddleware:
                 if exchange.outer is None:  # a thread has one slot
                     exchange.place = begin(environ, path, thread, exchange.started_ns, exchange.given_id)
                 exchange.early = self.wrapped
-                source = (self._app(environ, exchange.start_response) if self._owner is None
-                          else self._app(self._owner(), environ, exchange.start_response))
+                answer = quarantine.look(exchange, environ) if black_box.listed[0] else None
+                source = answer if answer is not None else (
+                    self._app(environ, exchange.start_response) if self._owner is None
+                    else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
             if exchange.taken_ns:
                 raise StopIteration  # whatever the app returned: the conversation is over

@@ -7,8 +7,8 @@ from werkzeug.routing import Map, Rule
 
 from flask_stability.scoreboard import black_box
 from flask_stability.scoreboard.black_box import InFlight
-from flask_stability.server import routes
 from flask_stability.server.last_requests import LastRequests
+from flask_stability.wsgi import routes
 
 SECOND = 1_000_000_000
 
@@ -49,7 +49,7 @@ def test_the_master_knows_a_workers_routes(monkeypatch: pytest.MonkeyPatch) -> N
     box.routes.write(routes.encode(Map([Rule("/users/<int:id>", endpoint="user")]), box.routes.capacity))
     assert reader.route_of(request("/users/7", 1)) == "/users/<int:id>"
     assert reader.route_of(request("/users/x", 1)) == ""
-    box.routes.write(b'[["/users/<colour(\\"red\\"):id>", ["GET"]], ["<<<", null], ["/b/", null]]')
+    box.routes.write(b'[["/users/<colour(\\"red\\"):id>", ["GET"], "x"], ["<<<", null, "y"], ["/b/", null, "z"]]')
     assert reader.route_of(request("/users/x", 1)) == '/users/<colour("red"):id>'
     assert reader.route_of(request("/b", 1)) == ""
     box.routes.write(b"no rules")

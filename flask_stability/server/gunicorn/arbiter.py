@@ -20,6 +20,7 @@ from gunicorn.errors import HaltServer
 from ... import logs
 from ..workers import Child, alive
 from .exit_statuses import told_of_exits
+from .isolated import IsolatedWorker
 
 STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and silence says nothing
 PAUSED = 5.0  #: seconds of its own standstill that the master tells
@@ -59,6 +60,9 @@ class Supervision(Protocol):
     def sign_of_life(self) -> None:
         """The master is alive, though it may be in one of gunicorn's own loops."""
 
+    def is_alone(self, worker: Any) -> bool:
+        """Whether it is the isolation worker, which is none of those that gunicorn is to hold."""
+
     def may_fork(self) -> bool:
         """Whether one worker more may be started."""
 
@@ -71,8 +75,8 @@ class Supervision(Protocol):
         :raises EndOfService: if none ever could.
         """
 
-    def collected(self, pid: int, status: int) -> None:
-        """A child's exit status."""
+    def collected(self, pid: int, status: int, peak: int) -> None:
+        """A child's exit status, and the most memory that it ever had, bytes."""
 
     def exited(self, worker: Any) -> None:
         """A worker is gone; once or again."""
@@ -117,6 +121,8 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     supervision: Supervision
     _num_workers: int
+    LISTENERS: list[Any]
+    worker_class: Any
     in_reload = False
     _master = 0
     _newest_before = 0
@@ -187,6 +193,9 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage(self, wanted: int) -> None:
         base, self._num_workers = self._num_workers, wanted
+        alone = {pid: worker for pid, worker in self.WORKERS.items() if self.supervision.is_alone(worker)}
+        for pid in alone:
+            del self.WORKERS[pid]
         try:
             super().manage_workers()
         except Exception as error:  # no process, memory or descriptor for a new worker
@@ -196,6 +205,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         finally:
             # gunicornc changes it from another thread, perhaps meanwhile
             self._num_workers += base - wanted
+            self.WORKERS.update(alone)
 
     def spawn_workers(self) -> None:
         """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds
@@ -209,6 +219,20 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self.spawn_worker()
         if len(self.WORKERS) < self._num_workers:
             self.supervision.look_again(time.monotonic() + REST)
+
+    def spawn_alone(self, listener: Any) -> None:
+        """Start the isolation worker, which listens there and nowhere else."""
+        before = self.LISTENERS, self.worker_class
+        IsolatedWorker.public = list(self.LISTENERS)
+        self.LISTENERS, self.worker_class = [listener], IsolatedWorker
+        try:
+            super().spawn_worker()
+        except Exception as error:
+            if os.getpid() != self._master:
+                raise
+            self.supervision.failed("isolation", error)
+        finally:
+            self.LISTENERS, self.worker_class = before
 
     def spawn_worker(self) -> Any:
         """gunicorn's, if there is room for one."""

@@ -35,18 +35,24 @@ class _Converters(dict[str, type[BaseConverter]]):
 class Routes:
     """The rules of an app.
 
-    :param rules: rule and methods of each (None: any method).
+    :param rules: rule, methods (None: any) and endpoint of each.
     """
 
-    def __init__(self, rules: Iterable[tuple[str, list[str] | None]] = ()) -> None:
+    def __init__(self, rules: Iterable[tuple[str, list[str] | None, str]] = ()) -> None:
         self._map = Map()
         self._map.converters = _Converters({**Map.default_converters, "default": UnicodeConverter})
-        for rule, methods in list(rules)[:MOST]:
+        self._endpoints: dict[str, set[str]] = {}
+        for rule, methods, endpoint in list(rules)[:MOST]:
+            self._endpoints.setdefault(rule, set()).add(endpoint)
             try:
                 self._map.add(Rule(rule, methods=methods, endpoint=rule))
             except (LookupError, ValueError, TypeError):
                 continue  # one that only the app's own classes can read
         self._adapter = self._map.bind("")
+
+    def endpoints_of(self, rule: str) -> set[str]:
+        """The app's names of a rule."""
+        return self._endpoints.get(rule, set())
 
     def of(self, method: str, path: str) -> str:
         """The rule that a request matches, "" if none. Never raises."""
@@ -59,8 +65,8 @@ class Routes:
 
 def encode(url_map: Map, most: int) -> bytes:
     """Return an app's rules for `decode`, as many as fit into `most` bytes."""
-    rules = [[rule.rule, sorted(rule.methods) if rule.methods else None] for rule in url_map.iter_rules()
-             if not rule.websocket][:MOST]
+    rules = [[rule.rule, sorted(rule.methods) if rule.methods else None, str(rule.endpoint)]
+             for rule in url_map.iter_rules() if not rule.websocket][:MOST]
     while True:
         data = json.dumps(rules, separators=(",", ":")).encode()
         if len(data) <= most:
@@ -71,6 +77,6 @@ def encode(url_map: Map, most: int) -> bytes:
 def decode(data: bytes) -> Routes:
     """Return what `encode` wrote; without routes if it cannot be read."""
     try:
-        return Routes([(str(rule), methods) for rule, methods in json.loads(data or b"[]")])
+        return Routes([(str(rule), methods, str(endpoint)) for rule, methods, endpoint in json.loads(data or b"[]")])
     except (ValueError, TypeError):
         return Routes()
