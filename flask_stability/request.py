@@ -45,6 +45,8 @@ under_hooks = False
 _prefix = secrets.token_hex(6)
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
+#: `RequestRecord.recorded` of one that the isolation worker answers.
+HANDED_OVER = "handed over"
 _MIN_RATE = "flask_stability.client_min_rate"
 
 

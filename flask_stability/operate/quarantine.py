@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .. import durations
+from ..server import stacks
 from ..server.control import ControlError, path_of
 from .control import ask
 from .find_service import config_option, find_master, master_option
@@ -27,9 +28,14 @@ def quarantine_command(ctx: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(master: int | None = None, config: str | None = None, as_json: bool = False) -> None:
     """Show requests, routes and rules in quarantine."""
-    found = _order(master, config, what="list")
-    click.echo(json.dumps({name: value for name, value in found.items() if name != "ok"}, indent=2) if as_json
-               else in_words(found))
+    descriptors: list[int] = []
+    try:
+        _order(master, config, descriptors, what="list")
+        found: dict[str, Any] = json.loads(stacks.read(descriptors[0])) if descriptors else {}
+    finally:
+        for descriptor in descriptors:
+            stacks.drop(descriptor)
+    click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
 
 
 @quarantine_command.command("add")
@@ -79,9 +85,11 @@ def in_words(found: dict[str, Any]) -> str:
     return "\n".join(lines) or "nothing is in quarantine"
 
 
-def _order(master: int | None, config: str | None, **order: Any) -> dict[str, Any]:
+def _order(master: int | None, config: str | None, descriptors: list[int] | None = None,
+           **order: Any) -> dict[str, Any]:
     pid, board = find_master(master, config)
     try:
-        return ask(path_of(board.path or ""), {"command": "quarantine", **order}, master=pid)
+        return ask(path_of(board.path or ""), {"command": "quarantine", **order}, master=pid,
+                   descriptors=descriptors)
     except ControlError as error:
         raise click.ClickException(str(error)) from error

@@ -22,6 +22,7 @@ from .. import logs
 from ..exceptions import StabilityError
 from ..files import reachable
 from ..scoreboard import O_ALLOCATED, W_RSS, W_WARM_FLOOR, Reason, Scoreboard, black_box
+from ..scoreboard import file as scoreboard_file
 from ..scoreboard.black_box import InFlight
 from .control import is_own
 from .gunicorn.listeners import knocking
@@ -29,7 +30,6 @@ from .last_requests import LastRequests, in_hex
 from .quarantine import WATCHED, Quarantine, Seen, Told
 from .workers import Child
 
-SUFFIX = ".isolation"
 WAITING = 8  #: requests that wait for the isolation worker at the most; the kernel counts them
 IDLE = 60.0  #: seconds without an isolated request after which the isolation worker ends
 AGAIN = 0.5  #: seconds between two starts of it
@@ -175,6 +175,12 @@ class Isolation:
                 if new > old:
                     self._tell(self.quarantine.answered(index, new - old, alone=part == box.rows - 1))
 
+    def reloaded(self) -> None:
+        """The code is new: what was refused is given a chance, alone, by a worker that has that code."""
+        self._tell(self.quarantine.reloaded())
+        self.publish()
+        self.end()
+
     def forget(self, child: Child) -> None:
         """A new worker's counts begin anew."""
         self._counts.pop(self._requests.part_of(child), None)
@@ -202,7 +208,8 @@ class Isolation:
         try:
             if self._board.path is None:
                 raise OSError("there is no folder for a socket: see STABILITY_RUN_DIR")
-            self.listener = listen(self._board.path.removesuffix(".board") + SUFFIX, self.uid)
+            self.listener = listen(self._board.path.removesuffix(scoreboard_file.SUFFIX) + scoreboard_file.ISOLATION,
+                                   self.uid)
         except OSError as error:
             self._cannot = True  # suspects are served where they come, as without a quarantine
             logs.process("isolation_failed", level="ERROR", error=str(error)[:300],
@@ -241,7 +248,9 @@ class Isolation:
         """
         what = order.get("what")
         if what == "list":
-            return self.as_list()
+            about = os.memfd_create("flask_stability-quarantine", os.MFD_CLOEXEC)  # it may be longer than a message
+            os.write(about, json.dumps(self.as_list()).encode())
+            return {"descriptors": [about]}
         if what == "add":
             return self._add(order, uid)
         if what == "clear":

@@ -193,6 +193,14 @@ class Quarantine:
                     told.append(Told(event="poison_cleared", fields={"route": route}))
         return told
 
+    def reloaded(self) -> list[Told]:
+        """The app's code is another: refusals end, and are isolated."""
+        told: list[Told] = []
+        for case in self.cases.values():
+            if case.state is REFUSED:
+                self._isolate(case, told)
+        return told
+
     def clear(self, fingerprint: int | None = None) -> int:
         """An operator's: forget one case, or all that are isolated or refused, times included; returns how many."""
         found = [one for one, case in self.cases.items()

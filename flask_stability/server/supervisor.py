@@ -159,7 +159,7 @@ class Supervisor:
         """See `Supervision`."""
         now = time.monotonic()
         old = replaced_by_it(self.ordinary, newest)
-        self.isolation.end()  # its code is the old one; it is started anew when it is needed
+        self.isolation.reloaded()
         self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
         self.reloads.begun = False
 

@@ -22,6 +22,8 @@ from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, w
 from .process import contained, process
 from .timeouts import breaches
 
+LONGEST_ALONE = 300.0  #: seconds after which the isolation worker gives up a request without a deadline
+
 
 def post_fork(server: Any, worker: Any) -> None:
     if process.supervisor is not None and process.supervisor.control is not None:
@@ -115,7 +117,7 @@ def _start_guard(worker: Any) -> None:
         connections=getattr(worker, "stability_connections", None))
     if quarantine.alone:
         def patient(now: float) -> None:
-            if not any(record.overdue for record in in_flight()):
+            if not any(record.overdue or record.seconds() > LONGEST_ALONE for record in in_flight()):
                 worker.notify()  # gunicorn's timeout is for an interpreter that hangs
         guard.looks = (*guard.looks, patient)
     signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())

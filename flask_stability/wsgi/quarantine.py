@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.exceptions import ServiceUnavailable
 
 from ..errors.problem import response_for
+from ..request import HANDED_OVER
 from ..scoreboard import black_box
 from . import routes
 from .handover import ID, NotTaken, hand_over
@@ -142,7 +143,7 @@ def _isolate(exchange: Exchange, environ: dict[str, Any], path: str) -> Iterable
     exchange.timeout = 0.0  # the isolation worker sees to its deadline
     if exchange.place >= 0:
         black_box.words[exchange.place] = 0  # whatever ends this worker, it is not this request
-    exchange.recorded = "handed over"  # what fails there is recorded there
+    exchange.recorded = HANDED_OVER  # what fails there is recorded there
     try:
         return hand_over(environ, exchange.start_response, path, request_id=exchange.id, timeout=timeout + STARTS,
                          knock=knock)

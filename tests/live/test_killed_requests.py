@@ -108,3 +108,6 @@ def test_stacks_show_each_thread_with_its_request_also_where_the_interpreter_han
                              check=True).stdout
     assert "GET /slow/600.5 (/slow/<float:seconds>) for " in printed
     assert "in hang_gil" in printed
+    server.stop()
+    for thread in threads:
+        thread.join(60)

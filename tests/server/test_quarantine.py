@@ -167,6 +167,15 @@ def test_what_is_old_is_forgotten_and_there_is_room_for_the_new() -> None:
     assert found.routes == {}
 
 
+def test_new_code_is_given_a_chance_alone() -> None:
+    """A reload ends refusals; what still crashes is refused for the doubled time."""
+    found = Quarantine()
+    suspect(found)
+    found.crashed_alone(2.0, [seen(1)], 30)
+    assert events(found.reloaded()) == ["poison_isolated"]
+    assert found.crashed_alone(3.0, [seen(1)], 30)[0][0].fields["seconds"] == 60
+
+
 def test_an_operator_clears_one_or_all() -> None:
     """Their times are forgotten as well."""
     found = Quarantine()

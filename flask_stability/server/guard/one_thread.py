@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ... import scoreboard
-from ...request import in_flight
+from ...request import HANDED_OVER, in_flight
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
@@ -33,7 +33,7 @@ class OneThread:
         """Write whether it has been in the same request for long, and whether others wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        if any(record.taken_ns for record in records):
+        if any(record.taken_ns or record.recorded is HANDED_OVER for record in records):
             self._worker.notify()  # its only thread serves a WebSocket: no silence for gunicorn's timeout
         seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)
         self.lasts = seconds >= SOON or bool(self._deaf_since)
