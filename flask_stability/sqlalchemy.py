@@ -88,8 +88,14 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
     entry: ConnectionRecord | None = None
     held = wrote = lost = False
 
+    @property
+    def forgotten(self) -> bool:
+        """The borrower's proxy is gone, so a finalizer is running. (SQLAlchemy 2.0 has no `needs_gc`.)"""
+        proxy = self.fairy_ref
+        return proxy is not None and proxy() is None
+
     def checkin(self, _fairy_was_created: bool = True) -> None:
-        self.lost = self.lost or self.needs_gc
+        self.lost = self.lost or self.forgotten
         super().checkin(_fairy_was_created)
 
     def get_connection(self) -> Any:
@@ -148,7 +154,8 @@ class _House(Pool):
         record.held = False
         if record.lost:  # no more here: a finalizer may run anywhere, in any lock
             entry.effect = max(entry.effect, TRANSACTION)
-            entry.broken = entry.broken or record.dbapi_connection is None
+            if record.dbapi_connection is None:  # invalidated: nothing may keep the driver's object
+                entry.broken, entry.raw = True, None
             self.lost.append(entry)
             return
         if entry.request is not None:
@@ -201,6 +208,8 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._asks_always = bool(kw.pop("pre_ping", False))
         self._house: _House | None = None
         self._shared: Any = None
+        #: Connections that told where the database is, until somebody takes them, and the process that opened them.
+        self._probed: list[tuple[int, Any]] = []
         self._on_disk = False
         super().__init__(creator, **kw)
 
@@ -246,6 +255,8 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         shared, self._shared = self._shared, None
         if house is not None:
             house.close()
+        while (probed := self._take_probed()) is not None:
+            probed.close()
         if shared is not None and shared.dbapi_connection is not None:
             shared.close()
         self.logger.info("Pool disposed. %s", self.status())
@@ -311,7 +322,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
     def _open(self) -> _House:
         """The pool of ours, made at the first use, when settings and dialect are known. Opens no connection."""
         def record() -> Any:
-            opened = self._create_connection()
+            opened = self._take_probed() or self._create_connection()
             opened.house = made
             return opened
 
@@ -370,12 +381,23 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             rows = [(0, "main", "unknown")]
         if any(row[2] for row in rows if row[1] == "main"):
             self._on_disk = True
-            record.close()
+            self._probed.append((os.getpid(), record))
             return False
         with _first:
             if self._shared is None:
                 self._shared = record
         return True
+
+    def _take_probed(self) -> Any:
+        """A connection that `_in_memory` opened in this process; None if there is none."""
+        while self._probed:
+            try:
+                pid, record = self._probed.pop()
+            except IndexError:  # another thread was first
+                break
+            if pid == os.getpid():
+                return record
+        return None
 
 
 def _watch(dialect: Any) -> None:
@@ -463,7 +485,7 @@ def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
             original(connection)
             return
         house, entry = record.house, record.entry
-        if record.needs_gc:
+        if record.forgotten:
             record.lost = True  # a finalizer does not wait: it is rolled back before it is used again
             return
         record.wrote = False

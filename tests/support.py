@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ import requests
 from flask_stability.operate.loadgen import Load, Result
 
 __all__ = ["Load", "Result", "Server", "Standstills", "copy_project", "free_port", "open_to_all", "runs",
-           "source_distribution", "wait_until"]
+           "cached_source", "source_distribution", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable  #: what servers are started with
@@ -105,14 +106,28 @@ class Standstills:
 
 def source_distribution(folder: Path, requirement: str, *options: str) -> Path:
     """The unpacked source distribution of ``name==version`` from the package index."""
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+    name = requirement.partition("=")[0]
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name,
                            *options, "--dest", str(folder), requirement], capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr[-2000:]
-    archive = next(folder.glob(f"{requirement.partition('=')[0].lower()}-*.tar.gz"))
+    assert done.returncode == 0, f"{requirement} cannot be downloaded: {done.stderr[-2000:]}"
+    archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as packed:
         # Python before 3.11.4 knows no filters
         packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return folder / archive.name.removesuffix(".tar.gz")
+
+
+def cached_source(name: str, number: str) -> Path:
+    """As `source_distribution`, kept in the user's cache: for a package whose metadata take long to build."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flask_stability" / "sources"
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / f"{name}-{number}"
+    with open(f"{kept}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at it
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                source_distribution(Path(folder), f"{name}=={number}").rename(kept)
+    return kept
 
 
 def free_port() -> int:

@@ -76,7 +76,8 @@ class ConnectionRecord:
         self.expires = self.last_used + lifetime * (1.0 - 0.025 * self.jitter)
         self.generation = generation
         self.query_timeout, self.backstop = query_timeout, backstop
-        self.identity: Identity | None = getattr(self.raw, "identity", None)
+        identity = getattr(self.raw, "identity", None)  # ours, or something of the driver's own
+        self.identity: Identity | None = identity if isinstance(identity, Identity) else None
         self.state = RESERVED
         self.inside = self.limit = self.since = 0.0
         self.broken = self.in_transaction = self.reported = False
