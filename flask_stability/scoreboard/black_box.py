@@ -27,7 +27,7 @@ from .primitives import Blob
 SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
 SLOT_BYTES = 384
 COUNTS = 64  #: places in which a worker counts answers to watched requests
-_PREFIX_BYTES = 64
+_PREFIX_BYTES, _BEAT_AT = 64, 56
 HEAD_BYTES = _PREFIX_BYTES + COUNTS * 8
 ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 ID_BYTES = 128
@@ -107,6 +107,10 @@ class BlackBox:
     def answered(self, row: int) -> list[int]:
         """How many answers to each watched request the worker of a row has counted."""
         return list(struct.unpack_from(f"@{COUNTS}q", self.part(row), _PREFIX_BYTES))
+
+    def heartbeat(self, row: int) -> int:
+        """When the worker of a row gave its last sign of life by `beat`, `time.monotonic_ns`; 0 = it gave none."""
+        return int(struct.unpack_from("@q", self.part(row), _BEAT_AT)[0])
 
     def list_quarantine(self, data: bytes, *, empty: bool) -> bool:
         """By the master: have all workers read a new list at their next request; False if it is too long.
@@ -195,6 +199,7 @@ places: dict[int, int] = {}
 #: `BlackBox.listed` of this process's box.
 listed: memoryview = memoryview(bytearray(8)).cast("q")
 _counts: memoryview = memoryview(bytearray(COUNTS * 8)).cast("q")
+_head: memoryview = memoryview(bytearray(_PREFIX_BYTES)).cast("q")
 _pack = _PACKED.pack_into
 _BACK = STARTED * 8
 
@@ -236,6 +241,11 @@ def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int,
     words[first + _BODY] = int(length) if length.isdecimal() and len(length) < 19 else 0
     words[place] = started_ns
     return place
+
+
+def beat() -> None:
+    """Give a sign of life where there is no row for it."""
+    _head[_BEAT_AT // 8] = time.monotonic_ns()
 
 
 def count(index: int) -> None:
@@ -304,13 +314,14 @@ def install(row: int, prefix: str) -> None:
 
     :param prefix: of the ids of its requests.
     """
-    global listed, _counts
+    global listed, _counts, _head
     if _box is None or not 0 <= row < _box.rows:
         return
     area = _box.part(row)
     area[:16] = prefix.encode("ascii")[:16].ljust(16, b"\0")
     _use(area[HEAD_BYTES:])
     listed, _counts = _box.listed, area[_PREFIX_BYTES:HEAD_BYTES].cast("q")
+    _head = area[:_PREFIX_BYTES].cast("q")
 
 
 def _use(area: memoryview) -> None:
@@ -320,9 +331,10 @@ def _use(area: memoryview) -> None:
 
 def _after_fork() -> None:
     """In a forked child: the slots are the parent's."""
-    global _counts
+    global _counts, _head
     _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
     _counts = memoryview(bytearray(COUNTS * 8)).cast("q")
+    _head = memoryview(bytearray(_PREFIX_BYTES)).cast("q")
 
 
 _claiming = threading.Lock()

@@ -32,6 +32,7 @@ from .workers import Child
 
 WAITING = 8  #: requests that wait for the isolation worker at the most; the kernel counts them
 IDLE = 60.0  #: seconds without an isolated request after which the isolation worker ends
+HANGS, LOOKS = 8.0, 2  #: seconds without a sign of life, and looks that find it so, after which it hangs
 AGAIN = 0.5  #: seconds between two starts of it
 HEAVY = 64 << 20  #: bytes by which a worker has to have grown to be the one that the kernel was after
 MOST_RULES = 32
@@ -100,6 +101,7 @@ class Isolation:
         self._counts: dict[int, list[int]] = {}
         self._used_at = self._started_at = float("-inf")
         self._cannot = False
+        self._silent = 0
 
     # -- crashes -----------------------------------------------------------------------------------------------------
 
@@ -147,12 +149,22 @@ class Isolation:
         self._gather(now)
         self._tell(self.quarantine.tick(now, self._board.totals().requests))
         self.publish()
+        self._look_for_hang(now)
         if self.listener is not None:
             if self.child is None and now - self._started_at > AGAIN and knocking([self.listener]):
                 self._started_at = self._used_at = now
                 self._start(self.listener)
             elif self.child is not None and now - self._used_at > IDLE and not self._requests.of(self.child):
                 self.end()
+
+    def _look_for_hang(self, now: float) -> None:
+        """Nobody else is served by it: an interpreter that hangs is ended sooner than in other workers."""
+        box, child = black_box.current(), self.child
+        beat = box.heartbeat(box.rows - 1) if box is not None and child is not None else 0
+        silent = bool(beat) and now - beat / 1e9 > HANGS and bool(child and self._requests.of(child))
+        self._silent = self._silent + 1 if silent else 0
+        if child is not None and self._silent > LOOKS and not child.killed:
+            child.kill(Reason.STUCK)
 
     def _listed(self) -> bool:
         return bool(self.quarantine.cases or self.quarantine.routes or self.rules or self.child is not None

@@ -117,6 +117,7 @@ def _start_guard(worker: Any) -> None:
         connections=getattr(worker, "stability_connections", None))
     if quarantine.alone:
         def patient(now: float) -> None:
+            black_box.beat()
             if not any(record.overdue or record.seconds() > LONGEST_ALONE for record in in_flight()):
                 worker.notify()  # gunicorn's timeout is for an interpreter that hangs
         guard.looks = (*guard.looks, patient)

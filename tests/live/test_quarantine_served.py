@@ -99,7 +99,7 @@ def test_the_request_that_kills_workers_is_refused_after_two_and_nobody_else_is(
         assert 0 < int(answer.headers["Retry-After"]) <= 30
         good(server, 1)
     assert [bool(record.get("isolated")) for record in exits(server)] == [False, False, True]
-    assert "refused" in quarantine(server)
+    assert "refused" in quarantine(server, "list")
     assert not server.records("error", "server_error")
 
 
