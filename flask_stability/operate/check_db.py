@@ -75,8 +75,8 @@ def _engine(found: dict[str, Any]) -> Finding:
 def check_db_command(app: str | None, config: str | None, workers: int | None, timeout: float, as_json: bool) -> None:
     """Look at the databases of the service that ``gunicorn [-c CONFIG] [APP]`` would start here.
 
-    Without APP at that of ``flask --app``, else at the configuration's; without any app at that of STABILITY_DB_URL or
-    DB_HOST …. Looks only: no file is made. Exit status: 0 well, 1 warnings, 2 failures.
+    Without APP, take that of ``flask --app``, else the configuration's; without any app, the database of
+    STABILITY_DB_URL or DB_HOST …. The command changes nothing. Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:
         environment.as_the_service()

@@ -1,8 +1,8 @@
-"""``flask stability …``: the commands of an operator; none needs HTTP.
+"""``flask stability …``: the operator's commands. None needs HTTP.
 
-``status`` reads the scoreboard's file: it tells the truth while no worker answers, and needs no app. Orders
-(``retire``, ``gc``, ``mute``) and the question for ``stacks`` go to the master by its control socket. Both are for the
-service's own user (and root) only.
+``status`` reads the scoreboard's file, so it works while no worker answers, and needs no app. Orders (``retire``,
+``gc``, ``mute``) and ``stacks`` go to the master through its control socket. Only the service's user and root may use
+either.
 """
 
 from __future__ import annotations

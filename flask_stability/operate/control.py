@@ -1,4 +1,4 @@
-"""How the command line gives the master of a running service an order."""
+"""The command line's end of the control socket: give the master of a running service an order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | N
 
     :param path: see `server.control.path_of`.
     :param timeout: seconds; the master answers in its tick, about once a second.
-    :param master: process id of the master: what another process listens there for is not told.
-    :param descriptors: gets those that come with the answer; they are the caller's to close.
-    :raises ControlError: if it cannot be asked, or refuses.
+    :param master: process id of the master. Another process that listens there gets no order.
+    :param descriptors: gets those that come with the answer; the caller closes them.
+    :raises ControlError: if the master cannot be reached, or refuses.
     """
     deadline = time.monotonic() + timeout
     try:

@@ -1,4 +1,4 @@
-"""Requests in flight: past their deadline, long, or about to be cut."""
+"""Look at in-flight requests: past their deadline, long, or about to be cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MOST_SHOWN = 20
 
 
 class Requests:
-    """Those of one worker.
+    """The in-flight requests of one worker.
 
-    :param clients: its slow clients, None where they are not watched.
+    :param clients: its slow clients, None if they are not watched.
     """
 
     def __init__(self, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
@@ -28,7 +28,7 @@ class Requests:
         self._hung, self._hung_at = 0, 0.0
 
     def requests(self, now: float) -> None:
-        """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
+        """Log each request past its deadline with its thread's stack, and ask for the worker's replacement."""
         for record in in_flight():
             if record.deadline and now > record.deadline and not record.response_started and not record.overdue:
                 if self._clients is not None and self._clients.overdue(now, record):
@@ -42,7 +42,7 @@ class Requests:
                      seconds=record.seconds())
 
     def show_hung(self, now: float) -> None:
-        """Requests that take long and have not begun to answer, the longest first, for the health document."""
+        """Publish the requests that take long and have not begun to answer, longest first, for the health document."""
         if now - self._hung_at < 1.0:
             return
         self._hung_at = now
@@ -65,5 +65,5 @@ def tell_cut() -> None:
 
 
 def with_stack(record: RequestRecord) -> dict[str, Any]:
-    """The fields of a request, and where its thread is."""
+    """Return the fields of a request and its thread's latest frames."""
     return {**request_fields(record), "stack": stack_of(record.thread_id)[-8:]}
