@@ -121,8 +121,6 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     supervision: Supervision
     _num_workers: int
-    LISTENERS: list[Any]
-    worker_class: Any
     in_reload = False
     _master = 0
     _newest_before = 0
@@ -222,8 +220,8 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     def spawn_alone(self, listener: Any) -> None:
         """Start the isolation worker, which listens there and nowhere else."""
-        before = self.LISTENERS, self.worker_class
-        IsolatedWorker.public = list(self.LISTENERS)
+        before: tuple[Any, Any] = self.LISTENERS, self.worker_class  # type: ignore[has-type]
+        IsolatedWorker.public = list(before[0])
         self.LISTENERS, self.worker_class = [listener], IsolatedWorker
         try:
             super().spawn_worker()
