@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -45,7 +44,6 @@ _UNLIMITED = 10_000
 _A_YEAR = 365 * 86400.0
 #: Spare threads that a worker gets for such an engine at the most.
 _MOST_THREADS = 100
-#: Held while the one connection of a database in memory is made known.
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -208,7 +206,8 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._asks_always = bool(kw.pop("pre_ping", False))
         self._house: _House | None = None
         self._shared: Any = None
-        self._first = threading.Lock()
+        #: Connections to a database in memory that threads opened at once: the first is the one that all share.
+        self._opened: list[Any] = []
         #: Connections that told where the database is, until somebody takes them, and the process that opened them.
         self._probed: list[tuple[int, Any]] = []
         self._on_disk = False
@@ -253,7 +252,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
     def dispose(self) -> None:
         """Close what is idle; what is in use is closed when it comes back."""
         house, self._house = self._house, None
-        shared, self._shared = self._shared, None
+        shared, self._shared, self._opened = self._shared, None, []
         if house is not None:
             house.close()
         while (probed := self._take_probed()) is not None:
@@ -384,9 +383,9 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             self._on_disk = True
             self._probed.append((os.getpid(), record))
             return False
-        with self._first:
-            if self._shared is None:
-                self._shared = record
+        opened = self._opened
+        opened.append(record)
+        self._shared = opened[0]
         return True
 
     def _take_probed(self) -> Any:

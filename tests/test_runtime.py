@@ -233,10 +233,11 @@ os._exit(0)
 """
 
 
+@pytest.mark.timeout(300)
 def test_a_child_forked_while_threads_hold_every_lock_has_its_own(tmp_path: Path) -> None:
     """It waits for no lock, writes into no row, speaks on no connection of its parent's; the parent loses nothing."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path)], capture_output=True,
-                          text=True, timeout=100, env=dict(os.environ))
+                          text=True, timeout=240, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     child, parent = map(json.loads, done.stdout.splitlines())
     assert all(child.values()), child
