@@ -31,9 +31,8 @@ _now = time.monotonic_ns
 STREAM_NS = 100_000_000
 #: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
 _SMALL = 1 << 14
-#: What gives the body of a response of Flask's, chunk by chunk, and what closes it, in werkzeug.
+#: What gives the body of a response of Flask's, chunk by chunk, in werkzeug.
 _ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
-_CLOSE = werkzeug_response.Response.close
 
 
 class ResponseCut(BrokenPipeError):
@@ -92,14 +91,18 @@ class Exchange(RequestRecord):
             raise InvalidResponse("start_response was called twice")
         headers = [*headers]
         try:
-            head = known_heads.get((status, *headers))
+            code, self.length = known_heads[status, tuple(headers)]
+        except KeyError:
+            code, self.length = check_head(status, headers)
         except TypeError:
             headers = [(name, value) for name, value in headers]  # pairs that are lists, or nothing of the kind
-            head = None
-        self.code, self.length = head or check_head(status, headers)
-        if self.code == 500 and self.unavailable is not None:
-            raise unavailable(self)
-        if self.code >= 400 or self.given_id is not None:
+            code, self.length = check_head(status, headers)
+        self.code = code
+        if code >= 400:
+            if code == 500 and self.unavailable is not None:
+                raise unavailable(self)
+            self.boundary.add_id(headers, self)
+        elif self.given_id is not None:
             self.boundary.add_id(headers, self)
         self.head = status, headers
         try:
@@ -263,15 +266,14 @@ class Exchange(RequestRecord):
         if not self.health:
             try:
                 row = runtime.row or runtime.my_row()
-                end = self.taken_ns or _now()
-                if self.begun_ns and end - self.begun_ns >= STREAM_NS:
-                    row.add_stream((end - self.begun_ns) // 1_000_000)
-                    end = self.begun_ns
+                end, begun, code = self.taken_ns or _now(), self.begun_ns, self.code
+                if begun and end - begun >= STREAM_NS:
+                    row.add_stream((end - begun) // 1_000_000)
+                    end = begun
                 row.observe(environ["REQUEST_METHOD"], self.rule.endpoint,
-                            scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
-                            end - self.started_ns)
-                if self.code >= 400:
-                    self.boundary.note(self.code, self)
+                            scoreboard.REFUSED if code == 503 and self.refused else code, end - self.started_ns)
+                if code >= 400:
+                    self.boundary.note(code, self)
             except Exception as error:
                 report.record(error, event="internal_error", request=self)
         if self.resources is not None:
@@ -318,15 +320,14 @@ def plain(source: Any, length: int) -> list[bytes] | None:
     wait: the request is over when the server has it. It is looked for where the installed werkzeug keeps it; what does
     not look exactly like that goes the general way, chunk by chunk.
     """
-    if not 0 <= length <= _SMALL:
-        return None
     try:
         drawn, closed = source._callbacks
         response = closed.__self__
-        if (drawn.__self__.gi_code is _ENCODING and type(response) is Response and closed.__func__ is _CLOSE
+        chunks: Any = response.response
+        if (drawn.__self__.gi_code is _ENCODING and type(response) is Response and type(chunks) is list
                 and not response._on_close):
-            chunks: Any = response.response
-            if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes and len(chunks[0]) == length:
+            chunk, = chunks
+            if type(chunk) is bytes and len(chunk) == length <= _SMALL:
                 return chunks
     except (AttributeError, TypeError, ValueError):
         pass

@@ -71,7 +71,7 @@ class StabilityMiddleware:
         self.timeout = self.settings.request_timeout
         self._trusted = ("HTTP_" + self.boundary.id_header.upper().replace("-", "_")
                          if self.settings.request_id_trust else None)
-        #: What the paths begin with that are looked at more closely: at the first request all of them.
+        #: What is in the paths that are looked at more closely: at the first request, in all of them.
         self._special = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -94,15 +94,19 @@ class StabilityMiddleware:
         exchange.taken_ns = 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
-        client = environ.get(SOCKET)
-        if client is not None:
-            environ[SOCKET] = AppSocket(client, exchange)
-        elif environ.get(WEBSOCKET) is not None:
+        if SOCKET in environ:  # gunicorn's
+            stand_in = AppSocket()
+            stand_in.stability_socket = environ[SOCKET]
+            stand_in.stability_record = exchange
+            stand_in.stability_lock = None
+            environ[SOCKET] = stand_in
+            if runtime.watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+                environ["wsgi.input"] = Upload(environ["wsgi.input"])
+        elif WEBSOCKET in environ and environ[WEBSOCKET] is not None:
             exchange.take()
-        if runtime.watches_uploads and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
-            environ["wsgi.input"] = Upload(environ["wsgi.input"])
         try:
-            if environ.get("PATH_INFO", "").startswith(self._special) and self._is_health(environ, exchange):
+            path = environ["PATH_INFO"] if "PATH_INFO" in environ else ""  # noqa: SIM401  # no call
+            if self._special in path and self._is_health(environ, exchange):
                 source: Any = self.health_app(environ, exchange.start_response)  # type: ignore[misc]
             else:
                 outer = inflight.get(thread)
@@ -137,7 +141,7 @@ class StabilityMiddleware:
                 raise wrong_chunk(chunk)
             if not exchange.response_started:
                 head = exchange.head
-                if head is None and "HTTP_UPGRADE" in environ and chunk is END and client is None:
+                if head is None and "HTTP_UPGRADE" in environ and chunk is END and SOCKET not in environ:
                     exchange.take()  # by another way than gunicorn's: simple-websocket under gevent's own server
                     raise StopIteration
                 if head is None:

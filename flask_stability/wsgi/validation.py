@@ -45,7 +45,7 @@ class _Names(dict[str, bool]):
 
 
 _statuses, _names = _Statuses(), _Names()
-#: What `check_head` said of status lines with headers, each in one tuple: what repeats costs one look. Nothing is
+#: What `check_head` said of status lines with tuples of headers: what repeats costs one look. Nothing is
 #: ever dropped from it, since heads that do not repeat would cost more by coming and going than by being checked.
 known_heads: dict[tuple[Any, ...], tuple[int, int]] = {}
 
@@ -66,7 +66,7 @@ def check_head(status: Any, headers: Sequence[tuple[Any, Any]]) -> tuple[int, in
             if length < 0:
                 length = int(value)
     if len(known_heads) < _KEPT and all(name in _REPEATING and len(value) < 100 for name, value in headers):
-        known_heads[status, *headers] = code, length
+        known_heads[status, tuple(headers)] = code, length
     return code, length
 
 

@@ -14,6 +14,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import socket
 import statistics
 import sys
 import time
@@ -65,6 +66,19 @@ def both() -> WSGI:
     return StabilityMiddleware(ours())
 
 
+def socket_given() -> WSGI:
+    """With the client's socket in the environ, as gunicorn has it there."""
+    app = ours()
+    client, _ = pair = socket.socketpair()
+    app.config["pair"] = pair  # type: ignore[attr-defined]  # kept open
+
+    def served(environ: dict[str, Any], start: Any) -> Any:
+        environ["gunicorn.socket"] = client
+        return app(environ, start)
+
+    return served
+
+
 def prometheus() -> WSGI:
     from prometheus_client import CollectorRegistry
     from prometheus_flask_exporter import PrometheusMetrics
@@ -82,7 +96,7 @@ def sentry() -> WSGI:
 
 
 CONTENDERS = {"bare Flask": bare, "flask_stability": ours, "  in two layers": both,
-              "  bodies of any length": any_length,
+              "  bodies of any length": any_length, "  with gunicorn's socket": socket_given,
               "prometheus-flask-exporter": prometheus, "sentry-sdk without a DSN": sentry}
 
 
