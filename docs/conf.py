@@ -10,9 +10,10 @@ from pallets_sphinx_themes import get_version  # noqa: F401  the theme's package
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from flask_stability import config  # noqa: E402
+import settings_page  # noqa: E402
+
 from flask_stability.scoreboard import layout  # noqa: E402
 
 _setup = ConfigParser()
@@ -38,7 +39,7 @@ def _tables(app: Sphinx, name: str, source: list[str]) -> None:
     if name == "scoreboard":
         source[0] = source[0].replace(".. the tables\n", layout.documented() + "\n")
     if name == "settings":
-        source[0] = source[0].replace(".. the table\n", config.table() + "\n")
+        source[0] = source[0].replace(".. the tables\n", settings_page.page() + "\n")
 
 
 def setup(app: Sphinx) -> None:

@@ -38,6 +38,7 @@ from .config_types import (
 )
 from .environment import load_dotenv as load_dotenv
 from .environment import server_bind as server_bind
+from .exceptions import ConfigError as ConfigError
 
 CHATS = ("slack", "feishu", "dingtalk", "wecom", "pagerduty")  #: receivers of alerts with a format of their own
 

@@ -24,10 +24,10 @@ class ErrorClass(enum.Enum):
     REFUSED = "credentials, encryption, schema or host are refused"
     NOT_READY = "this node of a cluster does not serve: not in sync, cut off, or offline"
     ROLLED_BACK = "the server rolled the transaction back"
-    LOCK_WAIT = "waited too long for a lock; the statement alone was rolled back"
+    LOCK_WAIT = "no lock in time, or a table altered since the transaction began; the statement alone was rolled back"
     READ_ONLY = "the server became read-only"
     DISK = "the disk is full or fails"
-    MEMORY = "the server has no memory left"
+    MEMORY = "the server is out of memory, locks, transactions or files"
     LINK_LOST = "the link was lost"
     TIMED_OUT = "the statement was ended by its time limit or by an administrator"
     TOO_LARGE = "the statement is larger than max_allowed_packet"
@@ -82,28 +82,33 @@ CONSEQUENCES: dict[ErrorClass, Consequence] = {
 
 #: The numbers of each class. A number that means two things (MySQL and MariaDB disagree, or its text decides) is below.
 CODES: dict[ErrorClass, tuple[int, ...]] = {
-    # no socket; no server; no host; broken or bad handshake; shutting down; shut down by force;
-    # ProxySQL: no backend in time, too many failures, backend offline, lagging
-    ErrorClass.CONNECT: (2001, 2002, 2003, 2004, 2005, 2012, 1043, 1053, 1080, 9001, 9002, 9004, 9005),
-    # max_connections; max_user_connections; no thread; RDS Proxy: no connection in time
-    ErrorClass.FULL: (1040, 1203, 1135, 9501),
+    # no socket; no server; no host, or no record of it; broken or bad handshake; shutting down, by force, shut down;
+    # ProxySQL: no backend in time, too many failures, backend offline
+    ErrorClass.CONNECT: (2001, 2002, 2003, 2004, 2005, 2070, 2012, 1043, 1053, 1077, 1078, 1079, 1080, 9001, 9002,
+                         9004),
+    # max_user_connections; no thread; RDS Proxy: no connection in time
+    ErrorClass.FULL: (1203, 1135, 9501),
     # schema, by role too; password; unknown database; blocked or unknown host, or one without a name; authentication
     # methods and plugins of either side; compression; versions of the protocol; password expired, to be changed;
-    # account locked, for a while, or for good; TLS required, or not to be had
-    ErrorClass.REFUSED: (1044, 3879, 1045, 1049, 1129, 1130, 1042, 1698, 1251, 1275, 1524, 1820, 1862, 1873, 3118, 3955,
-                         3159, 4167, 3922, 3923, 2007, 2049, 2054, 2058, 2059, 2061, 5010, 5012),
-    # offline mode; group replication: a hook failed, the new primary has not caught up
-    ErrorClass.NOT_READY: (3032, 6400, 3100, 3781, 3782),
+    # account locked, for a while, or for good; TLS required, or not to be had; what the client cannot do: character
+    # sets, protocols, FIPS, compression, Kerberos, a second factor, a local address
+    ErrorClass.REFUSED: (1044, 3879, 1049, 1129, 1130, 1042, 1698, 1251, 1275, 1524, 1820, 1862, 1873, 3118, 3955,
+                         3159, 3922, 3923, 2007, 2009, 2019, 2047, 2049, 2054, 2058, 2059, 2061, 2064, 2065, 2066, 2067,
+                         2072, 2074, 5001, 5010, 5011, 5012),
+    # offline mode; group replication: a hook failed, the new primary has not caught up, this member fell out of the
+    # group, or waits in vain for the others, or leaves
+    ErrorClass.NOT_READY: (3032, 6400, 3100, 3781, 3782, 3783, 3796, 3797, 3798, 3799),
     # deadlock, a conflict in a cluster among them; rolled back during COMMIT, in a replicated group too;
     # MariaDB: changed since it was read, an earlier one of the group of commits failed
     ErrorClass.ROLLED_BACK: (1213, 3101, 1020, 1964),
-    # of a row or a table; given up for another lock
-    ErrorClass.LOCK_WAIT: (1205, 1689),
-    # a read-only transaction or server, storage engine, schema
-    ErrorClass.READ_ONLY: (1792, 1836, 1874, 3989),
-    # full, or would wait for room; table full; reading, writing, temporary files; tablespace; undo log
-    ErrorClass.DISK: (1021, 3675, 1114, 1024, 1026, 1810, 1811, 1878, 3019),
-    ErrorClass.MEMORY: (1037, 1041, 3015, 3044, 3985, 2008),
+    # of a row or a table; given up for another lock; NOWAIT; of GET_LOCK, in a circle; of the locking service; altered
+    ErrorClass.LOCK_WAIT: (1205, 1689, 3572, 3058, 3132, 3133, 1412),
+    # a read-only server, storage engine, schema; InnoDB being recovered
+    ErrorClass.READ_ONLY: (1836, 1874, 1881, 3989),
+    # full, or would wait for room; table full; reading, writing, temporary files; tablespaces; undo log
+    ErrorClass.DISK: (1021, 3675, 1114, 1024, 1026, 1810, 1811, 3884, 1878, 3019),
+    # memory, of engines, clients and sessions; locks; transactions at once
+    ErrorClass.MEMORY: (1037, 1041, 3015, 3044, 3950, 2008, 1206, 3985, 1637),
     # gone; lost; malformed; killed; aborted; errors of the network, at either end
     ErrorClass.LINK_LOST: (2006, 2013, 2027, 2055, 1927, 3169, 1152, 1184, 1154, 1155, 1156, 1157, 1158, 1159, 1160,
                            1161, 1835, 5013, 5014, 5015),
@@ -111,18 +116,31 @@ CODES: dict[ErrorClass, tuple[int, ...]] = {
     ErrorClass.TOO_LARGE: (1153, 2020),
     ErrorClass.OUT_OF_STEP: (2014,),
     # no database selected; a statement that has to be prepared anew; ProxySQL: bound to another group of servers
-    ErrorClass.STALE: (1046, 1615, 9006),
+    ErrorClass.STALE: (1046, 1615, 9005, 9006),
 }
 _CLASSES = {code: kind for kind, codes in CODES.items() for code in codes}
 
+_BY_ERRNO = ((r"\b(?:28|122|5|30|135|136)\b", ErrorClass.DISK), (r"\b(?:12|23|24|128)\b", ErrorClass.MEMORY))
 #: Numbers whose text decides; without a match they are OTHER.
 _BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
     # "Unknown command" from Galera: "WSREP has not yet prepared node for application use"
     1047: (("WSREP", ErrorClass.NOT_READY),),
+    # max_connections; ProxySQL: this user may only come from its own machine
+    1040: (("only connect locally", ErrorClass.REFUSED), ("", ErrorClass.FULL)),
+    # user or password; proxies: a command that they do not know, a server that does not answer them
+    1045: (("command not supported|prepared statement", ErrorClass.OTHER),
+           ("connect to backend|connect timeout", ErrorClass.CONNECT), ("", ErrorClass.REFUSED)),
     1290: (("read-only", ErrorClass.READ_ONLY),),
-    1226: (("_per_hour|max_(?:questions|queries|updates|connections)", ErrorClass.QUOTA), ("", ErrorClass.FULL)),
-    # with the number of the operating system's error: ENOSPC, EDQUOT, EIO, EROFS, table full, index full
-    1030: ((r"\b(?:28|122|5|30|135|136)\b", ErrorClass.DISK),),
+    # MaxScale: a result larger than its filter allows; a replica that lags in a read-only transaction
+    1226: (("_per_hour|max_(?:questions|queries|updates|connections)", ErrorClass.QUOTA),
+           ("resultset", ErrorClass.OTHER), ("", ErrorClass.FULL)),
+    1792: (("causal read", ErrorClass.LOCK_WAIT), ("", ErrorClass.READ_ONLY)),
+    # ProxySQL: past mysql-default_query_timeout; MariaDB has another meaning
+    1907: (("query_timeout", ErrorClass.TIMED_OUT),),
+    # with the number of the operating system's error: ENOSPC, EDQUOT, EIO, EROFS, table full, index full; or of
+    # ENOMEM, ENFILE, EMFILE, no memory in the engine
+    1030: _BY_ERRNO,
+    1004: _BY_ERRNO, 1005: _BY_ERRNO, 1015: _BY_ERRNO, 1016: _BY_ERRNO, 1180: _BY_ERRNO, 1181: _BY_ERRNO,
     # TLS: what another attempt cannot mend, and what it may
     2026: (("certif|verif|self.signed|trust|issuer|expired|not yet valid|host ?name|required|support|protocol|cipher"
             "|handshake failure|No such file|PEM|key", ErrorClass.REFUSED), ("", ErrorClass.CONNECT)),
@@ -131,6 +149,10 @@ _BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
     # MySQL: the connection was closed for the memory that it or all together took; MariaDB has other meanings
     4081: (("memory limit", ErrorClass.MEMORY),),
     4082: (("memory limit", ErrorClass.MEMORY),),
+    # MySQL: while group replication changes its primary; MariaDB has another meaning
+    4094: (("queries have been blocked", ErrorClass.NOT_READY),),
+    # MariaDB: TLS is required, and not to be had; MySQL has another meaning
+    4167: (("transport", ErrorClass.REFUSED),),
     # MariaDB: blocked after failed logins, locked; MySQL has other meanings
     4150: (("blocked", ErrorClass.REFUSED),),
     4151: (("locked", ErrorClass.REFUSED),),

@@ -1,4 +1,4 @@
-"""Spans of time as people write and read them."""
+"""Parse and format spans of time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 def parse(text: str) -> float:
     """Return the seconds of ``30m``, ``12h``, ``14d``, ``1.5h``, ``2w``.
 
-    :raises ValueError: saying what is accepted.
+    :raises ValueError: with the accepted forms.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
     if not match:
@@ -21,7 +21,7 @@ def parse(text: str) -> float:
 
 
 def option(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """Callback of an option that takes a span of time."""
+    """Read the value of an option that takes a span of time (a click callback)."""
     try:
         return parse(value)
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""Other processes, as the kernel tells of them, and signals to those that only a shared file names.
+"""Read about other processes, and signal those that only a shared file names.
 
-Whoever can write a scoreboard can put any process id in it, and a number may have become another process's. So the
-number is read once, the process is held by a descriptor (pidfd) before it is looked at, what /proc says decides, and
-the signal is sent with the rights of the board's owner: root kills nothing for a user that the user could not kill.
+The writer of a scoreboard can put any process id in it, and a process id may be reused. So the number is read once, a
+descriptor (pidfd) holds the process before it is examined, /proc decides, and the signal is sent with the rights of the
+board's owner: root kills nothing for a user that the user could not kill.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SLACK_NS = 200_000_000  # of the comparison of two clocks, one of which ticks
 
 
 class Process(NamedTuple):
-    """A process that is there, and no zombie.
+    """A process that exists and is no zombie.
 
     :ivar state: its state letter; ``T`` is stopped.
     :ivar parent: process id of its parent.
-    :ivar started: clock ticks from the machine's start to its own; with the number it names one process for good.
+    :ivar started: clock ticks from boot to its start; with the process id it identifies one process for good.
     """
 
     pid: int
@@ -33,12 +33,12 @@ class Process(NamedTuple):
     started: int
 
     def is_older_than(self, moment_ns: int) -> bool:
-        """Whether it was there at a moment of the monotonic clock, as far as the clocks tell."""
+        """Return whether it existed at a moment of the monotonic clock, as far as the clocks tell."""
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.started * _TICK_NS
         return age >= time.monotonic_ns() - moment_ns - _SLACK_NS
 
     def maps(self, path: str) -> bool | None:
-        """Whether it has a file in its memory; None if this user may not know."""
+        """Return whether it has mapped a file; None if this user may not know."""
         end = f" {os.path.realpath(path)}"
         try:
             with open(f"/proc/{self.pid}/maps", encoding="utf-8", errors="replace") as maps:
@@ -50,7 +50,7 @@ class Process(NamedTuple):
 
 
 def look(pid: int) -> Process | None:
-    """What /proc says of a process; None if there is none, if it is a zombie, or if that cannot be told."""
+    """Return what /proc says about a process; None if it is missing, a zombie, or unknown."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
@@ -61,10 +61,10 @@ def look(pid: int) -> Process | None:
 
 
 def send(pid: int, number: int, *, owner: int, check: Callable[[Process], bool]) -> bool:
-    """Send a signal to a process that a file of `owner` names; whether it was sent. Never raises OSError.
+    """Send a signal to a process that a file of `owner` names; return whether it was sent. Never raises OSError.
 
-    :param owner: user whose rights are used, where this process is root; must be the file's, never what is in it.
-    :param check: looks at the process while it is held: whether it is the one that is meant.
+    :param owner: user whose rights are used if this process is root. It must be the file's owner, never its content.
+    :param check: examines the held process: whether it is the intended one.
     """
     if pid <= 1 or pid == os.getpid():
         return False
@@ -73,7 +73,7 @@ def send(pid: int, number: int, *, owner: int, check: Callable[[Process], bool])
     except (OSError, OverflowError):
         return False
     try:
-        # a process that ends now keeps its descriptor dead, whoever gets its number
+        # if the process ends now, its descriptor stays dead, even if the number is reused
         process = look(pid)
         if process is None or not check(process):
             return False
@@ -91,8 +91,9 @@ def send(pid: int, number: int, *, owner: int, check: Callable[[Process], bool])
 
 
 def _hold(pid: int) -> int | None:
-    """A descriptor of a process; None where there are none (Linux before 5.3, some sandboxes): the owner's rights are
-    then what protects others, and a number that is given anew within microseconds gets the signal.
+    """Return a descriptor of a process; None where the kernel has none (Linux before 5.3, some sandboxes).
+
+    Then the owner's rights protect others, and a process id that is reused within microseconds gets the signal.
     """
     try:
         return os.pidfd_open(pid)
@@ -106,7 +107,7 @@ def _hold(pid: int) -> int | None:
 
 @contextlib.contextmanager
 def _acting_as(user: int) -> Iterator[None]:
-    """As root: within the block real and effective user are another (a signal looks at both).
+    """Change root's real and effective user within the block: a signal checks both.
 
     :raises OSError: if root may not (a container without the capability).
     """

@@ -1,4 +1,4 @@
-"""Texts of errors with their secrets taken out: for the health document, the dashboard and alerts."""
+"""Remove secrets from the texts of errors, for the health document, the dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "***"
 LONGEST = 300  #: characters of a cause
-SHORTEST = 4  #: characters of a secret; anything shorter would take words apart
+SHORTEST = 4  #: characters of a secret; a shorter one could match inside ordinary words
 
 _SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|API_?KEY|CREDENTIAL|DSN", re.IGNORECASE)
 _IN_URL = re.compile(r"(\w://)[^/@\s]*@")
@@ -27,9 +27,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 def redact(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> str:
     """Return `text` on one line without the given secrets, credentials in URLs and values of ``password=…``.
 
-    :param longest: characters that are kept; what is longer ends in "…".
+    :param longest: characters that are kept; a longer text ends in "…".
     """
-    text = text[:4 * longest + 2000]  # enough for what is kept; bounds the work for a hostile text
+    text = text[:4 * longest + 2000]  # enough for the kept part; bounds the work for a hostile text
     for secret in sorted({one for one in secrets if len(one) >= SHORTEST}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _IN_URL.sub(rf"\1{HIDDEN}@", _CONTROL.sub(" ", text))
@@ -38,7 +38,7 @@ def redact(text: str, secrets: Iterable[str] = (), longest: int = LONGEST) -> st
 
 
 def secrets_of(settings: Settings, environ: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Return what must not be shown: secret settings, their parts, and variables whose names sound like a secret's."""
+    """Return the texts to hide: secret settings, their parts, and variables whose names sound like a secret's."""
     found = {value for name, value in (os.environ if environ is None else environ).items()
              if value and _SECRET_NAME.search(name)}
     for url in (settings.db_url, settings.alert_webhook, *tuple(found)):

@@ -19,6 +19,7 @@ from flask import current_app, has_request_context, request_started
 from flask import request as flask_request
 
 from .runtime import Part, runtime
+from .scoreboard import black_box
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,10 +103,11 @@ class RequestRecord:
     :ivar client_socket: what it does that on, as far as that is known.
     :ivar handled: the exception that a handler of the app's was given last; None = none was.
     :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
+    :ivar place: of its slot in the black box; -1 without one.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "recorded", "refused",
-                 "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "place", "recorded",
+                 "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
                  "unavailable")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
@@ -123,6 +125,7 @@ class RequestRecord:
         self.client_socket: ClientSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
+        self.place = -1
 
     @property
     def id(self) -> str:
@@ -189,6 +192,7 @@ class RequestRecord:
             self.rule = self.rule or rule_of(self.environ)
             self.response_started = True
             self.taken_ns = time.monotonic_ns()
+            black_box.answering(self.place)
 
     def drop(self, resource: Resource) -> None:
         """It was given back already."""
@@ -213,6 +217,11 @@ class RequestRecord:
         elif inflight.get(self.thread_id) is self:
             inflight[self.thread_id] = None
         self.environ = OVER
+
+
+def id_prefix() -> str:
+    """What the ids of this process's requests begin with, before the hyphen."""
+    return _requests.prefix
 
 
 def in_flight() -> list[RequestRecord]:

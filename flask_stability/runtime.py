@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .scoreboard import STATE_READY, W_PID, W_READY_NS, W_STARTED_NS, W_STATE, Row, Scoreboard
+from .scoreboard import STATE_READY, W_PID, W_READY_NS, W_STARTED_NS, W_STATE, Row, Scoreboard, black_box
 
 #: Every part, in the order in which a forked child resets them, after its row: what others use while they are reset
 #: comes first, and the server's comes last, since it lets signals in again.
@@ -146,6 +146,7 @@ class Runtime:
         """In a forked child: reset every part, in `ORDER`, whatever one of them raises."""
         self._making = threading.RLock()
         self.row = self.more_threads = None
+        black_box.after_fork()
         _all([part.reset_after_fork for part in self._ordered()])
 
 

@@ -14,7 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["support_db", "support_measure", "support_mysql", "support_parallel", "support_versions"]
+pytest_plugins = ["support_db", "support_leaks", "support_measure", "support_mysql", "support_parallel",
+                  "support_versions"]
 
 # an example that takes long says more of the machine than of the code
 hypothesis.settings.register_profile("patient", deadline=None,

@@ -215,6 +215,7 @@ class Server:
                      "STABILITY_HEALTH_INTERVAL": "2", "SAMPLE_INSTANCE": str(folder / "instance"),
                      "PYTHONWARNINGS": "default", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients = contextlib.ExitStack()
         self._output = folder / "output.log"
         self._prefix, self._given_output = prefix, output
 
@@ -285,6 +286,12 @@ class Server:
         """One GET on a connection of its own."""
         return self.request("GET", path, **options)
 
+    def connect(self, first: bytes = b"", timeout: float = 60.0) -> socket.socket:
+        """A client's connection, with that sent; it is closed with the server at the latest."""
+        connection = self._clients.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout))
+        connection.sendall(first)
+        return connection
+
     def health(self) -> dict[str, Any]:
         """The health document."""
         document: dict[str, Any] = self.get("/health").json()
@@ -311,6 +318,7 @@ class Server:
 
     def stop(self) -> None:
         """End it: politely, then not; nothing is left."""
+        self._clients.close()
         process = self._process
         if process is None:
             return

@@ -21,6 +21,9 @@ from flask_stability.scoreboard import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+sys.path.append(str(DOCS))
+import settings_page  # noqa: E402
+
 PAGES = sorted(DOCS.glob("*.rst"))
 #: Loggers of events: a name in the first argument of these is an event.
 _TELLERS = {"logs.error", "logs.health", "logs.process", "self.events.log", "self._events.log", "house.events.log"}
@@ -52,6 +55,17 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     settings = (tmp_path / "html" / "settings.html").read_text()
     assert all(key in settings for key in config.KEYS)
+
+
+def test_the_page_of_settings_has_each_once_in_a_group_beside_the_ten_that_matter_first() -> None:
+    """A new setting finds its group by its name; one that fits nowhere is among "More"."""
+    rows = settings_page.rows()
+    assert set(rows) == set(config.KEYS)
+    page = settings_page.page()
+    for key in config.KEYS:
+        first = key.removeprefix("STABILITY_") in settings_page.FIRST
+        assert page.count(f"   * - ``{key}``") == 1 + first, key
+    assert len(settings_page.FIRST) == 10
 
 
 def _with_python() -> list[Path]:
@@ -156,3 +170,41 @@ def test_every_event_and_reason_that_a_page_greps_for_exists() -> None:
     text = (DOCS / "supervision.rst").read_text()
     part = text[text.index("\nReasons\n"):]
     assert set(re.findall(r"``(\w+)``", part)) == set(REASONS) - {"none"}
+
+
+# -- the pages that exist in Chinese as well --------------------------------------------------------------------------
+
+TRANSLATED = sorted(page.name for page in (DOCS / "zh").glob("*.rst") if page.stem != "index")
+_TITLE = re.compile(r"^(\S.*)\n([=-])\2+$", re.MULTILINE)
+
+
+def _parts(page: Path) -> list[str]:
+    """The text of each section of a page, without its title."""
+    text = page.read_text()
+    starts = [match.end() for match in _TITLE.finditer(text)]
+    ends = [*[match.start() for match in _TITLE.finditer(text)][1:], len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _same(part: str) -> dict[str, object]:
+    """What is the same in every language: code, rows of tables, names, figures, references, steps."""
+    code = re.findall(r"\.\. code-block:: (\w+)\n((?:\n| {4,}.*\n)+)", part)
+    return {"code": code, "rows": len(re.findall(r"^   \* -", part, re.MULTILINE)),
+            "names": sorted(re.findall(r"``([^`]+)``", re.sub(r"\s+", " ", part))),
+            "pages": sorted(name.removeprefix("/") for name in re.findall(r":doc:`([^`]+)`", part)),
+            "steps": re.findall(r"^(\d)\. ", part, re.MULTILINE)}
+
+
+def test_first_steps_runbook_and_faults_exist_in_chinese() -> None:
+    """What somebody needs at first, and at night."""
+    assert TRANSLATED == ["faults.rst", "quickstart.rst", "runbook.rst"]
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_the_chinese_page_is_in_step_with_the_english_one(name: str) -> None:
+    """Section by section: a command, a setting, an event, a row or a step in one is in the other."""
+    english, chinese = _parts(DOCS / name), _parts(DOCS / "zh" / name)
+    assert len(english) == len(chinese)
+    for number, (one, other) in enumerate(zip(english, chinese, strict=True)):
+        assert _same(other) == _same(one), f"section {number} of docs/zh/{name} is not that of docs/{name}"
+    assert len(re.findall(r"[\u4e00-\u9fff]", "".join(chinese))) > 200

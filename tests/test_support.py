@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,38 @@ def test_alone():
 '''
 
 
+LEAKS = '''
+import gc, socket, subprocess
+
+class Circle:
+    def __init__(self, thing):
+        self.thing, self.itself = thing, self
+
+def test_leaves_a_socket():
+    Circle(socket.socket())
+
+def test_follows_a_socket():
+    gc.collect()
+
+def test_leaves_a_process():
+    Circle(subprocess.Popen(["sleep", "60"])).thing.kill()
+
+def test_follows_a_process():
+    gc.collect()
+
+def test_fails_with_a_socket():
+    kept = Circle(socket.socket())
+    raise AssertionError("on purpose")
+
+def test_follows_a_failure():
+    gc.collect()
+
+def test_takes_care():
+    with socket.socket():
+        pass
+'''
+
+
 def _pytest(folder: Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "support_parallel", "-p", "support_measure",
                            "--tally=tally", *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(TESTS)},
@@ -49,6 +82,19 @@ def test_both_passes_together_run_everything_once(tmp_path: Path) -> None:
     code, output = _pytest(tmp_path, "--alone")
     assert code == 1
     assert output.splitlines()[-1].startswith("===== all passes: 1 failed, 2 passed in "), output
+
+
+def test_what_a_test_leaves_to_the_collector_is_blamed_on_it(tmp_path: Path) -> None:
+    """And on none that comes after it; one that fails is blamed for that alone."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "test_it.py").write_text(LEAKS)
+    code, output = _pytest(tmp_path, "-p", "support_leaks", "-rEfp")
+    assert code == 1
+    assert set(re.findall(r"^(\w+) test_it.py::(\w+)", output, re.MULTILINE)) == {
+        ("PASSED", "test_leaves_a_socket"), ("ERROR", "test_leaves_a_socket"), ("PASSED", "test_follows_a_socket"),
+        ("PASSED", "test_leaves_a_process"), ("ERROR", "test_leaves_a_process"), ("PASSED", "test_follows_a_process"),
+        ("FAILED", "test_fails_with_a_socket"), ("PASSED", "test_follows_a_failure"),
+        ("PASSED", "test_takes_care")}, output
 
 
 def test_a_test_says_why_it_is_alone(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The connection and the cursors that an app holds.
 
-A proxy is cut off from its connection when that is given back: whatever is called on it, or on one of its cursors,
-afterwards raises and never touches the next borrower's work.
+Check-in cuts the proxy off from its connection. A later call on the proxy, or on one of its cursors, raises and never
+touches the next borrower's work.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _HARMLESS = frozenset(("affected_rows", "character_set_name", "escape", "escape_
 
 
 class Owner(Protocol):
-    """Whom a connection is given back to: a pool.
+    """The pool that a connection returns to.
 
-    :ivar lost: takes what was let go without being given back.
+    :ivar lost: takes connections that were dropped without check-in.
     """
 
     driver: Driver
@@ -51,7 +51,7 @@ class PooledConnection:
 
     def __init__(self, owner: Owner, record: ConnectionRecord) -> None:
         self._owner = owner
-        self._held = [record]  # taken out in one step: of two threads that close it, one gets it
+        self._held = [record]  # popped in one step: of two threads that close it, one gets it
         self._cursors: list[weakref.ref[PooledCursor]] = []
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class PooledConnection:
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the connection back; more than once, or by several threads, without harm."""
+        """Give the connection back. Idempotent and thread-safe."""
         try:
             record = self._held.pop()
         except IndexError:
@@ -83,13 +83,13 @@ class PooledConnection:
 
     def __del__(self) -> None:
         if self._held:
-            self._owner.lost.append(self._held.pop())  # no more here: a finalizer may run anywhere, in any lock
+            self._owner.lost.append(self._held.pop())  # do no more here: a finalizer may run anywhere, under any lock
 
     # -- the DB-API ----------------------------------------------------------------------------------------------
 
     @property
     def record(self) -> ConnectionRecord:
-        """What the pool knows of it; an error once it was given back."""
+        """The pool's record of the connection; raises after check-in."""
         try:
             return self._held[0]
         except IndexError:
@@ -97,28 +97,28 @@ class PooledConnection:
 
     @property
     def closed(self) -> bool:
-        """It was given back."""
+        """Whether it was given back."""
         return not self._held
 
     @property
     def usable(self) -> bool:
-        """It was not given back, and is not a parent process's."""
+        """Whether it was not given back and does not belong to a parent process."""
         return any(record.state is IN_USE for record in self._held)
 
     @property
     def dbapi_connection(self) -> Any:
-        """The driver's own connection, for what the DB-API does not cover."""
+        """The driver's own connection, for calls outside the DB-API."""
         record = self.record
         record.touched()
         return record.raw
 
     @property
     def in_transaction(self) -> bool:
-        """A transaction of ``stability.transaction`` is open on it."""
+        """Whether a transaction of ``stability.transaction`` is open on it."""
         return self.record.in_transaction
 
     def cursor(self, *args: Any, **kwargs: Any) -> PooledCursor:
-        """A new cursor; arguments are the driver's."""
+        """Return a new cursor; the arguments are the driver's."""
         record = self._held[0] if self._held else self.record  # which raises
         raw = record.raw.cursor(*args, **kwargs)
         kind = StreamingCursor if isinstance(raw, self._owner.driver.unbuffered) else PooledCursor
@@ -130,13 +130,13 @@ class PooledConnection:
         return cursor
 
     def execute(self, sql: str, parameters: Any = None) -> PooledCursor:
-        """A new cursor that has executed a statement."""
+        """Return a new cursor that has executed a statement."""
         cursor = self.cursor()
         cursor.execute(sql, parameters)
         return cursor
 
     def _own(self) -> ConnectionRecord:
-        """Its record, if the transaction on it is the app's own."""
+        """Return its record if the app itself controls the transaction on it; else raise."""
         record = self.record
         if record.unit is not None:
             raise self._owner.driver.dbapi.ProgrammingError(
@@ -151,14 +151,14 @@ class PooledConnection:
         self._owner.calls.run(record, self._owner.driver.begin, record.raw)
 
     def commit(self) -> None:
-        """Commit what the driver has open."""
+        """Commit the driver's open transaction."""
         record = self._own()
         self._owner.calls.run(record, record.raw.commit)
         if record.effect == TRANSACTION:
             record.effect = CLEAN
 
     def rollback(self) -> None:
-        """Roll back what the driver has open."""
+        """Roll back the driver's open transaction."""
         record = self._own()
         self._owner.calls.run(record, record.raw.rollback)
         if record.effect == TRANSACTION:
@@ -171,7 +171,7 @@ class PooledConnection:
         self._owner.calls.run(record, self._owner.driver.set_autocommit, record.raw, on)
 
     def ping(self) -> None:
-        """One round trip; raises if the link is lost."""
+        """Make one round trip; raise if the link is lost."""
         record = self.record
         self._owner.calls.run(record, self._owner.driver.ping, record.raw)
 
@@ -188,7 +188,7 @@ class PooledConnection:
 
 
 class PooledCursor:
-    """A cursor that ends with its connection's turn; its rows were fetched when it was executed."""
+    """A cursor that ends when its connection is given back; its rows were fetched when it was executed."""
 
     __slots__ = ("__weakref__", "_calls", "_connection", "_owner", "_raw", "_record")
 
@@ -203,7 +203,7 @@ class PooledCursor:
         return self._connection
 
     def _abandon(self) -> None:
-        """The connection goes back: nothing more may be done through this cursor."""
+        """Cut the cursor off: its connection goes back."""
         raw, self._raw = self._raw, None
         try:
             if self._record.effect == SESSION:
@@ -242,7 +242,7 @@ class PooledCursor:
         return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Any:
-        """Execute a statement for each set of parameters; never again."""
+        """Execute a statement for each set of parameters; it is never run again."""
         raw = self._begin(sql)
         result = self._calls.run(self._record, raw.executemany, sql, parameters)
         return self if result is raw else result
@@ -264,7 +264,7 @@ class PooledCursor:
         record = self._record
         if raw is None or not self._connection._held or record.cut or record.broken:
             return
-        if record.effect == SESSION and not record.doomed:  # a procedure may have more results to give
+        if record.effect == SESSION and not record.doomed:  # a procedure may have more results
             self._calls.run(record, raw.close)
         else:
             raw.close()
@@ -304,7 +304,7 @@ class PooledCursor:
 
     @property
     def arraysize(self) -> int:
-        """Rows that `fetchmany` fetches by default."""
+        """Number of rows that `fetchmany` fetches by default."""
         return int(self._check().arraysize)
 
     @arraysize.setter
@@ -318,7 +318,7 @@ class PooledCursor:
 
 
 class StreamingCursor(PooledCursor):
-    """A cursor whose rows are asked of the database when they are fetched: each fetch is a call into the driver."""
+    """A cursor that asks the database for its rows when they are fetched: each fetch is a call into the driver."""
 
     __slots__ = ("_stream",)
 

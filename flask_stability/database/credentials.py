@@ -1,4 +1,4 @@
-"""Where the database is and who we are there, asked for each new connection: passwords change while a service runs."""
+"""Provide address and login for each new connection, since passwords change while a service runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..config_types import secret_file
 from ..dburl import DatabaseURL
 from ..exceptions import DatabaseUnavailable
 
-#: Gives the password, or user and password (a pair, or a mapping with these keys).
+#: Returns the password, or user and password (a pair, or a mapping with these keys).
 Source = Callable[[], "str | tuple[str, str] | Mapping[str, str]"]
 
 
 class Credentials:
-    """The address for the next connect: settings, over them the files that these name, over all a callable.
+    """The address for the next connect, from the settings, the files that they name, and a callable, in rising order.
 
-    A source that fails, as in the middle of a rotation, leaves what was read last.
+    If a source fails, as in the middle of a rotation, the latest address stays in force.
 
-    :param source: an app's own, for passwords that expire.
-    :ivar latest: what was given out last.
+    :param source: the app's callable, for passwords that expire.
+    :ivar latest: the latest address.
     """
 
     def __init__(self, settings: Settings, source: Source | None = None) -> None:
@@ -32,9 +32,9 @@ class Credentials:
         self._known = source is None
 
     def __call__(self) -> DatabaseURL:
-        """Ask for them.
+        """Read the credentials and return the address with them.
 
-        :raises DatabaseUnavailable: if an app's own source failed and has never given any.
+        :raises DatabaseUnavailable: if the app's source fails and has never succeeded.
         """
         try:
             self.latest = self._asked()
@@ -58,7 +58,7 @@ class Credentials:
 
 
 def _login(address: DatabaseURL, given: Any) -> DatabaseURL:
-    """With this password, or with this user and password."""
+    """Return the address with this password, or with this user and password."""
     if isinstance(given, str):
         return replace(address, password=given)
     user, password = (given["user"], given["password"]) if isinstance(given, Mapping) else given

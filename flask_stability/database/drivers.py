@@ -1,6 +1,6 @@
-"""What the pool needs of a database, and which driver a URL means: that of `mysql`, `pymysql` or `sqlite`.
+"""The interface between pool and database, and the choice of a driver by URL: `mysql`, `pymysql` or `sqlite`.
 
-A driver is also the "creator" that DBUtils asks for connections.
+A driver is also the "creator" from which DBUtils gets connections.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .sqlite import MEMORY, SQLiteDriver
 
 
 class Driver(Protocol):
-    """What the pool needs of a database.
+    """The interface that the pool needs of a database.
 
-    :ivar unbuffered: cursors whose rows stay with the database until they are fetched.
-    :ivar reads_on: such a cursor reads all that is left when it is let go.
+    :ivar unbuffered: classes of cursors whose rows stay with the database until they are fetched.
+    :ivar reads_on: such a cursor reads all remaining rows when it is closed.
     """
 
     threadsafety: int
@@ -33,27 +33,27 @@ class Driver(Protocol):
 
     @property
     def kind(self) -> str:
-        """Of database: "mysql", "sqlite", or another one's name."""
+        """The kind of database: "mysql", "sqlite", or another name."""
 
     @property
     def dbapi(self) -> Any:
         """The driver's module (PEP 249)."""
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
-        """A new connection within `timeout` seconds (rounded up to whole ones); default: as the settings say.
+        """Open a connection within `timeout` seconds (rounded up to whole ones); default: the settings'.
 
-        :param timeout: given, the connection is for a short question: no answer takes longer than that.
-        :param query_timeout: seconds that its statements may take, instead of what the settings say; 0 = no limit.
+        :param timeout: if given, the connection is for a short question, and each answer has the same limit.
+        :param query_timeout: limit in seconds for its statements, instead of the settings'; 0 = none.
         """
 
     def backstop(self, seconds: float) -> float:
-        """After how many seconds the client gives up a statement that may take `seconds`."""
+        """Return after how many seconds the client gives up a statement that may take `seconds`."""
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """Give the statements of a session another limit in seconds, until it is reset; 0 = none."""
+        """Set another limit in seconds for the statements of a session, until it is reset; 0 = none."""
 
     def kill(self, identity: Identity) -> bool:
-        """End a session at the server; True if that was done, False if it was not certain to be the same one."""
+        """End a session on the server; return False if it was not certainly the same one."""
 
     def begin(self, raw: Any) -> None:
         """Begin a transaction."""
@@ -62,40 +62,40 @@ class Driver(Protocol):
         """Switch the autocommit mode."""
 
     def link(self, raw: Any) -> socket.socket | None:
-        """A second handle on the connection's socket, to interrupt it; None if there is none."""
+        """Return a second handle on the connection's socket, to interrupt it; None without one."""
 
     def ping(self, raw: Any) -> None:
-        """One round trip; raises if there is no answer."""
+        """Make one round trip; raise if there is no answer."""
 
     def interrupt(self, raw: Any, link: socket.socket | None) -> None:
-        """End the statement that another thread is in; never raises, never waits."""
+        """End the statement that another thread executes. Never raises, never blocks."""
 
     def moved(self, raw: Any) -> bool:
-        """Whether its file was removed or replaced: what it writes would be lost. No round trip."""
+        """Return whether the database's file was removed or replaced, so that writes would be lost. No round trip."""
 
     def rollback(self, raw: Any) -> None:
-        """Roll back what is open."""
+        """Roll back the open transaction."""
 
     def reset(self, raw: Any) -> None:
         """Clear the state of the session."""
 
     def ended(self, raw: Any, error: BaseException) -> bool:
-        """Whether the transaction that was open is over after this error of a statement; may ask the server."""
+        """Return whether this error of a statement ended the open transaction; may ask the server."""
 
     def classify(self, error: BaseException) -> ErrorClass:
-        """What an exception means."""
+        """Return what an exception means."""
 
     def remedy(self, error: BaseException) -> str:
-        """What an operator has to do about it; empty where that is not known."""
+        """Return what an operator should do about an exception; "" if unknown."""
 
     def describe(self) -> str:
-        """Where the database is, without credentials."""
+        """Return where the database is, without credentials."""
 
 
 def make_driver(settings: Settings, instance_path: str, name: str, source: Source | None = None) -> Driver:
-    """The driver for STABILITY_DB_URL; without one, SQLite in the instance folder.
+    """Return the driver for STABILITY_DB_URL; without it, SQLite in the instance folder.
 
-    :param source: gives user and password of a MySQL or MariaDB database, instead of those in the settings.
+    :param source: returns user and password of a MySQL or MariaDB database, instead of the settings'.
     :raises ConfigError: if mysqlclient or PyMySQL is needed and missing.
     """
     url = settings.db_url
@@ -109,7 +109,7 @@ def make_driver(settings: Settings, instance_path: str, name: str, source: Sourc
 
 
 def connect_plainly(address: DatabaseURL, seconds: int) -> Any:
-    """Connect to a MySQL or MariaDB database by the driver that its address names, without a pool."""
+    """Connect to a MySQL or MariaDB database with the driver that its address names, without a pool."""
     if address.driver == "pymysql":
         import pymysql
 

@@ -11,6 +11,7 @@ from ..dberrors import means_unavailable
 from ..exceptions import StabilityError
 from ..redact import cause_of, redact
 from ..runtime import runtime
+from .sockets import reaches
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -96,14 +97,16 @@ def engines_of(app: Flask) -> dict[str, Engine]:
 
 
 def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:
-    """Look at an engine's database for an operator: name, address, error ("" if it answers), latency_ms, pool.
+    """Look at an engine's database for an operator: name, address, error ("" if it answers), latency_ms, pool, uncut.
+
+    ``uncut`` names the driver where `StabilityPool` cannot cut its calls off at a request's deadline.
 
     Never raises.
 
     :param seconds: that it may take to connect and answer.
     """
     found: dict[str, Any] = {"name": name, "address": "", "error": f"no answer within {seconds:g} s",
-                             "latency_ms": None, "pool": ""}
+                             "latency_ms": None, "pool": "", "uncut": _uncut(engine)}
 
     def ask() -> None:
         try:
@@ -120,6 +123,13 @@ def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:
     thread.start()
     thread.join(seconds)
     return dict(found)
+
+
+def _uncut(engine: Engine) -> str:
+    dialect: Any = engine.dialect
+    driver = str(getattr(dialect.dbapi, "__name__", ""))
+    bounded = callable(getattr(engine.pool, "ask", None))  # StabilityPool
+    return "" if not bounded or dialect.name == "sqlite" or reaches(driver) else driver
 
 
 def engine_unavailable(error: BaseException) -> bool:

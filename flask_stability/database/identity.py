@@ -1,14 +1,14 @@
-"""Which session on which server a connection is, so that a statement can be ended there, and no other one ever is.
+"""Identify the session of a connection on its server, so that its statement, and never another one, can be ended.
 
-A session's number alone is worth nothing: another server behind the same address has the same numbers, the same server
-begins anew after a restart, and behind a proxy that multiplexes it changes from statement to statement.
+A session's number alone proves nothing: another server behind the same address uses the same numbers, a restarted
+server begins anew, and behind a multiplexing proxy it changes from statement to statement.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: Between a start that is known to the second and a session that is certainly younger, seconds.
+#: Seconds that a session must be younger than the server's start, which is known to the second.
 _SAME_RUN = 0.1
 
 
@@ -18,10 +18,10 @@ class Identity(NamedTuple):
     :ivar session: its number on the server.
     :ivar account: ``user@host`` as the server knows the client.
     :ivar server: number, name, port and, where it has one, the UUID of the server.
-    :ivar since: when it was asked, seconds since the epoch by the server's clock.
-    :ivar max_packet: bytes that the server takes in one statement; 0 if not known.
+    :ivar since: when the server was asked, seconds since the epoch by its clock.
+    :ivar max_packet: largest statement in bytes that the server accepts; 0 if unknown.
     :ivar clustered: the server is a node of a Galera cluster.
-    :ivar direct: the server itself is at the other end, not a proxy that multiplexes.
+    :ivar direct: the server itself is at the other end, not a multiplexing proxy.
     """
 
     session: int
@@ -34,7 +34,7 @@ class Identity(NamedTuple):
 
 
 def questions(mariadb: bool) -> list[str]:
-    """Statements that ask for an identity, the best one first; a server that lacks a variable is asked the next."""
+    """Yield statements that ask for an identity, best first; the next one is for servers that lack a variable."""
     uuid = "" if mariadb else ", @@server_uuid"
     base = "SELECT CONNECTION_ID(), USER(), CONCAT_WS('/', @@server_id, @@hostname, @@port{}), " \
            "UNIX_TIMESTAMP(NOW(6)), @@max_allowed_packet, {}"
@@ -42,7 +42,7 @@ def questions(mariadb: bool) -> list[str]:
 
 
 def identity_of(raw: Any, question: str) -> Identity:
-    """Ask a new connection who it is."""
+    """Ask a new connection for its identity."""
     session, account, server, since, packet, clustered = one_row(raw, question)
     direct = int(session) & 0xFFFFFFFF == int(raw.thread_id()) & 0xFFFFFFFF  # else the proxy's own number
     return Identity(int(session), _text(account), _text(server), float(since), int(packet or 0),
@@ -50,7 +50,7 @@ def identity_of(raw: Any, question: str) -> Identity:
 
 
 def end_session(raw: Any, own: Identity, other: Identity) -> bool:
-    """End a session by way of `raw`; False if it is not certain that it is the same one, or if it is gone.
+    """End a session through `raw`; return False if it is gone or not certainly the same one.
 
     :param own: identity of `raw`.
     :param other: the session to end.
@@ -70,20 +70,20 @@ def end_session(raw: Any, own: Identity, other: Identity) -> bool:
 
 
 def demand_ready(raw: Any) -> None:
-    """Raise error 1047 if a node of a cluster does not serve: it answers ``SELECT 1`` all the same, but no BEGIN."""
+    """Raise error 1047 for a cluster node that does not serve: it answers ``SELECT 1`` but no BEGIN."""
     raw.query("BEGIN")
     raw.query("ROLLBACK")
 
 
 def one_row(raw: Any, sql: str) -> tuple[Any, ...]:
-    """The first row of a statement's result."""
+    """Return the first row of a statement's result."""
     raw.query(sql)
     row: tuple[Any, ...] = raw.store_result().fetch_row()[0]
     return row
 
 
 def _account(row: tuple[Any, ...]) -> str:
-    """``user@host`` of a row of the process list, which shows the client's port as well."""
+    """Return ``user@host`` of a process list's row, which shows the client's port as well."""
     user, host = _text(row[1]), _text(row[2])
     head, colon, port = host.rpartition(":")
     return f"{user}@{head if colon and port.isdecimal() else host}"

@@ -1,6 +1,6 @@
-"""Ending on the server what was cut off here: a closed socket alone leaves the statement running, and its locks held.
+"""End on the server a statement that was cut off here: closing the socket leaves it running and its locks held.
 
-The connection was withdrawn before, so nobody can be using it; see `identity` for why it is never another one.
+The connection was withdrawn before, so nobody uses it. `identity` explains why it is never another one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import time
 from .drivers import Driver
 from .identity import Identity
 
-#: What could not be ended for so long, as the server did not answer, is left to the server, seconds.
+#: Seconds after which a session is left to a server that does not answer.
 TOO_LATE = 5.0
 
 
 class Killer:
-    """Ends sessions of one pool on the server, one after the other, each by a short connection of its own.
+    """End sessions of one pool on the server, one after the other, each through a short connection of its own.
 
-    :ivar ended: how many it has ended.
+    :ivar ended: number of ended sessions.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -30,7 +30,7 @@ class Killer:
         self.ended = 0
 
     def condemn(self, identity: Identity | None) -> None:
-        """End a session soon, if it can be told for certain. Never waits, never raises."""
+        """End a session soon, if it can be identified for certain. Never blocks, never raises."""
         if identity is None or not identity.direct:
             return
         with self._lock:

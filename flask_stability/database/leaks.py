@@ -1,4 +1,4 @@
-"""Connections that nobody gives back: told of once, with who took them and where."""
+"""Report connections that are never given back, once each, with the place that took them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .stats import Counters
 
 
 class Leaks:
-    """Finds one pool's forgotten connections.
+    """Find one pool's forgotten connections.
 
-    :ivar full_since: since when all connections that there may be are in use; 0.0 = not now.
+    :ivar full_since: since when every connection that the pool may open is in use; 0.0 = not now.
     """
 
     def __init__(self, settings: Settings, inventory: Inventory[ConnectionRecord], counters: Counters,
@@ -52,8 +52,10 @@ class Leaks:
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
 
     def _tell_if_exhausted(self, records: list[ConnectionRecord], now: float) -> None:
-        """Requests wait, and every connection that there may be is held by somebody who does not give back: known for
-        long, or threads of no request let all of them lie for half of the time that a request may wait for one.
+        """Return whether requests wait while every connection that the pool may open is leaked.
+
+        A connection counts if its leak has been known for long, or if a thread outside requests has left it unused for
+        half of the time that a request may wait for one.
         """
         if self._exhausted or not self._threshold or len(records) < self._inventory.size:
             return
@@ -71,5 +73,5 @@ class Leaks:
         send(leak_suspected, "flask_stability", kind=POOL, detail={"connections": len(records)})
 
     def _lies(self, record: ConnectionRecord, now: float) -> bool:
-        """Whether a thread of no request has had a connection for long without a word."""
+        """Return whether a thread outside requests has held a connection for long without using it."""
         return record.request is None and not record.inside and now - max(record.since, record.used) > self._quiet

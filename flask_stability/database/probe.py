@@ -1,4 +1,4 @@
-"""Asking a database whether it answers, on a connection of its own, whatever the pool's are busy with."""
+"""Ask a database whether it answers, on a connection outside the pool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def round_trip(driver: Driver, patience: float) -> float:
     """Connect, execute one statement and close. Return the seconds that the statement took.
 
     :param patience: seconds to connect, and seconds for the statement; a whole number of seconds is used to connect.
-    :raises Exception: the driver's, with a note of what to do about it; also where there was no answer in time.
+    :raises Exception: the driver's, with the remedy as a note; also if no answer came in time.
     """
     try:
         return _timed(driver, patience)
@@ -49,5 +49,5 @@ def _timed(driver: Driver, patience: float) -> float:
 
 
 def is_busy(driver: Driver, error: BaseException) -> bool:
-    """Whether the database lives and only has no room for one more: no connection left, or a file that is locked."""
+    """Return whether the database works and only lacks room: no connection left, or a locked file."""
     return driver.classify(error) in (ErrorClass.FULL, ErrorClass.LOCK_WAIT)

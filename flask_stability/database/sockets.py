@@ -1,4 +1,4 @@
-"""The socket under a driver's connection: a table of drivers, since the DB-API does not know of it."""
+"""Find the socket under a driver's connection by a table of drivers, since the DB-API has no such call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-#: How each driver tells the descriptor of a connection's socket, by the first part of its module's name.
+#: How to get the socket's descriptor from each driver's connection, by the first part of the module's name.
 DESCRIPTORS: dict[str, Callable[[Any], int]] = {
     "MySQLdb": lambda raw: int(raw.fileno()),
     "pymysql": lambda raw: int(raw._sock.fileno()),
@@ -21,14 +21,14 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Link(socket.socket):
-    """A second handle on a connection's socket; ends quietly with its connection."""
+    """A second handle on a connection's socket, which ends quietly with its connection."""
 
     def __del__(self) -> None:
         self.close()
 
 
 def descriptor(raw: Any) -> int:
-    """Of a connection's socket; -1 where the driver does not tell, or has none."""
+    """Return the descriptor of a connection's socket; -1 if unknown or without one."""
     for kind in type(raw).__mro__:
         tell = DESCRIPTORS.get(kind.__module__.partition(".")[0])
         if tell is not None:
@@ -39,8 +39,13 @@ def descriptor(raw: Any) -> int:
     return -1
 
 
+def reaches(driver: str) -> bool:
+    """Whether the table names a driver, by its module's name: else no call of its connections can be cut off."""
+    return driver.partition(".")[0] in DESCRIPTORS
+
+
 def link_to(raw: Any) -> Link | None:
-    """A second handle on a connection's socket, to interrupt it; None if there is none."""
+    """Return a second handle on a connection's socket, to interrupt it; None without one."""
     number = descriptor(raw)
     if number < 0:
         return None
@@ -60,7 +65,7 @@ def link_to(raw: Any) -> Link | None:
 
 
 def hang_up(link: socket.socket | None) -> None:
-    """End what another thread does on the connection; never raises, never waits."""
+    """Interrupt what another thread does on the connection. Never raises, never blocks."""
     if link is not None:
         try:
             # closed with a reset: a server that waits for room at our end would not hear of a mere end

@@ -1,4 +1,4 @@
-"""SQLite, the embedded default, by Python's sqlite3; its cursors take mysqlclient's parameter style."""
+"""SQLite, the embedded default, through Python's sqlite3. Its cursors take mysqlclient's parameter style."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .identity import Identity
 _TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?(?:\*/|\Z)
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
-_MOST, _LONGEST = 1000, 2000  # texts that are remembered, and characters of each at the most
+_MOST, _LONGEST = 1000, 2000  # remembered statements, and the most characters of one
 MEMORY = ":memory:"
 
 
 def translate(sql: str) -> str:
-    """``%s`` to ``?`` and ``%(name)s`` to ``:name`` outside of literals, quoted names and comments; ``%%`` to ``%``."""
+    """Turn ``%s`` into ``?`` and ``%(name)s`` into ``:name`` outside literals, names and comments; ``%%`` is ``%``."""
     found = _translated.get(sql)
     if found is None:
         found = _TOKENS.sub(_translate_token, sql)
@@ -39,7 +39,7 @@ def _translate_token(match: re.Match[str]) -> str:
 
 
 class _SQLiteCursor(sqlite3.Cursor):
-    """Takes the parameter style of mysqlclient, so that one statement runs on both."""
+    """A cursor with mysqlclient's parameter style, so that one statement runs on both databases."""
 
     def execute(self, sql: str, parameters: Any = None) -> _SQLiteCursor:
         return super().execute(sql) if parameters is None else super().execute(translate(sql), parameters)
@@ -49,9 +49,9 @@ class _SQLiteCursor(sqlite3.Cursor):
 
 
 class _SQLiteConnection(sqlite3.Connection):
-    """Gives cursors that take ``%s``.
+    """A connection whose cursors take ``%s``.
 
-    :ivar file: which file it is on.
+    :ivar file: identity of its file.
     """
 
     file: tuple[int, int] | None = None
@@ -61,7 +61,7 @@ class _SQLiteConnection(sqlite3.Connection):
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode, which no new file can have while a connection holds the old one; None if there is no file."""
+    """Return device and inode: no new file can have them while a connection holds the old one. None without a file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -80,13 +80,13 @@ class SQLiteDriver:
 
     def __init__(self, settings: Settings, path: str) -> None:
         self._settings = settings
-        self.path = path if path == MEMORY else os.path.abspath(path)  # whatever the app does to its working directory
+        self.path = path if path == MEMORY else os.path.abspath(path)  # the app may change its working directory
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
         limit = timeout or self._settings.db_connect_timeout
         folder = os.path.dirname(self.path)
         if folder:
-            os.makedirs(folder, mode=0o755, exist_ok=True)  # whatever the umask, nobody else puts a file there
+            os.makedirs(folder, mode=0o755, exist_ok=True)  # no other user may put a file there, whatever the umask
         raw = sqlite3.connect(self.path, timeout=limit, isolation_level=None, check_same_thread=False,
                               factory=_SQLiteConnection)
         try:
@@ -102,14 +102,14 @@ class SQLiteDriver:
         return raw
 
     def _wal(self, raw: Any, deadline: float) -> None:
-        """Write-ahead log. Several processes that switch a new file at once get BUSY despite the busy timeout."""
+        """Switch to the write-ahead log. Processes that do so at once get BUSY despite the busy timeout."""
         while True:
             try:
                 raw.execute("PRAGMA journal_mode=WAL")
                 return
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
-                    return  # it can be read; a write will say what is wrong
+                    return  # the file can be read; a write will report the error
                 if sqlite_class(error) is not ErrorClass.LOCK_WAIT or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
@@ -127,7 +127,7 @@ class SQLiteDriver:
         return 0.0
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """The housekeeper ends its statements."""
+        """Do nothing: the housekeeper ends SQLite's statements."""
 
     def kill(self, identity: Identity) -> bool:
         return False
@@ -148,7 +148,7 @@ class SQLiteDriver:
         raw.rollback()
 
     def reset(self, raw: Any) -> None:
-        """A session's state cannot be cleared in place: tell the pool to close it."""
+        """Have the pool close the connection: SQLite cannot clear a session's state in place."""
         raw.rollback()
         raise sqlite3.OperationalError("a changed session is not used again")
 

@@ -1,14 +1,14 @@
-"""What a statement leaves behind in a session, so that only what is needed is cleared when a connection comes back."""
+"""Tell what a statement leaves behind in a session, so that check-in clears only what is needed."""
 
 from __future__ import annotations
 
 import re
 
-#: Nothing to clear: what ran in autocommit is done.
+#: Nothing to clear: a statement in autocommit is complete.
 CLEAN = 0
 #: A transaction may be open: roll back.
 TRANSACTION = 1
-#: The session itself may be changed (variables, locks, temporary tables): reset it.
+#: The session itself may have changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
 # ordinary comments may stand between words; the server executes what is in /*! and /*M!. What was taken is never given
@@ -34,7 +34,7 @@ _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?
 
 
 class _Known(dict[object, int]):
-    """Effects by statement, found out at the first use; a dict's look-up costs a fraction of a function's call."""
+    """Effects by statement, computed at the first use; a dict look-up costs a fraction of a function call."""
 
     def __missing__(self, sql: object) -> int:
         if not isinstance(sql, str):
@@ -52,7 +52,7 @@ known = _Known()
 
 
 def effect_of(sql: object) -> int:
-    """CLEAN, TRANSACTION or SESSION; what is not understood counts as SESSION."""
+    """Return CLEAN, TRANSACTION or SESSION; an unknown statement counts as SESSION."""
     try:
         return known[sql]
     except TypeError:
@@ -66,5 +66,5 @@ def _effect(sql: str) -> int:
 
 
 def stays_within(sql: object) -> bool:
-    """Whether a statement cannot end the transaction that it runs in; many others commit it on the way."""
+    """Return whether a statement cannot end its transaction; many others commit it implicitly."""
     return isinstance(sql, str) and bool(_PLAIN.match(sql) or _WITHIN.match(sql))

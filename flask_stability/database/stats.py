@@ -1,4 +1,4 @@
-"""The pool's figures, under psycopg_pool's names, and their way to the scoreboard."""
+"""Count the pool's figures, under psycopg_pool's names, and publish them on the scoreboard."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Stats = dict[str, int | float | str]
 
 
 def publish_gauges(row: board.Row, pools: list[tuple[Stats, float]]) -> None:
-    """Write to the worker's row what all pools of this process hold together.
+    """Write the totals of all pools of this process to the worker's row.
 
-    :param pools: of each its figures, and since when all its connections are in use (`time.monotonic`, 0.0 = not).
+    :param pools: each pool's figures, and since when all its connections are in use (monotonic seconds, 0.0 = not).
     """
     for name, word in _GAUGES.items():
         row.words[word] = sum(int(stats[name]) for stats, _ in pools)
@@ -30,7 +30,7 @@ def publish_gauges(row: board.Row, pools: list[tuple[Stats, float]]) -> None:
 
 
 class Counters(dict[str, float]):
-    """What only grows, by name; times are milliseconds."""
+    """Counters by name; times are in milliseconds."""
 
     def __init__(self) -> None:
         super().__init__(dict.fromkeys(_WORDS, 0))
@@ -38,12 +38,12 @@ class Counters(dict[str, float]):
         self._published: dict[str, int] = dict.fromkeys(_WORDS, 0)
 
     def add(self, name: str, number: float = 1) -> None:
-        """Count, whatever other threads count."""
+        """Add to a counter. Thread-safe."""
         with self._lock:
             self[name] += number
 
     def publish(self, row: board.Row, stats: Stats) -> None:
-        """Add what is new to the worker's row, which several pools may share."""
+        """Add the increase to the worker's row, which several pools may share."""
         for name, word in _WORDS.items():
             new = int(stats[name]) - self._published[name]
             if new:

@@ -1,4 +1,4 @@
-"""Looks after idle connections: keeps them alive, closes what is too old or unwanted, opens ahead of need."""
+"""Maintain idle connections: keep them alive, close old and surplus ones, open some ahead of need."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .events import Events
 from .inventory import IDLE, RESERVED, Inventory
 from .record import ConnectionRecord
 
-#: A database file that seems to be replaced that often is on a file system whose inodes are not to be relied on.
+#: A database file that seems replaced this often is on a file system whose inode numbers are unreliable.
 MOVES = 10
 
 
 class Upkeep:
-    """Looks after one pool's idle connections."""
+    """Maintain one pool's idle connections."""
 
     def __init__(self, settings: Settings, driver: Driver, inventory: Inventory[ConnectionRecord],
                  availability: Availability, connector: Connector, events: Events) -> None:
@@ -27,12 +27,12 @@ class Upkeep:
         self._moves = 0
 
     def is_due(self, records: list[ConnectionRecord], now: float) -> bool:
-        """Whether there is something to maintain."""
+        """Return whether there is something to maintain."""
         return (len(self._inventory.idle) < self._settings.db_min_idle
                 or any(record.state is IDLE and self.due(record, now) for record in records))
 
     def due(self, record: ConnectionRecord, now: float) -> bool:
-        """Whether an idle connection's time is over, or it has to be asked to be kept alive."""
+        """Return whether an idle connection is too old, or due for a keepalive ping."""
         interval = self._settings.db_keepalive_interval
         return (now >= record.expires or self._unused(record, now)
                 or 0 < interval * (1.0 - 0.1 * record.jitter) < now - record.checked)
@@ -41,7 +41,7 @@ class Upkeep:
         return now - record.last_used > self._settings.db_idle_timeout
 
     def maintain(self) -> None:
-        """Close or ask what is due, and open what is missing. It may wait."""
+        """Close or ping the connections that are due, and open missing ones. May block."""
         now = time.monotonic()
         spare = len(self._inventory.idle) - self._settings.db_min_idle
         unwanted: set[ConnectionRecord] = set()
@@ -58,7 +58,7 @@ class Upkeep:
         self._connector.open_ahead()
 
     def leave_moved(self, records: list[ConnectionRecord], now: float) -> None:
-        """A database file was removed or replaced: what is open goes on writing to the one that is gone."""
+        """Close connections to a database file that was removed or replaced: they would write to the deleted one."""
         if self._moves < MOVES and any(
                 now < record.expires and record.state is not RESERVED and self._driver.moved(record.raw)
                 for record in records) and self._inventory.renew():

@@ -1,8 +1,8 @@
-"""Answers for what goes wrong inside Flask, only where the app has no handler of its own.
+"""Answer errors inside Flask, only where the app has no handler of its own.
 
-Flask looks for an app's handlers in `Flask._find_error_handler`, for the class, for the code, in the blueprint and in
-the app; only where it finds none does ours answer, so it shadows none. An unhandled exception is recorded when Flask
-announces it (`got_request_exception`), and Flask's own text on stderr, which would tell it again, is left out.
+Flask looks for an app's handlers in `Flask._find_error_handler`, by class, by code, in the blueprint and in the app.
+Ours answers only where Flask finds none, so it shadows no handler. Flask announces an unhandled exception
+(`got_request_exception`), which records it. Flask's own text on stderr would repeat it and is left out.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..request import current
 from .problem import HTML, PROBLEM, page, problem_body, retry_after, wants_problem
 from .report import record, recorded
 
-#: Further tests for "the database cannot be had now", such as those of a registered engine.
+#: Further tests for "the database is unavailable", such as those of a registered engine.
 unavailable: list[Callable[[BaseException], bool]] = []
 
 
 def is_unavailable(error: BaseException | None) -> bool:
-    """Whether an exception means that the database cannot be had now. Never raises."""
+    """Return whether an exception means that the database is unavailable. Never raises."""
     try:
         return isinstance(error, DatabaseUnavailable) or means_unavailable(error) or any(
             test(error) for test in unavailable if error is not None)
@@ -57,8 +57,8 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _answered_by_flask() -> None:
-    """Flask asks for a handler of the 500 itself. Extensions that answer in its place (Flask-RESTX, Flask-RESTful) do
-    not: their 500 for a database that cannot be had becomes a 503 when it is sent, see `Exchange.start_response`.
+    """Wrap Flask's search for a handler of the 500. Extensions that answer instead (Flask-RESTX, Flask-RESTful) do not
+    search: their 500 for an unavailable database becomes a 503 when it is sent, see `Exchange.start_response`.
     """
     request = current()
     if request is not None:
@@ -66,7 +66,7 @@ def _answered_by_flask() -> None:
 
 
 def _note_handled(app: Flask, error: BaseException, handler: Any) -> None:
-    """A handler of the app's for all exceptions hides them; other ones' are recorded if the answer is a 5xx."""
+    """Record exceptions that the app's own handlers take: those of a catch-all, and others if the answer is a 5xx."""
     request = current()
     if request is None or handler is None or not request.supervised or propagates(app) or (
             isinstance(error, HTTPException)):
@@ -83,13 +83,13 @@ def _may_answer(app: Flask, error: HTTPException) -> bool:
 
 
 def propagates(app: Flask) -> bool:
-    """Whether exceptions are to reach the caller, as Flask documents it."""
+    """Return whether exceptions must reach the caller, as Flask documents it."""
     setting = app.config["PROPAGATE_EXCEPTIONS"]
     return bool(app.testing or app.debug) if setting is None else bool(setting)
 
 
 def _on_exception(app: Flask, exception: BaseException, **_: Any) -> None:
-    """Flask found no handler for it. Flask-RESTX and Flask-RESTful announce what is below 500 as well."""
+    """Record an exception without a handler. Flask-RESTX and Flask-RESTful announce errors below 500 as well."""
     if isinstance(exception, HTTPException) and (exception.code or 500) < 500 and _may_answer(app, exception):
         return
     request = current()
@@ -100,9 +100,9 @@ def _on_exception(app: Flask, exception: BaseException, **_: Any) -> None:
 
 
 def _told_already(item: logging.LogRecord) -> bool:
-    """Filter of Flask's default handler: no second telling of an exception that error.log has.
+    """Filter Flask's default handler: do not repeat an exception that error.log has.
 
-    What fails while Flask finishes the answer to an exception (``after_request``, saving the session) it only logs.
+    Flask only logs what fails while it finishes the answer to an exception (``after_request``, saving the session).
     """
     error = item.exc_info[1] if item.exc_info else None
     if error is None:
@@ -114,7 +114,7 @@ def _told_already(item: logging.LogRecord) -> bool:
 
 
 class _Answer:
-    """Handler for an HTTPException that the app does not handle."""
+    """Handle an HTTPException that the app does not handle."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

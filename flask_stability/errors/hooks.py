@@ -1,6 +1,6 @@
-"""Exceptions born outside of a request: threads, finalizers, the main thread, asyncio, warnings, crashes.
+"""Record exceptions outside requests: threads, finalizers, the main thread, asyncio, warnings, crashes.
 
-Installed once per gunicorn worker, chained to whatever was there, and taken out again by `uninstall`.
+`install` runs once in each gunicorn worker and chains to the hooks that were there; `uninstall` puts them back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _python_showwarning = warnings.showwarning
 
 
 def installed() -> bool:
-    """Whether `install` was called in this process."""
+    """Return whether `install` was called in this process."""
     return bool(_previous)
 
 
@@ -47,7 +47,7 @@ def install(settings: Settings | None = None) -> None:
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Restore the previous hooks."""
     if not _previous:
         return
     sys.excepthook = _previous["excepthook"]
@@ -62,7 +62,7 @@ def uninstall() -> None:
 
 
 def watch(future: Future[Any]) -> Future[Any]:
-    """Log the exception of a future whether or not anyone reads it; returns the future."""
+    """Log the exception of a future even if nobody reads it; return the future."""
     request = current()
     request_id = request.id if request is not None else None
 
@@ -115,13 +115,13 @@ def _on_warning(message: Warning | str, category: type[Warning], filename: str, 
 
 
 def _tells_of_loss(message: Warning | str, category: type[Warning]) -> bool:
-    """Something was left open, or never awaited. What else Python warns of goes the usual way."""
+    """Record warnings of something left open or never awaited. Other warnings go their usual way."""
     return issubclass(category, ResourceWarning) or (
         issubclass(category, RuntimeWarning) and "never awaited" in str(message))
 
 
 def _chain(name: str, default: Any, *args: Any) -> None:
-    """Call the hook that was there before, unless it is Python's own, whose text our record replaces."""
+    """Call the previous hook, unless it is Python's own, whose text our record replaces."""
     previous = _previous.get(name)
     if previous is None or previous is default:
         return
@@ -132,7 +132,7 @@ def _chain(name: str, default: Any, *args: Any) -> None:
 
 
 class _AsyncioBridge(logging.Handler):
-    """Turns the asyncio logger's errors into records of ours."""
+    """Turn the asyncio logger's errors into our records."""
 
     def emit(self, item: logging.LogRecord) -> None:
         error = item.exc_info[1] if item.exc_info else None

@@ -1,4 +1,4 @@
-"""Which line of a stack is the app's own: what whoever is on call looks at first."""
+"""Find the app's own line in a stack: somebody on call looks at it first."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 
 
 def of_trace(trace: TracebackType | None) -> str:
-    """``file:line function`` of the innermost frame of the app's, else of the innermost one; "" without any."""
+    """Return ``file:line function`` of the app's innermost frame, else of the innermost one; "" without any."""
     return _own((item.f_code.co_filename, line, item.f_code.co_name)
                 for item, line in reversed(list(traceback.walk_tb(trace))))
 
 
 def of_thread(thread_id: int) -> str:
-    """The same of where a thread is now; "" if it has ended."""
+    """Return the same for where a thread is now; "" if it has ended."""
     frame: FrameType | None = sys._current_frames().get(thread_id)
     return _own((item.f_code.co_filename, line, item.f_code.co_name) for item, line in traceback.walk_stack(frame)) if (
         frame is not None) else ""
@@ -40,7 +40,7 @@ def _own(innermost_first: Iterable[tuple[str, int | None, str]]) -> str:
 
 
 def _short(path: str) -> str:
-    """From the folder that the service was started in, else the last three parts: enough to find it."""
+    """Shorten a path: relative to the folder that the service was started in, else its last three parts."""
     try:
         here = os.getcwd() + os.sep
     except OSError:

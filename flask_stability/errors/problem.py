@@ -1,4 +1,4 @@
-"""Bodies of error answers: problem details (RFC 9457) for programs, HTML for people."""
+"""Make the bodies of error answers: problem details (RFC 9457) for programs, HTML for people."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _KEPT = ("allow", "retry-after", "www-authenticate")
 
 
 def wants_problem(accept: str | None, form: str) -> bool:
-    """Whether the client is to get problem+json.
+    """Return whether the client gets problem+json.
 
-    :param accept: the Accept header. Without one, or where JSON and HTML are equally welcome, HTML is given.
+    :param accept: the Accept header. Without one, or if JSON and HTML are equally welcome, the client gets HTML.
     :param form: STABILITY_ERROR_FORMAT.
     """
     if form != "auto":
@@ -42,7 +42,7 @@ def wants_problem(accept: str | None, form: str) -> bool:
 
 
 def problem_body(status: int, request_id: str, *, title: str | None = None, detail: str | None = None) -> bytes:
-    """A problem document; nothing internal belongs into `detail`."""
+    """Return a problem document. `detail` must not contain anything internal."""
     document: dict[str, Any] = {"type": "about:blank", "title": title or _title(status), "status": status}
     if detail:
         document["detail"] = detail
@@ -51,7 +51,7 @@ def problem_body(status: int, request_id: str, *, title: str | None = None, deta
 
 
 def page(status: int, request_id: str) -> bytes:
-    """The same for people: a constant page."""
+    """Return the same for people: a constant page."""
     return _PAGE.format(status=status, title=_title(status), text=_TEXTS.get(status, _TEXTS[500]),
                         id=request_id).encode("ascii", "xmlcharrefreplace")
 
@@ -64,7 +64,7 @@ def _title(status: int) -> str:
 
 
 def retry_after(error: BaseException) -> str:
-    """Whole seconds for the Retry-After header, at least 1."""
+    """Return whole seconds for the Retry-After header, at least 1."""
     try:
         return str(max(1, round(float(getattr(error, "retry_after", 1.0)))))
     except Exception:
@@ -73,9 +73,9 @@ def retry_after(error: BaseException) -> str:
 
 def response_for(error: BaseException, environ: Mapping[str, Any], settings: Settings,
                  request_id: str = "") -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status line, headers and body of an answer that is made outside of Flask.
+    """Return status line, headers and body of an answer that is made outside Flask.
 
-    503 for a database that cannot be had, an HTTPException's own status, else 500. Never raises.
+    The status is 503 for an unavailable database, an HTTPException's own, else 500. Never raises.
     """
     status, kept = 500, []
     if isinstance(error, DatabaseUnavailable):

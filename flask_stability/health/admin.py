@@ -1,7 +1,7 @@
-"""STABILITY_ADMIN_BIND: a second listener, on an address of its own, that shows details to whoever reaches it.
+"""STABILITY_ADMIN_BIND: a second listener that shows details to every client that reaches it.
 
-One worker holds it, the leader; when that is gone the next one takes it over. A page of somebody else's in a browser
-that can reach it cannot read it by giving its own name this address: the Host has to be one that the listener has.
+The leading worker holds it; when that one is gone, the next leader takes it over. The Host header must name the
+listener, so a hostile page in an operator's browser cannot read it by DNS rebinding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .. import logs
 from ..config import Settings
 from .blueprint import HEALTH_JSON, make_health_app
 
-PATIENCE = 5.0  #: seconds in which the leader before may give up the address before it is told of
+PATIENCE = 5.0  #: seconds for the previous leader to release the address before that is logged
 MOST = 16  #: connections at once
 LONGEST = 10.0  #: seconds that a connection may take in all
 LOCAL = "flask_stability.address"  #: in the environ: the address at which a connection arrived
@@ -33,7 +33,7 @@ WSGIApp = Callable[..., Iterable[bytes]]
 
 
 class _Handler(WSGIRequestHandler):
-    """Quiet, patient for ten seconds, without a look-up of names, and silent about versions."""
+    """Log nothing, wait ten seconds at most, resolve no names and reveal no versions."""
 
     timeout = LONGEST
 
@@ -54,7 +54,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
-    """Answers each connection in a thread, a few at once."""
+    """Answer each connection in a thread, a few at once."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -67,7 +67,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
         self.set_app(app)
 
     def server_bind(self) -> None:
-        # not WSGIServer's, which asks the name service for our name
+        # not WSGIServer's, which asks the resolver for our name
         socketserver.TCPServer.server_bind(self)
         self._name_it()
 
@@ -85,7 +85,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
             self._begun[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread to be had
+        except RuntimeError:  # no thread can be started
             self._over(request)
             raise
 
@@ -101,7 +101,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
         self._room.release()
 
     def service_actions(self) -> None:
-        """Twice a second: who drips bytes keeps no thread."""
+        """End old connections, twice a second: a client that drips bytes keeps no thread."""
         late = time.monotonic() - LONGEST
         with self._lock:
             number = sum(begun < late for begun in self._begun.values())
@@ -118,7 +118,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
         return
 
     def is_ours(self) -> bool:
-        """Whether who connects to the address gets here."""
+        """Return whether a connection to the address arrives at this listener."""
         return True
 
 
@@ -128,7 +128,7 @@ class _IPv6Server(_TCPServer):
 
 
 class _UnixServer(_TCPServer):
-    """Readable by the user alone; put in place with one rename, so that there is always one to connect to."""
+    """Bind a socket file that only the user can open; one rename puts it in place, so there is always one."""
 
     address_family = socket.AF_UNIX
 
@@ -140,7 +140,7 @@ class _UnixServer(_TCPServer):
         made = f"{path}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(made)
-        os.fchmod(self.socket.fileno(), 0o600)  # of the file that bind makes: by its name it may be another by then
+        os.fchmod(self.socket.fileno(), 0o600)  # bind makes the file with this mode; by name it may be another
         self.socket.bind(made)
         try:
             self._inode = os.lstat(made).st_ino
@@ -162,7 +162,7 @@ class _UnixServer(_TCPServer):
 
 
 class AdminListener:
-    """Holds the listener while this worker leads. Used by the monitor's thread alone."""
+    """Hold the listener while this worker leads. Only the monitor's thread uses it."""
 
     def __init__(self, settings: Settings) -> None:
         self._bind = settings.admin_bind
@@ -172,7 +172,7 @@ class AdminListener:
         self._told = False
 
     def keep(self, leading: bool, now: float) -> None:
-        """Open it if this worker leads, give it up if not. Never raises.
+        """Open the listener if this worker leads, else close it. Never raises.
 
         :param now: monotonic seconds.
         """
@@ -194,7 +194,7 @@ class AdminListener:
                                remedy="free the address or set another in STABILITY_ADMIN_BIND; it is tried again")
 
     def close(self) -> None:
-        """Give it up, within a second and without waiting for that."""
+        """Close the listener within a second, without waiting for it."""
         server, self._server = self._server, None
 
         def end(server: _TCPServer) -> None:
@@ -215,7 +215,7 @@ class AdminListener:
 
 
 def _nameless(app: WSGIApp) -> WSGIApp:
-    """An app whose answers do not say what Python they come from."""
+    """Remove the Python version from the answers of an app."""
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             return start_response(status, [*headers, _SERVER], *rest)
@@ -226,9 +226,9 @@ def _nameless(app: WSGIApp) -> WSGIApp:
 
 
 class _HostCheck:
-    """Refuses a Host that is none of the listener's: its address, localhost, what STABILITY_ADMIN_HOSTS names.
+    """Refuse a Host that is not the listener's: its address, localhost, or a name of STABILITY_ADMIN_HOSTS.
 
-    :param host: of STABILITY_ADMIN_BIND.
+    :param host: the host of STABILITY_ADMIN_BIND.
     """
 
     def __init__(self, app: WSGIApp, host: str, names: Iterable[str]) -> None:
@@ -247,9 +247,9 @@ class _HostCheck:
         return [body]
 
     def is_ours(self, given: str, address: str) -> bool:
-        """Whether the Host header names the listener.
+        """Return whether the Host header names the listener.
 
-        :param address: at which the connection arrived; not the wildcard that the listener is bound to.
+        :param address: the address at which the connection arrived, not the wildcard that the listener is bound to.
         """
         name = _bare(_without_port(given))
         return bool(name) and (name in self._names or name == _bare(address))
@@ -264,7 +264,7 @@ def _without_port(given: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """A name or address in the one way to write it."""
+    """Return a name or address in its canonical form."""
     name = name.strip("[]").partition("%")[0]
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(name)

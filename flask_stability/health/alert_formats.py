@@ -1,4 +1,4 @@
-"""What a receiver of alerts understands, and what its answer means. Pure: no I/O.
+"""Format alerts for their receivers, and read the receivers' answers. Pure: no I/O.
 
 Documented at: docs.slack.dev (incoming webhooks), open.feishu.cn (custom bots), open.dingtalk.com (custom robots),
 developer.work.weixin.qq.com (group robots), developer.pagerduty.com (Events API v2). Three of the five answer 200 to
@@ -21,7 +21,7 @@ DELIVERED, AGAIN, REFUSED = "delivered", "again", "refused"
 LONGEST = 1500  #: characters of a text; wecom takes 2,048 bytes, pagerduty 1,024 characters of a summary
 MOST_BYTES = 2000
 
-#: Statuses below 500 after which asking again makes sense: timeout, too early, too many requests.
+#: Statuses below 500 after which another attempt makes sense: timeout, too early, too many requests.
 _AGAIN = frozenset({408, 425, 429})
 #: Numbers in a body of 200 that mean "too fast" or "busy"; any other but 0 is a refusal.
 _BUSY = {"feishu": frozenset({11232, 11233, 99991400}), "dingtalk": frozenset({-1, 130101, 90018}),
@@ -30,7 +30,7 @@ _SEVERITY = {"fail": "critical", "warn": "warning", "pass": "info"}
 
 
 class Message(NamedTuple):
-    """What is posted."""
+    """The message that is posted."""
 
     url: str
     body: bytes
@@ -39,7 +39,7 @@ class Message(NamedTuple):
 
 def message(form: str, alert: Mapping[str, Any], url: str, secret: str | None = None,
             now: float | None = None) -> Message:
-    """Return an alert as its receiver wants it.
+    """Return an alert in the format of its receiver.
 
     :param form: STABILITY_ALERT_FORMAT.
     :param alert: kind, check, new, detail, service, host, time, …
@@ -104,8 +104,9 @@ def _signature(key: str, text: str) -> str:
 
 
 def verdict(form: str, status: int, body: bytes) -> tuple[str, str]:
-    """Return what became of a message, `DELIVERED`, `AGAIN` (ask again) or `REFUSED` (asking again is no use), and
-    why, in words.
+    """Return the outcome of a message and the reason in words.
+
+    The outcome is `DELIVERED`, `AGAIN` (worth another attempt) or `REFUSED` (another attempt is no use).
     """
     if not 200 <= status < 300:
         why = f"answered {status}"
@@ -119,7 +120,7 @@ def verdict(form: str, status: int, body: bytes) -> tuple[str, str]:
 
 
 def _number(form: str, body: bytes) -> int:
-    """The receiver's own error number in a body of 200; 0 for success, and for receivers that have none."""
+    """Return the receiver's own error number in a body of 200; 0 for success and for receivers that have none."""
     if form not in _BUSY:
         return 0
     try:

@@ -1,4 +1,4 @@
-"""Where an app has routes of its own under STABILITY_HEALTH_PATH: what it answers and what ours hide."""
+"""Find the app's own routes under STABILITY_HEALTH_PATH: which it answers, and which ours hide."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .blueprint import make_blueprint
 
 @dataclass(frozen=True)
 class Conflicts:
-    """What `find` found.
+    """The result of `find`.
 
-    :ivar own: paths of ours that a route of the app's names word for word: the app answers there.
-    :ivar hidden: rules with variables of the app's that would match a path of ours: ours answers there.
-    :ivar below: the app has routes below the path: what is not ours there is the app's.
+    :ivar own: our paths that a route of the app names literally: the app answers there.
+    :ivar hidden: the app's rules with variables that would match one of our paths: the extension answers there.
+    :ivar below: the app has routes below the path: it answers there where we do not.
     :ivar by_hand: the app registered our blueprint itself.
     """
 
@@ -30,7 +30,7 @@ class Conflicts:
 
 
 def find(app: Flask, path: str) -> Conflicts:
-    """Ask the app's url_map.
+    """Search the app's url_map.
 
     :param path: STABILITY_HEALTH_PATH.
     """
@@ -51,14 +51,14 @@ def find(app: Flask, path: str) -> Conflicts:
 
 
 class Ours:
-    """Which paths the extension answers in an app that has routes there as well."""
+    """Decide which paths the extension answers in an app that has routes there as well."""
 
     def __init__(self, health_app: Flask, found: Conflicts) -> None:
         self._found = found
         self._adapter = health_app.url_map.bind("localhost")
 
     def __call__(self, path: str) -> bool:
-        """Whether `path` is ours."""
+        """Return whether `path` is ours."""
         if path in self._found.own or path.rstrip("/") in self._found.own:
             return False
         return not self._found.below or _match(self._adapter, path) is not None
@@ -71,7 +71,7 @@ def _paths(path: str) -> list[str]:
 
 
 def _match(adapter: MapAdapter, path: str) -> Any:
-    """The rule that answers a path, whatever the method; None if there is none."""
+    """Return the rule that answers a path, whatever the method; None if there is none."""
     method = "GET"
     for _ in range(3):
         try:

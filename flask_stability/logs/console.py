@@ -1,4 +1,4 @@
-"""Log records as a person at a terminal reads them: exceptions as a traceback, with the request that they belong to."""
+"""Format log records for a person at a terminal: exceptions as a traceback, with their request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _COLOURS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
 class ConsoleLine(logging.Formatter):
-    """Formats one record. Nothing in it can move the cursor or pretend to be another record."""
+    """Format one record. Nothing in it can move the cursor or pretend to be another record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as lines of printable text."""
+        """Return the record as lines of printable text."""
         fields: dict[str, Any] = record.fields  # type: ignore[attr-defined]
         level = str(fields.get("level"))
         head = f"{time.strftime('%H:%M:%S')} {level} {fields.get('event')}"
@@ -36,12 +36,12 @@ class ConsoleLine(logging.Formatter):
 
 
 def _clean(line: str) -> str:
-    """Without control characters, and without those that turn the direction of text around."""
+    """Remove control characters, and those that change the direction of text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _traceback(chain: Any) -> Iterator[str]:
-    """As Python writes it: what came first stands first."""
+    """Return a traceback in Python's order: the first exception first."""
     if not isinstance(chain, list):
         return
     for number, link in enumerate(reversed(chain)):

@@ -1,4 +1,4 @@
-"""Output to a pipe, a socket or a terminal whose reader may have stopped reading: it is given half a second, once."""
+"""Write to a pipe, a socket or a terminal whose reader may have stopped: it gets half a second, once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PIPE_BUF = 4096
 
 
 class Patient:
-    """Writes to a descriptor without waiting for ever for whoever reads the other end.
+    """Write to a descriptor without waiting for ever for its reader.
 
-    A pipe is opened a second time, non-blocking: making the descriptor itself non-blocking would change it for
-    everyone who shares it. Where that is refused, it is written in pieces that fit once ``poll`` says so.
+    A pipe is opened a second time, non-blocking: making the descriptor itself non-blocking would change it for every
+    process that shares it. If that is refused, text is written in pieces that fit once ``poll`` says so.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,7 +28,7 @@ class Patient:
         self._torn = False
 
     def write(self, data: bytes) -> bool:
-        """Whether all of it was taken."""
+        """Write `data`; return whether all of it was taken."""
         try:
             status = os.fstat(self._number)
             if stat.S_ISREG(status.st_mode):
@@ -69,10 +69,10 @@ class Patient:
 
 
 class PatientStream:
-    """A text stream in place of one of Python's, for logging: what cannot be written now is dropped, and counted.
+    """A text stream for logging: text that cannot be written now is dropped and counted.
 
-    :param stream: the one that it replaces; asked for everything but writing.
-    :param count_drop: called for each text that was dropped.
+    :param stream: the stream that it replaces and asks for everything but writing.
+    :param count_drop: called for each dropped text.
     """
 
     def __init__(self, stream: Any, count_drop: Callable[[], None]) -> None:
@@ -83,11 +83,11 @@ class PatientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write it, or drop it."""
+        """Write the text, or drop it."""
         data = text.encode(getattr(self._stream, "encoding", None) or "utf-8", "backslashreplace")
         if not self._patient.write(data):
             self._count_drop()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing: no text is buffered."""

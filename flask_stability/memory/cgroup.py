@@ -1,4 +1,4 @@
-"""What the container's and the machine's memory look like from here; every figure may be missing."""
+"""Read the memory figures of the container and the machine. Any of them may be unavailable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNLIMITED = 1 << 60
 
 
 def _own(controller: str = "") -> list[str]:
-    """Directories of this process's cgroup, the innermost first, up to the root."""
+    """Return the directories of this process's cgroup, innermost first, up to the root."""
     try:
         with open(_OWN, encoding="ascii", errors="replace") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -45,15 +45,16 @@ def _number(path: str) -> int | None:
 
 
 def limit() -> int | None:
-    """The smallest memory limit in bytes of this process's cgroups (v2, else v1); None without one."""
+    """Return the smallest memory limit in bytes of this process's cgroups (v2, else v1); None without one."""
     found = [_number(f"{folder}/memory.max") for folder in _own()]
     found += [_number(f"{folder}/memory.limit_in_bytes") for folder in _own("memory")]
     return min((number for number in found if number is not None), default=None)
 
 
 def _left() -> int | None:
-    """Bytes up to the nearest limit of this process's cgroups, file cache that can be dropped counted as free; None
-    without a limit.
+    """Return the bytes left below the nearest limit of this process's cgroups; None without a limit.
+
+    File cache that the kernel can drop counts as free.
     """
     found = []
     for folder, maximum, current, prefix in (
@@ -79,19 +80,19 @@ def _stat(path: str, name: str) -> int:
 
 
 def oom_kills() -> int:
-    """How often the kernel killed in this cgroup for want of memory (v2, else v1)."""
+    """Return how many processes of this cgroup the kernel's OOM killer has killed (v2, else v1)."""
     return max((*(_stat(f"{folder}/memory.events", "oom_kill") for folder in _own()[:1]),
                 *(_stat(f"{folder}/memory.oom_control", "oom_kill") for folder in _own("memory")[:1])), default=0)
 
 
 def total() -> int:
-    """Bytes of memory: the container's limit, else the machine's; 0 where neither is told."""
+    """Return the container's memory limit in bytes, else the machine's memory; 0 if neither is known."""
     bound = limit()
     return bound if bound is not None else _machine()[0]
 
 
 def _machine() -> tuple[int, int | None]:
-    """Bytes of the machine's memory, and of what is available of it."""
+    """Return the machine's total and available memory in bytes."""
     try:
         found = psutil.virtual_memory()
         return int(found.total), int(found.available)
@@ -100,7 +101,7 @@ def _machine() -> tuple[int, int | None]:
 
 
 def pressure() -> float:
-    """Percent of the last ten seconds in which some task waited for memory (PSI); 0.0 where that is not told."""
+    """Return the percentage of the last ten seconds in which a task waited for memory (PSI); 0.0 if unknown."""
     for path in (*(f"{folder}/memory.pressure" for folder in _own()[:1]), "/proc/pressure/memory"):
         try:
             with open(path, encoding="ascii") as file:
@@ -112,5 +113,5 @@ def pressure() -> float:
 
 
 def available() -> int | None:
-    """Bytes that may still be used: the smaller of the container's and the machine's; None where neither is told."""
+    """Return the bytes that may still be used in the container and on the machine; None if neither is known."""
     return min((number for number in (_machine()[1], _left()) if number is not None), default=None)

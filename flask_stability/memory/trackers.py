@@ -1,6 +1,6 @@
-"""What else leaks in a Python process: threads, timers, open descriptors, receivers of signals, objects, garbage.
+"""Track what else leaks in a Python process: threads, timers, open descriptors, signal receivers, objects, garbage.
 
-Elsewhere these are timers and listeners. Each is counted, has a trend, and is warned of once when it grows steadily.
+Each is counted and has a trend. Steady growth of one is reported once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _names_of: Callable[[ModuleType], dict[str, Any]] = vars(ModuleType)["__dict__"]
 
 
 class Tracker:
-    """One count: its history, its trend, and whether it grows steadily.
+    """One count with its history, its trend, and whether it grows steadily.
 
-    :param word, trend_word: where it is published.
+    :param word, trend_word: the words of the row that publish count and trend.
     :param least, share: growth that is worth a warning, see `trend.leaks`.
     """
 
@@ -46,16 +46,16 @@ class Tracker:
 
     @property
     def growing(self) -> bool:
-        """Steadily, now."""
+        """Return whether the count grows steadily now."""
         return self._verdict.leaking
 
     def add(self, row: Row, number: int) -> None:
-        """One more look."""
+        """Record and publish one more count."""
         row.words[self.word] = number
         self._lowest = number if self._lowest is None else min(self._lowest, number)
 
     def end_minute(self, row: Row, loads: Sequence[float]) -> dict[str, Any] | None:
-        """Trend and verdict; returns what to tell when it is first seen to grow steadily."""
+        """Update trend and verdict; return a report when steady growth is first seen, else None."""
         number = int(row.words[self.word])
         self._lows.append(number if self._lowest is None else self._lowest)
         self._lowest = None
@@ -70,7 +70,7 @@ class Tracker:
 
 
 class Trackers:
-    """All of them, for one worker's row."""
+    """All trackers of one worker."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
@@ -84,14 +84,14 @@ class Trackers:
         self._next_objects = 0.0
 
     def look(self, now: float) -> None:
-        """Count what is cheap to count: some 50 µs."""
+        """Count what is cheap to count, in about 50 µs."""
         for tracker, count in self._counts:
             tracker.add(self._row, count())
         if not self._next_objects:
             self._costly(now)
 
     def _costly(self, now: float) -> None:
-        """A large heap takes 12 ns an object, so the larger, the more seldom."""
+        """Count objects: 12 ns each, so the larger the heap, the less often."""
         self._receivers.add(self._row, receivers())
         if now >= self._next_objects:
             started = time.perf_counter()
@@ -99,9 +99,9 @@ class Trackers:
             self._next_objects = now + 3000 * (time.perf_counter() - started)
 
     def end_minute(self, now: float, loads: Sequence[float] = ()) -> list[dict[str, Any]]:
-        """Once a minute: trends, and what has been seen to grow.
+        """Update the trends; call it once a minute. Return a report for each count that began to grow steadily.
 
-        :param loads: requests of each minute so far.
+        :param loads: requests in each minute so far.
         """
         self._costly(now)
         every = self._every()
@@ -118,29 +118,29 @@ KINDS = ("threads", "timers", "open_files", "garbage", "receivers", "gc_objects"
 
 
 def growing(bits: int) -> list[str]:
-    """What grows steadily, from the word W_GROWING."""
+    """Return the names of what grows steadily, from the word W_GROWING."""
     return [name for bit, name in enumerate(KINDS) if bits >> bit & 1]
 
 
 def timers() -> int:
-    """Started `threading.Timer`s that have not fired."""
+    """Count the started `threading.Timer` objects that have not fired."""
     return sum(map(is_timer, threading.enumerate()))
 
 
 def is_timer(thread: threading.Thread) -> bool:
-    """Whether it is a `threading.Timer`, by what it is and not by what it says of itself."""
+    """Return whether an object is a `threading.Timer`, by its type and not by its own ``__class__``."""
     return issubclass(type(thread), threading.Timer)
 
 
 def names_in_modules() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each module's name and its names, live: list them before a look. Runs no code, however a module was made."""
+    """Yield each module's name and its live namespace; list it before looking. Runs no code of the modules."""
     for module, found in list(sys.modules.items()):
         if issubclass(type(found), ModuleType) and type(module) is str:
             yield module, _names_of(found)
 
 
 def descriptors() -> int:
-    """Open descriptors."""
+    """Count the open descriptors."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1  # its own
     except OSError as error:
@@ -153,7 +153,7 @@ def descriptors() -> int:
 
 
 def signals() -> list[tuple[str, blinker.Signal]]:
-    """blinker's default signals, and all that stand in a module under a name; some 3 ms."""
+    """Return blinker's default signals and every signal that a module has under a name, in about 3 ms."""
     found: dict[int, tuple[str, blinker.Signal]] = {
         id(signal): (name if type(name) is str else "unnamed", signal)
         for name, signal in list(getattr(blinker.signal, "__self__", {}).items())}
@@ -167,5 +167,5 @@ def signals() -> list[tuple[str, blinker.Signal]]:
 
 
 def receivers() -> int:
-    """Receivers connected to the signals."""
+    """Count the receivers connected to the signals."""
     return sum(len(signal.receivers) for _, signal in signals())

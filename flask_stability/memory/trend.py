@@ -1,4 +1,4 @@
-"""Whether a series grows, and how fast: rank statistics that a single spike cannot fool. Pure.
+"""Tell whether a series grows, and how fast, by rank statistics that a single spike cannot fool. Pure functions.
 
 Mann–Kendall test: H. B. Mann, "Nonparametric tests against trend", Econometrica 13 (1945); slope: P. K. Sen,
 "Estimates of the regression coefficient based on Kendall's tau", JASA 63 (1968), after H. Theil (1950).
@@ -20,7 +20,7 @@ LEAST = 8e6  #: bytes of growth that are worth a word
 
 
 def mann_kendall(values: Sequence[float]) -> float:
-    """z of the test for a monotonic trend, corrected for ties; above 2.58 a rise is significant at 1 %."""
+    """Return z of the test for a monotonic trend, corrected for ties. Above 2.58 a rise is significant at 1 %."""
     n = len(values)
     if n < 3:
         return 0.0
@@ -35,26 +35,26 @@ def mann_kendall(values: Sequence[float]) -> float:
 
 
 def theil_sen(times: Sequence[float], values: Sequence[float]) -> float:
-    """Median of the slopes of all pairs, in units of value per unit of time; 0.0 for fewer than two points."""
+    """Return the median slope of all pairs, in value per unit of time; 0.0 for fewer than two points."""
     slopes = [(values[j] - values[i]) / (times[j] - times[i])
               for i in range(len(values)) for j in range(i + 1, len(values)) if times[j] != times[i]]
     return median(slopes) if slopes else 0.0
 
 
 def gated_slope(times: Sequence[float], values: Sequence[float], z: float = 2.58) -> float:
-    """Theil–Sen slope where Mann–Kendall finds a trend, else 0.0."""
+    """Return the Theil–Sen slope if Mann–Kendall finds a trend, else 0.0."""
     return theil_sen(times, values) if abs(mann_kendall(values)) > z else 0.0
 
 
 def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float = LEAST,
           share: float = 0.05) -> bool:
-    """One vote that a series of minima (one per minute, warm-up left out) is a leak and no warm-up or step.
+    """Vote whether a series of minima, one per minute after warm-up, looks like a leak rather than a step.
 
     The series is cut into 8 parts, each represented by its minimum. A leak rises (z ≥ 2.3) in every quarter, goes on
     rising (the second half at least 0.6 × the first), without a jump above 40 % of the rise.
 
-    :param loads: requests of the same minutes: what only follows them is no leak.
-    :param least, share: the rise is at least that much, and that share of the beginning.
+    :param loads: requests in the same minutes. Growth that only follows the load is not a leak.
+    :param least, share: the smallest rise that counts: in units of the series, and as a share of its beginning.
     """
     if len(floors) < SHORTEST:
         return False
@@ -83,7 +83,7 @@ def _parts(values: Sequence[float]) -> list[Sequence[float]]:
 
 
 def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:
-    """The load rose as well, by a tenth at least, and the floors with it, but they did not double."""
+    """Return whether the load rose by a tenth or more and the floors followed it without doubling."""
     if floors[-1] > 2 * floors[0] or max(loads) <= 1.1 * min(loads) or mann_kendall(loads) < 2.3:
         return False
     try:
@@ -93,12 +93,11 @@ def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:
 
 
 class Verdict:
-    """Three votes for a leak, each on a life twice as long as the last: what is a wave has turned by then.
+    """Collect three votes for a leak, each after twice the lifetime of the last: a wave has turned by then.
 
-    What has doubled is voted on after a quarter more.
+    If the series has doubled, the next vote comes after a quarter more of the lifetime.
 
-    A load that rises steadily for hours, and is not known, cannot be told from a leak; that is why a verdict only
-    informs.
+    An unknown load that rises steadily for hours looks exactly like a leak. A verdict therefore only informs.
 
     :param least, share: see `leaks`.
     :ivar leaking: the verdict so far.
@@ -111,9 +110,9 @@ class Verdict:
         self.leaking = False
 
     def look(self, floors: Sequence[float], loads: Sequence[float] = ()) -> bool:
-        """The verdict after one more minute.
+        """Return the verdict after one more minute.
 
-        :param floors, loads: of the whole life or of its latest day, see `leaks`.
+        :param floors, loads: of the whole lifetime or of its latest day, see `leaks`.
         """
         self._minutes = max(self._minutes + 1, len(floors))
         if self._minutes < self._next:
@@ -127,7 +126,7 @@ class Verdict:
 
 
 def seconds_to(limit: float, current: float, slope_per_second: float) -> float | None:
-    """Seconds until `limit` is reached at that slope; None if it never is."""
+    """Return the seconds until `limit` is reached at that slope; None if it never is."""
     if slope_per_second <= 0 or limit <= 0:
         return None
     return max(0.0, (limit - current) / slope_per_second)

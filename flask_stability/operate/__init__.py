@@ -1,1 +1,1 @@
-"""What an operator runs: the command line and what stands behind it. It imports every room; no room imports it."""
+"""The operator's command line and all that it needs. It imports every room; no room imports it."""

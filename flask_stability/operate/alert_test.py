@@ -1,4 +1,4 @@
-"""``flask stability alert-test``: whether an alert arrives, found out before it has to."""
+"""``flask stability alert-test``: find out whether an alert arrives before it matters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .find_service import config_option, gunicorn_arguments
 def alert_test_command(app: str | None, config: str | None) -> None:
     """Post one alert, marked as a test, to STABILITY_ALERT_WEBHOOK as the service would.
 
-    APP is as gunicorn names it; without it the configuration's. Exit status: 0 delivered, 1 not, 2 no address is set.
+    Name APP as for gunicorn; the default is the configuration's. Exit status: 0 delivered, 1 not, 2 no address is set.
     """
     try:
         load_dotenv()

@@ -13,6 +13,7 @@ import click
 
 from .. import environment
 from ..config import Settings, load_dotenv
+from ..database.sockets import DESCRIPTORS
 from ..exceptions import ConfigError
 from . import inspect as facts
 from .database_checks import check_db
@@ -44,6 +45,11 @@ def of_service(found: Facts, workers: int | None = None) -> Iterator[Finding]:
                           "when it first asks for a connection")
         for engine in app.engines:
             yield _engine(engine)
+            if engine["uncut"]:
+                yield Finding(f"engine {engine['name']}: deadlines", "warn",
+                              f"{engine['uncut']} does not tell its socket: a call is not cut off at its request's "
+                              "deadline", f"give the engine that driver's own timeouts (connect_args), or use one of "
+                              f"{', '.join(sorted(DESCRIPTORS))}")
     if found.apps:
         return
     settings = found.settings
@@ -75,8 +81,8 @@ def _engine(found: dict[str, Any]) -> Finding:
 def check_db_command(app: str | None, config: str | None, workers: int | None, timeout: float, as_json: bool) -> None:
     """Look at the databases of the service that ``gunicorn [-c CONFIG] [APP]`` would start here.
 
-    Without APP at that of ``flask --app``, else at the configuration's; without any app at that of STABILITY_DB_URL or
-    DB_HOST …. Looks only: no file is made. Exit status: 0 well, 1 warnings, 2 failures.
+    Without APP, take that of ``flask --app``, else the configuration's; without any app, the database of
+    STABILITY_DB_URL or DB_HOST …. The command changes nothing. Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:
         environment.as_the_service()

@@ -1,4 +1,4 @@
-"""``flask stability clean-logs``: remove what rotation left behind, by age. What is being written is never touched."""
+"""``flask stability clean-logs``: remove rotated logs by age. It never touches a log that is being written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BACKUP = re.compile(rf"({'|'.join(map(re.escape, NAMES.values()))})[.-]\d+(\.(g
 
 
 def old_backups(folder: int, seconds: float, now: float) -> Iterator[tuple[str, int]]:
-    """Names and sizes of rotated logs last written more than `seconds` before `now`.
+    """Return names and sizes of the rotated logs that were last written more than `seconds` before `now`.
 
     :param folder: an open directory.
     :param now: seconds since the epoch.

@@ -1,8 +1,8 @@
-"""``flask stability …``: the commands of an operator; none needs HTTP.
+"""``flask stability …``: the operator's commands. None needs HTTP.
 
-``status`` reads the scoreboard's file: it tells the truth while no worker answers, and needs no app. Orders
-(``retire``, ``gc``, ``mute``) go to the master by its control socket. Both are for the service's own user (and root)
-only.
+``status`` reads the scoreboard's file, so it works while no worker answers, and needs no app. Orders (``retire``,
+``gc``, ``mute``) and ``stacks`` go to the master through its control socket. Only the service's user and root may use
+either.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .clean_logs import clean_logs_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .orders import gc_command, mute_command, retire_command, unmute_command
+from .stacks import stacks_command
 from .status import status_command
 
 
@@ -23,6 +24,6 @@ def stability() -> None:
     """Look after a running service."""
 
 
-for _command in (status_command, retire_command, gc_command, mute_command, unmute_command, alert_test_command,
-                 drill_command, check_db_command, clean_logs_command, doctor_command):
+for _command in (status_command, stacks_command, retire_command, gc_command, mute_command, unmute_command,
+                 alert_test_command, drill_command, check_db_command, clean_logs_command, doctor_command):
     stability.add_command(_command)

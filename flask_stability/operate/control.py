@@ -1,8 +1,11 @@
-"""How the command line gives the master of a running service an order."""
+"""The command line's end of the control socket: give the master of a running service an order."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import time
 from typing import Any
@@ -10,13 +13,15 @@ from typing import Any
 from ..server.control import CREDENTIALS, MOST, ControlError, reachable
 
 
-def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None) -> dict[str, Any]:
+def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None,
+        descriptors: list[int] | None = None) -> dict[str, Any]:
     """Give the master an order and return its answer.
 
     :param path: see `server.control.path_of`.
     :param timeout: seconds; the master answers in its tick, about once a second.
-    :param master: process id of the master: what another process listens there for is not told.
-    :raises ControlError: if it cannot be asked, or refuses.
+    :param master: process id of the master. Another process that listens there gets no order.
+    :param descriptors: gets those that come with the answer; the caller closes them.
+    :raises ControlError: if the master cannot be reached, or refuses.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -29,7 +34,12 @@ def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | N
                 raise ControlError(f"process {pid} listens at {path}, and not the master {master}")
             link.send(json.dumps(order).encode())
             link.settimeout(max(0.1, deadline - time.monotonic()))
-            data = link.recv(MOST)
+            if pid == master:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGCHLD)  # it looks now, and not within a second
+            data, got, _, _ = socket.recv_fds(link, MOST, 253, socket.MSG_CMSG_CLOEXEC)
+            if descriptors is not None:
+                descriptors += got
     except FileNotFoundError:
         raise ControlError(f"the master has no control socket at {path}: process-manager.log says why") from None
     except PermissionError:

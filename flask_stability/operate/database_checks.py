@@ -1,4 +1,4 @@
-"""Whether a database is there, and set up for what the pool will ask of it."""
+"""Check that a database answers and is set up for what the pool will ask of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _WRONG_LOGIN = 1045
 
 def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "instance",
              name: str = "app", credentials: Source | None = None) -> list[Finding]:
-    """Look at the database of these settings. Never raises for what the database does.
+    """Check the database of these settings. What the database does wrong is a finding, never an exception.
 
     :param workers: worker processes that will share it.
-    :param credentials: of the app, see `StabilityExt`.
+    :param credentials: the app's function that gives them, see `StabilityExt`.
     :raises ConfigError: if the driver is missing.
     """
     driver = make_driver(settings, instance_path, name, credentials)
@@ -58,7 +58,7 @@ def check_db(settings: Settings, *, workers: int = 4, instance_path: str = "inst
 
 
 def _needs_tls(settings: Settings, *which: Any) -> bool:
-    """Whether a login that was refused in clear succeeds with TLS."""
+    """Return whether a login that was refused in clear succeeds with TLS."""
     url = settings.db_url or ""
     if DatabaseURL.parse(url).ssl_mode:
         return False
@@ -75,7 +75,7 @@ def _is_missing(path: str) -> bool:
 
 
 def _not_made(driver: Driver, path: str) -> Finding:
-    """Of an SQLite file that is not there. It is not made here: it would be this user's, not the service's."""
+    """Return the finding about a missing SQLite file. Making it here would give it to this user, not the service's."""
     folder = os.path.dirname(path)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
@@ -114,7 +114,7 @@ def _version(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iter
 
 def _connections(driver: Driver, raw: Any, settings: Settings, workers: int) -> Iterator[Finding]:
     most = int(_rows(raw, "SELECT @@max_connections")[0][0])
-    # one newcomer during a replacement, one probe per worker
+    # one more worker during a replacement, one probe per worker
     wanted = (workers + 1) * (settings.db_max_size + 1)
     fits = wanted <= most
     yield Finding("max_connections", "ok" if fits else "warn",

@@ -1,4 +1,4 @@
-"""Which service an operator's command means: found by its scoreboard, whatever the operator's own environment says."""
+"""Find the service that an operator's command means, by its scoreboard."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ OURS = "python:flask_stability.server.conf"
 _MAPPED = re.compile(rf"\s(/\S.*/{scoreboard_file.PREFIX}(\d+)(?:-[0-9a-f]{{8}})?"
                      rf"{re.escape(scoreboard_file.SUFFIX)})$")
 
-#: Of every command for a running service.
+#: An option of every command for a running service.
 master_option = click.option("--master", type=int, help="Process id of the master, if several services run here.")
-#: Of every command that looks at a service by its configuration.
+#: An option of every command that reads a service's configuration.
 config_option = click.option("-c", "--config", metavar="CONFIG", help="gunicorn's configuration, as the service is "
                              "started with; ./gunicorn.conf.py if there is one, else ours.")
 
 
 def gunicorn_arguments(config: str | None, app: str | None = None, folder: str = ".") -> list[str]:
-    """Return what ``gunicorn`` would be started with: -c as given, else gunicorn.conf.py in the folder, else ours."""
+    """Return the arguments for ``gunicorn``: -c as given, else gunicorn.conf.py in the folder, else ours."""
     given = re.search(r"(^|\s)(-c|--config)[\s=]", os.environ.get("GUNICORN_CMD_ARGS", ""))
     if config is None and not given and not os.path.exists(os.path.join(folder, "gunicorn.conf.py")):
         config = OURS
@@ -34,17 +34,17 @@ def gunicorn_arguments(config: str | None, app: str | None = None, folder: str =
 
 
 def find(master: int | None, config: str | None = None) -> Scoreboard:
-    """Return what the board of the running service that is meant says now: see `find_master`."""
+    """Return a copy of the running service's board; see `find_master`."""
     return find_master(master, config)[1]
 
 
 def find_master(master: int | None, config: str | None = None) -> tuple[int, Scoreboard]:
-    """Return the master and the board of the running service that is meant.
+    """Return the master's process id and a copy of the board of the running service.
 
-    A configuration that is given, or a STABILITY_RUN_DIR that is set, says where it is, and no other service is taken
-    for it; without them it is looked for.
+    A given configuration, or STABILITY_RUN_DIR, says where the service is; no other one is taken for it. Without them
+    the service is searched for.
 
-    :param master: process id of its master; needed where several run.
+    :param master: process id of its master; needed if several services run.
     :param config: gunicorn's configuration, which may name the run directory.
     :raises click.ClickException: if there is none, or more than one.
     """
@@ -78,7 +78,7 @@ def find_master(master: int | None, config: str | None = None) -> tuple[int, Sco
 
 
 def _configured(config: str | None) -> str | None:
-    """The run directory that a configuration sets; None if it sets none, or cannot be read, which is told."""
+    """Return the run directory that a configuration sets; None if it sets none. Report one that cannot be read."""
     try:
         return facts.read(gunicorn_arguments(config), with_app=False).settings.run_dir
     except facts.FactsError as error:
@@ -88,7 +88,7 @@ def _configured(config: str | None) -> str | None:
 
 
 def _mapped() -> Iterator[tuple[int, str]]:
-    """Boards that masters of this user hold in their memory, wherever their files are."""
+    """Yield the boards that masters of this user have mapped, wherever the files are."""
     for pid in psutil.pids():
         try:
             with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
@@ -96,7 +96,7 @@ def _mapped() -> Iterator[tuple[int, str]]:
         except OSError:
             continue
         for name in names:
-            # a container's or a unit's own /tmp is another folder than ours
+            # a container or a unit may have a /tmp of its own
             path = next((one for one in (name, f"/proc/{pid}/root{name}") if os.path.exists(one)), None)
             if path is not None:
                 yield pid, path

@@ -1,4 +1,4 @@
-"""What a look at a service or its database found, with its remedy."""
+"""A finding about a service or its database, with its remedy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """One thing that was examined.
 
     :ivar status: "ok", "warn" or "fail".
-    :ivar remedy: what to do about it, "" where nothing is to be done.
+    :ivar remedy: what to do about it, "" if nothing.
     """
 
     name: str
@@ -20,5 +20,5 @@ class Finding:
 
 
 def status_of(findings: list[Finding]) -> int:
-    """Exit status: 0 all is well, 1 there is a warning, 2 something fails."""
+    """Return the exit status: 0 all is well, 1 there is a warning, 2 something fails."""
     return max(({"ok": 0, "warn": 1, "fail": 2}[finding.status] for finding in findings), default=0)

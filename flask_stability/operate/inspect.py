@@ -1,7 +1,7 @@
-"""What gunicorn would run with, found out without starting it: its configuration as gunicorn itself reads it, our
-settings, and the app, in a process of its own. A configuration is a program: it may print, hang or exit.
+"""Find out what gunicorn would run with, without starting it: its configuration, our settings, and the app.
 
-Run as a module this is that process: ``python -m flask_stability.operate.inspect DESCRIPTOR WANTED ARGUMENTS…``.
+A process of its own reads them, since a configuration is a program: it may print, hang or exit. This module is that
+process as well: ``python -m flask_stability.operate.inspect DESCRIPTOR WANTED ARGUMENTS…``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..config import Settings, unknown_keys
 from ..exceptions import ConfigError, StabilityError
 from ..runtime import runtime
 
-#: gunicorn's settings that are looked at.
+#: The gunicorn settings that are examined.
 NAMES = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections", "max_requests",
          "max_requests_jitter", "preload_app", "reuse_port", "reload", "daemon", "forwarded_allow_ips", "uid", "gid",
          "chdir", "control_socket", "control_socket_disable", "http_protocols")
@@ -36,17 +36,17 @@ class FactsError(StabilityError):
 
 @dataclass(frozen=True)
 class AppFacts:
-    """What is known of an app that uses the extension.
+    """An app that uses the extension.
 
-    :ivar settings: its own, app.config over the environment.
+    :ivar settings: its own settings, app.config over the environment.
     :ivar wants_database: it names a database, or settings of one.
     :ivar engines: what was found of each SQLAlchemy engine that it registered: name, address, error ("" if it answers),
-        latency_ms, pool. Empty unless `read` was asked for them.
-    :ivar looked_at: what check-db found of its database, where only the app itself can give its credentials.
+        latency_ms, pool, uncut. Empty unless `read` was asked for them.
+    :ivar looked_at: findings about its database, if only the app itself can give the credentials.
     :ivar longest: the longest deadline of a view, seconds; 0 = no view has one of its own.
     :ivar credentials: the app gives the database's user and password itself.
     :ivar health_own: paths under STABILITY_HEALTH_PATH that the app's own routes answer.
-    :ivar health_hidden: rules of the app's that the extension's paths hide.
+    :ivar health_hidden: rules of the app that the extension's paths hide.
     """
 
     name: str
@@ -66,18 +66,18 @@ class AppFacts:
 class Facts:
     """What gunicorn would run with.
 
-    :ivar gunicorn: its settings of `NAMES`.
-    :ivar control_shared: gunicorn's control socket is on, at the path that all services of a user have.
-    :ivar worker_class: the class that is used in the end, and the modules it is made from.
+    :ivar gunicorn: its settings in `NAMES`.
+    :ivar control_shared: gunicorn's control socket is on, at the path that all services of a user share.
+    :ivar worker_class: the class that is finally used, and the modules of its bases.
     :ivar binds: ``[host, port]``, a path, or a descriptor's number.
     :ivar hooked: our hooks are in the configuration.
-    :ivar settings: of the environment, the configuration's changes to it included.
+    :ivar settings: those of the environment, including the configuration's changes to it.
     :ivar problems: bad values in the environment, one line each.
     :ivar unknown: unknown ``STABILITY_*`` variables, with the nearest known name.
     :ivar named: the command line or the configuration names an app.
     :ivar apps: the apps that use the extension; empty if none does, or if it was not loaded.
     :ivar app_error: why the app could not be loaded, "" if it could.
-    :ivar resident: bytes of memory of a process that has loaded the app; 0 if it was not loaded.
+    :ivar resident: resident memory in bytes of a process that has loaded the app; 0 if it was not loaded.
     """
 
     gunicorn: dict[str, Any]
@@ -97,17 +97,17 @@ class Facts:
 
     @property
     def app_settings(self) -> Settings:
-        """The app's settings; without an app those of the environment."""
+        """Return the app's settings; without an app, those of the environment."""
         return self.apps[0].settings if self.apps else self.settings
 
     @property
     def threaded(self) -> bool:
-        """Workers are gthread's."""
+        """Return whether the workers are gthread workers."""
         return "gunicorn.workers.gthread" in self.worker_modules
 
 
 def flask_app() -> str | None:
-    """Return the app that ``flask --app``, or FLASK_APP, names for the command that runs; None without one."""
+    """Return the app that ``flask --app`` or FLASK_APP names for the running command; None without one."""
     obj = click.get_current_context().find_root().obj
     found = getattr(obj, "app_import_path", None)
     return str(found) if found else None
@@ -115,12 +115,12 @@ def flask_app() -> str | None:
 
 def read(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0, flask_app: str | None = None,
          engines: bool = False) -> Facts:
-    """Ask a process of its own.
+    """Read the facts in a process of its own.
 
-    :param arguments: as given to ``gunicorn``.
-    :param flask_app: as given to ``flask --app``: loaded unless the arguments name an app.
-    :param engines: connect to the SQLAlchemy engines of the app, too.
-    :param seconds: after which it is ended.
+    :param arguments: arguments for ``gunicorn``.
+    :param flask_app: the value of ``flask --app``, loaded unless the arguments name an app.
+    :param engines: connect to the app's SQLAlchemy engines as well.
+    :param seconds: time limit of that process.
     :raises FactsError: if the configuration cannot be read.
     """
     with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as said:
@@ -165,9 +165,9 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(descriptor: int, wanted: dict[str, Any], arguments: list[str]) -> None:
-    """Find out, and write it to the descriptor as JSON.
+    """Collect the facts and write them to the descriptor as JSON.
 
-    :param wanted: with_app, flask_app and engines of `read`.
+    :param wanted: with_app, flask_app and engines, see `read`.
     """
     from ..server.gunicorn.application import read_application
     from ..server.gunicorn.defaults import refit
@@ -226,7 +226,7 @@ def _app(application: Any, flask_app: str | None, engines: bool) -> dict[str, An
 
 
 def _health_paths(state: Any) -> dict[str, Any]:
-    """Where the app's routes and the extension's meet."""
+    """Return where routes of the app and of the extension collide."""
     from ..health import conflicts
 
     found = conflicts.find(state.app, state.settings.health_path)
@@ -234,7 +234,7 @@ def _health_paths(state: Any) -> dict[str, Any]:
 
 
 def _by_the_app(state: Any, workers: int) -> list[dict[str, Any]]:
-    """What check-db finds with the credentials that the app's own function gives."""
+    """Return what check-db finds with the credentials that the app's own function gives."""
     from ..redact import cause_of
     from .database_checks import check_db
     from .finding import Finding

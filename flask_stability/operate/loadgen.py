@@ -1,7 +1,7 @@
-"""An open-loop load on HTTP paths: requests are sent when they are due, whether or not earlier ones were answered.
+"""Put an open-loop load on HTTP paths: send each request when it is due, whether or not earlier ones were answered.
 
-A closed loop waits for the slow server and so hides its worst moments ("coordinated omission", Gil Tene); here the
-latency of a request counts from when it was due. One thread with an event loop of its own, a connection per request.
+A closed loop waits for a slow server and so hides its worst moments ("coordinated omission", Gil Tene). Here the
+latency of a request counts from when it was due. One thread with its own event loop; one connection per request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Outcome:
     :ivar due: when it was due, `time.monotonic` seconds.
     :ivar latency: seconds from due to the last byte (or to the failure).
     :ivar status: HTTP status, 0 if there was no complete answer.
-    :ivar error: name of what went wrong, or "".
+    :ivar error: name of the failure, or "".
     """
 
     due: float
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Answered completely and without a server error."""
+        """Return whether it was answered completely and without a server error."""
         return 0 < self.status < 500
 
 
@@ -44,7 +44,7 @@ class Result:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def between(self, start: float, end: float) -> Result:
-        """The requests that were due in that time."""
+        """Return the requests that were due in that time."""
         return Result([outcome for outcome in self.outcomes if start <= outcome.due < end])
 
     @property
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def ok(self) -> int:
-        """Number answered well."""
+        """Number of requests that were answered well."""
         return sum(outcome.ok for outcome in self.outcomes)
 
     @property
@@ -64,12 +64,12 @@ class Result:
 
     @property
     def availability(self) -> float:
-        """Share answered well, 1.0 if there was none."""
+        """Share of requests that were answered well; 1.0 without any."""
         return self.ok / self.total if self.total else 1.0
 
     @property
     def mean(self) -> float:
-        """Mean latency in seconds of what was answered."""
+        """Mean latency in seconds of the answered requests."""
         answered = [outcome.latency for outcome in self.outcomes if outcome.status]
         return sum(answered) / len(answered) if answered else 0.0
 
@@ -79,19 +79,19 @@ class Result:
         return max((outcome.latency for outcome in self.outcomes), default=0.0)
 
     def errors(self) -> dict[str, int]:
-        """How often each kind of failure was met."""
+        """Return how often each kind of failure occurred."""
         return dict(Counter(outcome.error or f"HTTP {outcome.status}" for outcome in self.outcomes if not outcome.ok))
 
     def last_failure(self) -> float | None:
-        """When the last failed request was due."""
+        """Return when the last failed request was due, monotonic seconds; None without a failure."""
         return max((outcome.due for outcome in self.outcomes if not outcome.ok), default=None)
 
 
 class Load:
     """GET `paths` in turn, `rate` times a second, until stopped.
 
-    :param timeout: seconds that a request may take from when it is sent.
-    :param most: requests under way at once at the most; what is due beyond it fails as "client overload".
+    :param timeout: seconds that a request may take once it is sent.
+    :param most: most requests under way at once; one that is due beyond it fails as "client overload".
     """
 
     def __init__(self, url: str, paths: Sequence[str], rate: float, *, timeout: float = 30.0, most: int = 2000) -> None:
@@ -103,12 +103,12 @@ class Load:
         self.result = Result()
 
     def start(self) -> Load:
-        """Begin."""
+        """Start the load."""
         self._thread.start()
         return self
 
     def stop(self) -> Result:
-        """Send no more, wait for the answers that are due."""
+        """Send no more requests, wait for the outstanding answers, and return the result."""
         self._stop.set()
         self._thread.join(self._timeout + 10)
         return self.result
@@ -157,7 +157,7 @@ class Load:
 
 
 def _complete(head: bytes, body: bytes) -> bool:
-    """Whether the body is whole, as far as the headers tell."""
+    """Return whether the body is whole, as far as the headers tell."""
     if b"\r\ntransfer-encoding: chunked" in head:
         return body.endswith(b"0\r\n\r\n")
     _, found, rest = head.partition(b"\r\ncontent-length:")

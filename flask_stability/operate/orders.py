@@ -18,7 +18,7 @@ from .find_service import config_option, find_master, master_option
 @master_option
 @config_option
 def retire_command(pid: int | None, master: int | None, config: str | None) -> None:
-    """Replace the worker PID, or all workers one after the other: the replacement first, no request is lost."""
+    """Replace the worker PID, or all workers one after the other, without losing a request."""
     done = _order(master, config, command="retire", pid=pid)
     click.echo(f"asked for the replacement of {', '.join(map(str, done['pids']))}")
 
@@ -28,7 +28,7 @@ def retire_command(pid: int | None, master: int | None, config: str | None) -> N
 @master_option
 @config_option
 def gc_command(pid: int | None, master: int | None, config: str | None) -> None:
-    """Have the worker PID, or all, collect garbage; what it freed is in process-manager.log."""
+    """Collect garbage in the worker PID, or in all; process-manager.log says what it freed."""
     done = _order(master, config, command="gc", pid=pid)
     click.echo(f"asked {', '.join(map(str, done['pids']))} to collect garbage")
 
@@ -42,8 +42,8 @@ def gc_command(pid: int | None, master: int | None, config: str | None) -> None:
 def mute_command(check: str, seconds: float, master: int | None, config: str | None) -> None:
     """Post no alerts of CHECK for a while.
 
-    Its status, the logs and the dashboard stay as they are; what still fails afterwards is told of at once. A mute
-    ends with the service.
+    Status, logs and dashboard go on showing it. A failure that lasts beyond the mute is posted at once. A mute ends
+    with the service.
     """
     done = _order(master, config, command="mute", check=check, seconds=seconds)
     until = time.strftime("%H:%M:%S on %Y-%m-%d", time.localtime(done["until"]))

@@ -23,7 +23,7 @@ _COLUMNS = ("slot", "pid", "state", "uptime_s", "busy", "threads", "queue", "rss
 @click.option("--pids", is_flag=True, help="Print the workers' process ids alone, one a line, the oldest first.")
 @click.option("--watch", is_flag=True, help="Print again every two seconds until interrupted.")
 def status_command(master: int | None, config: str | None, as_json: bool, pids: bool, watch: bool) -> None:
-    """Master, workers and restarts, from shared memory."""
+    """Show master, workers and restarts, from shared memory."""
     while True:
         found = status_block(find(master, config))
         if pids:

@@ -1,16 +1,17 @@
-"""What an operator's orders do: retire, gc, mute, unmute. Run by the master, in its tick."""
+"""What an operator's orders do: retire, gc, stacks, mute, unmute. Run by the master, in its tick."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import logs
 from ..health import report
 from ..health.results import results
 from ..scoreboard import W_THREADS, Reason, Scoreboard
+from . import stacks
 from .control import ControlError
 from .workers import Child
 
@@ -18,11 +19,13 @@ LONGEST_MUTE = 30 * 86400.0  #: seconds
 MOST_MUTES = 32
 
 
-def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child]) -> dict[str, Any]:
+def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child],
+              doing: Callable[[Child], list[dict[str, Any]]] = lambda child: []) -> dict[str, Any]:
     """Carry out one order.
 
     :param order: ``command``, and what it needs: ``pid`` (retire, gc; without it all), ``check`` and ``seconds``.
     :param uid: of the user who asks, for the log.
+    :param doing: the requests that a worker serves.
     :returns: what was done.
     :raises ControlError: if it cannot be done.
     """
@@ -37,12 +40,18 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
             elif not child.asked:
                 child.ask(Reason.ASKED)
         done: dict[str, Any] = {"pids": [child.pid for child in found]}
+    elif command == "stacks":
+        pid = order.get("pid")
+        found = [child for child in children if pid in (None, child.pid)]
+        if not found:
+            raise ControlError(f"there is no worker {pid}" if pid is not None else "there is no worker")
+        return stacks.answer(found, doing)  # it changes nothing: no record
     elif command == "mute":
         done = _mute(board, order, uid)
     elif command == "unmute":
         done = _unmute(board, order)
     else:
-        raise ControlError(f"{str(command)[:50]!r} is no order: retire, gc, mute or unmute")
+        raise ControlError(f"{str(command)[:50]!r} is no order: retire, gc, stacks, mute or unmute")
     logs.process("order", command=command, uid=uid, **done)
     return done
 

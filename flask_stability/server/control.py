@@ -58,7 +58,8 @@ def _is_own(folder: str) -> bool:
 class Listener:
     """The master's end.
 
-    :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error.
+    :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error. What it returns
+        as ``descriptors`` is sent as such, and closed here.
     :param uid: the workers' user, who may give orders too, if it is another; the socket becomes theirs, where nobody
         else can have put another file in its place.
     """
@@ -117,9 +118,18 @@ class Listener:
             self._clients.remove((client, until))
             with contextlib.suppress(OSError), client:
                 if data:
-                    client.send(self._answer(client, data))
+                    self._send(client, *self._answer(client, data))
 
-    def _answer(self, client: socket.socket, data: bytes) -> bytes:
+    @staticmethod
+    def _send(client: socket.socket, answer: bytes, descriptors: list[int]) -> None:
+        try:
+            socket.send_fds(client, [answer], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _answer(self, client: socket.socket, data: bytes) -> tuple[bytes, list[int]]:
+        descriptors: list[int] = []
         try:
             _, uid, _ = CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
             if uid not in (0, os.geteuid(), self._uid):
@@ -128,10 +138,11 @@ class Listener:
             if not isinstance(order, dict):
                 raise ControlError("an order is a JSON object")
             answer: dict[str, Any] = {"ok": True, **self._handle(order, uid)}
+            descriptors = answer.pop("descriptors", [])
         except Exception as error:
             answer = {"ok": False, "error": str(error)[:500] or type(error).__name__}
         found = json.dumps(answer, default=str).encode()
-        return found if len(found) <= MOST else b'{"ok": true}'
+        return found if len(found) <= MOST else b'{"ok": true}', descriptors
 
     def close(self, *, inherited: bool = False) -> None:
         """Listen no more. Never raises.

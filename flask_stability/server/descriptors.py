@@ -1,4 +1,4 @@
-"""A worker's open files and sockets: it is replaced before it can open none, since then it could not even accept."""
+"""Watch a worker's open files and sockets: without a free descriptor it could not even accept a connection."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ROOM = 256  #: descriptors more for one that is to go, to leave in good order
 
 
 class Filling:
-    """Watches how many descriptors a worker holds; pure.
+    """Watch how many descriptors a worker holds. Pure.
 
-    One that holds about as many from the start needs them: a newcomer would not be better.
+    A worker that held about as many from the start needs them; a replacement would not help.
 
     :param number: open descriptors before the first request.
     """
@@ -21,11 +21,11 @@ class Filling:
         self._first = number
 
     def look(self, number: int, clients: int, limit: int) -> str:
-        """What to tell if the worker has to go, else "".
+        """Return why the worker must be replaced, "" if it need not be.
 
         :param number: open descriptors.
-        :param clients: how many of them are connections of clients.
-        :param limit: how many there may be.
+        :param clients: those among them that are client connections.
+        :param limit: the most that the process may open.
         """
         held = number - clients
         if held <= FULL * limit or held < 2 * self._first:
@@ -34,12 +34,12 @@ class Filling:
 
 
 def limit() -> int:
-    """How many descriptors this process may have open."""
+    """Return how many descriptors this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def make_room() -> None:
-    """Raise the limit a little, as far as that is allowed."""
+    """Raise the limit a little, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft + ROOM
     with contextlib.suppress(OSError, ValueError):

@@ -34,7 +34,7 @@ class FleetMemory:
     """
 
     def __init__(self, board: Scoreboard, settings: Settings, base: Callable[[], int]) -> None:
-        self._board, self._words, self._settings, self._base = board, board.master.words, settings, base
+        self._board, self._words, self.settings, self._base = board, board.master.words, settings, base
         self._pressure = Pace(lambda early: growth_pause(PRESSURE_PAUSE, early))
         self.past_floors: deque[int] = deque(maxlen=2)
         self._limit_told = False
@@ -64,7 +64,7 @@ class FleetMemory:
         if self._limit_told:
             return
         for words, floor in zip(rows, floors, strict=True):
-            limit = self._settings.memory_limit or int(words[scoreboard.W_MEMORY_LIMIT])
+            limit = self.settings.memory_limit or int(words[scoreboard.W_MEMORY_LIMIT])
             if limit_too_low(limit, floor):
                 self._limit_told = True
                 what = ("it is not enforced, since every worker needs more" if limit < floor else
@@ -72,7 +72,7 @@ class FleetMemory:
                 logs.process("memory_limit_too_low", level="WARNING", limit_bytes=limit, warm_floor_bytes=floor,
                              remedy=f"{what}: set STABILITY_MEMORY_LIMIT to at least {int(1.5 * floor)}")
                 return
-        if self._settings.memory_limit is None:
+        if self.settings.memory_limit is None:
             self._container(max(floors, default=0),
                             max((int(words[scoreboard.W_COMMON_MEMORY]) for words in rows), default=0))
 
@@ -90,12 +90,12 @@ class FleetMemory:
     def may_surge(self) -> bool:
         """Surge is on, and there is room in memory for one worker more."""
         free = cgroup.available()
-        return self._settings.surge and (free is None or free > self._largest() * 0.5)
+        return self.settings.surge and (free is None or free > self._largest() * 0.5)
 
     def room(self) -> int:
         """For how many spare workers there is room in half of the memory that is free; 0 where surge is off."""
         free, largest = cgroup.available(), self._largest()
-        if not self._settings.surge:
+        if not self.settings.surge:
             return 0
         return PLENTY if free is None or not largest else free // 2 // largest
 

@@ -6,12 +6,14 @@ import gc
 import os
 import sys
 import time
+from dataclasses import fields
 from typing import Any
 
 from .. import config, environment, logs, scoreboard
 from ..config import Settings
 from ..exceptions import ConfigError
 from ..runtime import runtime
+from ..scoreboard import black_box
 from . import orphans
 from .gunicorn import compat, port_in_use
 from .gunicorn.adjust import adjust, refit
@@ -58,6 +60,7 @@ def on_starting(server: Any) -> None:
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     runtime.install(board, None)
+    black_box.make(rows)
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
     arbiter = supervise(server)
@@ -94,19 +97,38 @@ def when_ready(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """New workers see the ``.env`` file of now, also where the configuration is a module, which is not read again."""
-    if environment.was_read():
-        try:
+    """The master and its new workers take the settings of now: of gunicorn's configuration, which was executed again,
+    and of the ``.env`` file, also where that configuration is a module, which is not.
+    """
+    before = process.settings
+    try:
+        if environment.was_read():
             config.load_dotenv()
-            process.settings = Settings.from_environ()
-        except ConfigError as error:
-            for problem in error.problems:
-                server.log.error("flask_stability: %s; what was set before stays", problem)
+        process.settings = Settings.from_environ()
+    except ConfigError as error:
+        for problem in error.problems:
+            server.log.error("flask_stability: %s; what was set before stays", problem)
+    if process.settings != before:
+        contained("on_reload", _take_over, (server, before, process.settings))
     if process.once is not None:
         process.once.renew()
     for step in (refit, _be_patient):
         contained("on_reload", step, (server,))
     adjust(server, process.settings)
+
+
+def _take_over(server: Any, before: Settings, now: Settings) -> None:
+    """What the master itself has of changed settings."""
+    if process.supervisor is not None:
+        process.supervisor.configure(now)
+    if any(getattr(before, field.name) != getattr(now, field.name)
+           for field in fields(Settings) if field.name.startswith("log_")):
+        problem = logs.setup(now, "master", uid=server.cfg.uid, gid=server.cfg.gid)
+        if problem:
+            server.log.warning("flask_stability: %s", problem)
+    if before.run_dir != now.run_dir:
+        server.log.warning("flask_stability: STABILITY_RUN_DIR=%s: takes effect when the service is started again; the "
+                           "scoreboard stays where it is until then", now.run_dir or "")
 
 
 def nworkers_changed(server: Any, new: Any, old: Any) -> None:

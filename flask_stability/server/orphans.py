@@ -1,7 +1,7 @@
-"""Workers that a killed master left behind and that cannot let go of the port: a new master could not listen.
+"""End workers that a killed master left behind and that still hold the port: a new master could not listen on it.
 
-An orphan lets go of it by itself, within two seconds also if its requests hang (`Guard._parent`). One that is stopped
-by a signal, or whose interpreter is held in C, does not: it serves nobody, and is ended.
+An orphan releases the port by itself, within two seconds even if its requests hang (`guard.closing`). One that is
+stopped by a signal, or whose interpreter is held in C, cannot: it serves nobody, so the new master ends it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PAUSE = 0.1  #: seconds between two looks
 
 @dataclass(frozen=True)
 class Orphan:
-    """A worker as a dead master's board names it; all of it but `owner` is what the board's owner wants us to believe.
+    """A worker as a dead master's board describes it. Only `owner` is certain; the rest may be forged.
 
-    :ivar started_ns: when it began, on the monotonic clock.
-    :ivar owner: user whom the board's file belongs to.
+    :ivar started_ns: when it began, monotonic nanoseconds.
+    :ivar owner: the user who owns the board's file.
     """
 
     pid: int
@@ -39,12 +39,12 @@ class Orphan:
     owner: int
 
     def is_still(self, process: Process) -> bool:
-        """Whether a process is this one, and not another that got its number."""
+        """Return whether a process is this worker, and not another with the same process id."""
         return process.is_older_than(self.started_ns) and bool(process.maps(self.path))
 
 
 def end_stuck(run_dirs: Iterable[str], ports: set[int]) -> None:
-    """Before the new master listens on `ports`: wait for orphans that hold one of them, end those that are stuck."""
+    """Wait for orphans that hold one of `ports`, and end those that are stuck; call it before the master listens."""
     if not ports:
         return
     holding = list(_holding(run_dirs, ports))
@@ -58,7 +58,7 @@ def end_stuck(run_dirs: Iterable[str], ports: set[int]) -> None:
 
 
 def ports_of(addresses: Any) -> set[int]:
-    """The ports among gunicorn's addresses; paths of sockets have none, and are taken over in any case."""
+    """Return the ports among gunicorn's addresses. A socket's path has none and can always be taken over."""
     return {address[1] for address in addresses if isinstance(address, tuple)}
 
 
@@ -73,14 +73,14 @@ def _end_if_stuck(orphan: Orphan, heartbeat_ns: int) -> None:
 
 
 def _heartbeats(path: str) -> dict[int, int]:
-    """By process id when each worker of a board gave its last sign of life, on the monotonic clock."""
+    """Return the last sign of life of each worker on a board, by process id, in monotonic nanoseconds."""
     with contextlib.suppress(OSError, ValueError):
         return {row.pid: int(row.words[scoreboard.W_HEARTBEAT_NS]) for row in Scoreboard.copy_of(path).live()}
     return {}
 
 
 def _holding(run_dirs: Iterable[str], ports: set[int]) -> Iterator[Orphan]:
-    """Workers on boards of masters that are gone, as far as they still are what the board says and hold a port."""
+    """Return the workers on dead masters' boards that are still what the board says and hold a port."""
     for run_dir in run_dirs:
         for master, path in board_files(run_dir):
             if scoreboard_file.master_of(master, path) is not None:
@@ -95,7 +95,7 @@ def _holding(run_dirs: Iterable[str], ports: set[int]) -> Iterator[Orphan]:
 
 
 def _listens(pid: int) -> set[int]:
-    """The ports that it listens on."""
+    """Return the ports that a process listens on."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         # psutil before 6.0 has the other name

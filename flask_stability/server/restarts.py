@@ -1,7 +1,7 @@
-"""When a worker that died may be started again: backoff and a sliding limit. Pure: numbers and a clock.
+"""Decide when a dead worker may be restarted: backoff and a sliding limit. Pure, given numbers and a clock.
 
-Backoff is there to spare the machine from workers that cannot start. It must not be worse than what it protects
-from: a worker that has served is the best there is, and while nobody serves there is little to be spared.
+Backoff spares the machine from workers that cannot start. It must not hurt more than it protects: a worker that had
+served is restarted soon, and while no worker serves there is little to spare.
 
 The limit is OTP's restart intensity (supervisor.erl, ``add_restart``): a pruned list of monotonic timestamps.
 """
@@ -11,38 +11,42 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-CALM = 30.0  #: seconds without a crash after which the first step is due again
+CALM = 30.0  #: seconds without a crash after which the steps begin anew
 WAVE = 0.5  #: crashes closer together than this are one wave, one step
-SERVED = 1.0  #: seconds of service after which an end is no sign of a loop, however young the worker was
-WAIT_SERVED = 0.5  #: seconds to wait at the most after a worker that became ready
-WAIT_ANSWERED = 0.1  #: seconds to wait at the most after a worker that has answered: it was a request that ended it
-WAIT_NOBODY = 2.0  #: seconds to wait at the most while no worker serves
+SERVED = 1.0  #: seconds of service after which an exit is no sign of a crash loop, however young the worker
+WAIT_SERVED = 0.5  #: longest wait in seconds after the crash of a worker that had become ready
+WAIT_ANSWERED = 0.1  #: the same if it had answered: a request ended it, not its start
+WAIT_NOBODY = 2.0  #: longest wait in seconds while no worker serves
 
 
 class Restarts:
-    """Crashes of workers and what follows from them.
+    """The workers' crashes, and the pause that follows from them.
 
-    :param steps: seconds to wait before starting again after the first, second … wave of crashes.
+    :param steps: seconds to wait after the first, second … wave of crashes.
     :param most, window: more crashes than `most` within `window` seconds are too many.
-    :param min_uptime: only an exit before that many seconds counts as a crash loop's.
-    :param jitter: gives a factor for each wait.
+    :param min_uptime: an exit after fewer seconds counts towards a crash loop.
+    :param jitter: returns the factor for each wait.
     """
 
     def __init__(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float,
                  jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2)) -> None:
-        self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
+        self.limit(steps, most=most, window=window, min_uptime=min_uptime)
         self._jitter = jitter
         self._times: list[float] = []
         self._level = 0
         self._last_wave = float("-inf")
         self.hold_until = float("-inf")
 
+    def limit(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float) -> None:
+        """Set the limits; the crashes so far count on."""
+        self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
+
     def crashed(self, now: float, uptime: float, *, served: float | None = None, answered: bool = False,
                 others: bool = True) -> bool:
-        """A worker ended by its own failure after `uptime` seconds; whether one newcomer is to be tried alone now.
+        """Record a crash after `uptime` seconds; return whether to try a single replacement first.
 
-        :param served: seconds since it became ready, None if it never did.
-        :param answered: it has answered requests.
+        :param served: seconds since the worker became ready, None if it never did.
+        :param answered: the worker has answered requests.
         :param others: another worker serves.
         """
         self._times.append(now)
@@ -62,19 +66,19 @@ class Restarts:
         return wait > 0 and not answered
 
     def hold(self, until: float) -> None:
-        """Nothing is started before, whatever the reason."""
+        """Start no worker before that time, whatever the reason."""
         self.hold_until = max(self.hold_until, until)
 
     def held(self, now: float) -> bool:
-        """No worker may be started now."""
+        """Return whether no worker may be started now."""
         return now < self.hold_until
 
     def too_many(self, now: float) -> bool:
-        """More crashes within the window than are allowed."""
+        """Return whether the window holds more crashes than allowed."""
         return self.recent(now) > self._most
 
     def recent(self, now: float) -> int:
-        """Crashes within the window."""
+        """Count the crashes within the window."""
         self._prune(now)
         return len(self._times)
 
@@ -84,17 +88,17 @@ class Restarts:
 
 
 def _longest(served: float | None, answered: bool, others: bool) -> float:
-    """Seconds to wait at the most after such an end."""
+    """Return the longest wait in seconds after such an exit."""
     if served is not None:
         return WAIT_ANSWERED if answered else WAIT_SERVED
     return float("inf") if others else WAIT_NOBODY
 
 
 class Pace:
-    """Spaces replacements for growth: a service whose workers all grow must not be replaced round and round.
+    """Space out replacements for growth, so that a service whose workers all grow is not replaced continuously.
 
-    :ivar until: none is allowed before.
-    :param pause: gives the seconds to the next one, from how many in a row came as soon as they were allowed.
+    :ivar until: no replacement is allowed before that time.
+    :param pause: returns the seconds to the next replacement, given how many in a row came as early as allowed.
     """
 
     def __init__(self, pause: Callable[[int], float]) -> None:
@@ -103,11 +107,11 @@ class Pace:
         self.until = float("-inf")
 
     def allowed(self, now: float) -> bool:
-        """Whether one more may be replaced."""
+        """Return whether another worker may be replaced."""
         return now >= self.until
 
     def replaced(self, now: float) -> None:
-        """One was replaced."""
+        """Record a replacement."""
         soon = now < self.until + self._pause(self._early)
         self._early = self._early + 1 if soon else 0
         self.until = now + self._pause(self._early)

@@ -1,4 +1,4 @@
-"""Sync workers that all hang in a request while others wait get helpers, like threads that are stuck."""
+"""Decide how many spare workers help sync workers that all hang in a request while others wait. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ ROWS_KEPT = 2  #: rows that no spare worker gets, nor a reload: for replacements
 
 
 def look(before: int, children: list[Child], base: int, room: int) -> int:
-    """How many there are to be now.
+    """Return how many workers there should be now.
 
-    :param before: how many there were to be.
-    :param base: workers that the configuration asks for.
-    :param room: how many more there may be.
+    :param before: how many there should have been until now.
+    :param base: configured workers.
+    :param room: how many more may be started.
     """
     serving = [child for child in children if child.row is not None and child.serves()]
     held = [child.held() for child in serving if not child.asked]
@@ -33,10 +33,9 @@ def look(before: int, children: list[Child], base: int, room: int) -> int:
 
 
 def room(base: int, spares: int, *, most: int, rows: int, memory: int) -> int:
-    """How many more there may be: for the memory, for the setting, and for rows, of which a reload needs as many as
-    there are workers.
+    """Return how many more workers memory, the setting and the rows allow; a reload needs a row for each worker.
 
     :param most: STABILITY_SPARE_MAX.
-    :param memory: how many more there is memory for.
+    :param memory: how many more workers fit into memory.
     """
     return min(memory, max(0, most - spares), max(0, rows - 2 * base - ROWS_KEPT - spares))

@@ -18,11 +18,12 @@ from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Reason, Scoreboard
-from . import exit_reasons, replacement, spare_workers
+from . import exit_reasons, replacement, spare_workers, stacks
 from .commands import carry_out
 from .control import Listener, path_of
 from .fleet_memory import FleetMemory
 from .gunicorn.arbiter import EndOfService, SupervisedArbiter
+from .last_requests import LastRequests
 from .reload import Reload, closing, replaced_by_it
 from .replacement import Action, Phase
 from .restarts import Pace, Restarts
@@ -50,6 +51,7 @@ class Supervisor:
                                  min_uptime=settings.crash_min_uptime)
         self.canary: int | None = None
         self.reloads = Reload(self.words)
+        self.requests = LastRequests()
         self.fleet = FleetMemory(board, settings, lambda: arbiter.base)
         self.notifier = Notifier()
         self.control: Listener | None = None
@@ -57,7 +59,7 @@ class Supervisor:
         self.due = 0.0
         self.stopping = self.ever_ready = False
         self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
-        self._growth = Pace(lambda early: growth_pause(settings.min_worker_uptime, early))
+        self._growth = Pace(lambda early: growth_pause(self.settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
         self._stillborn: list[Reason] = []
         self._degraded = False
@@ -114,6 +116,14 @@ class Supervisor:
         for child in self.children.values():
             if pid and child.pid == pid:
                 child.status = status
+
+    def timed_out(self, pid: int) -> None:
+        """See `Supervision`. What the row says later is of no use: SIGABRT ends a call that hung, and then the worker
+        waits for the client of that request to close its side. It says nothing either while its guard is silent.
+        """
+        for child in self.children.values():
+            if child.pid == pid:
+                child.kept_by_client = child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0)
 
     def boot_failed(self, reason: str) -> bool:
         """See `Supervision`."""
@@ -195,6 +205,12 @@ class Supervisor:
 
     # -- called by the hooks -------------------------------------------------------------------------------------
 
+    def configure(self, settings: Settings) -> None:
+        """Take the settings of a reload; what has happened so far counts on under them."""
+        self.settings = self.fleet.settings = self._unresponsive.settings = settings
+        self.restarts.limit(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
+                            min_uptime=settings.crash_min_uptime)
+
     def listen(self, uid: int = -1) -> str:
         """Take orders from now on; return why that cannot be, or "".
 
@@ -203,14 +219,22 @@ class Supervisor:
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
-            order, user, self.board, self.children.values()), uid)
+            order, user, self.board, self.children.values(), self.doing), uid)
         return self.control.open()
+
+    def doing(self, child: Child) -> list[dict[str, Any]]:
+        """The requests that a worker serves, for `flask stability stacks`."""
+        now = time.monotonic_ns()
+        return [{**self.requests.fields(one, now), "thread": one.thread_id}
+                for one in (self.requests.of(child.row.slot) if child.row is not None else [])]
 
     def forking(self, worker: Any) -> None:
         """pre_fork: a row for the worker."""
         row = self.board.allocate(worker.age)
         worker.stability_row = row
-        self.children[worker] = Child(worker, row, time.monotonic())
+        if row is not None:
+            self.requests.forget(row.slot)
+        self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make())
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
@@ -224,6 +248,7 @@ class Supervisor:
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
+        doing = self.requests.of(child.row.slot) if child.row is not None else []
         if child.row is not None:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
@@ -239,7 +264,10 @@ class Supervisor:
                                                       for other in self.children.values())):
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
-                     detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now))
+                     detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now),
+                     **self.requests.in_words(doing, reason))
+        self._unresponsive.gone(child)
+        stacks.drop(child.dump)
         if reason is Reason.BOOT_FAILURE and self.state.reason is Reason.RELOAD:
             self.reloads.stall()
 
@@ -248,8 +276,7 @@ class Supervisor:
         known = exit_reasons.Known(
             asked=child.asked, killed=child.killed, terminated=bool(child.term_at),
             aborted=bool(getattr(child.worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
-            client=child.waits_for_client() and child.heard(self.settings.guard_interval + 2.0),
-            max_requests=bool(self.arbiter.cfg.max_requests),
+            client=child.kept_by_client, max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
         self._oom_kills = kills
         return exit_reasons.reason_of(child.status, known)
@@ -285,8 +312,8 @@ class Supervisor:
         self._judge_crashes(now)
         if self.control is not None:
             self.control.serve(now)
-        for step in (self._unresponsive.thaw, self._unresponsive.silent, self.fleet.relieve, self.fleet.learn,
-                     self._again):
+        for step in (self._unresponsive.thaw, self._unresponsive.silent, self._unresponsive.write_down,
+                     self.fleet.relieve, self.fleet.learn, self._again):
             try:
                 step(now, children)
             except Exception as error:
@@ -454,5 +481,6 @@ class Supervisor:
         for worker, child in list(self.children.items()):
             if not child.pid:
                 del self.children[worker]
+                stacks.drop(child.dump)
                 if child.row is not None:
                     self.board.release(child.row)

@@ -1,11 +1,10 @@
-"""What systemd is told of the service (sd_notify, Type=notify), so that it neither starts what depends on us too early
-nor keeps a master that hangs.
+"""Tell systemd how the service is (sd_notify, Type=notify).
 
-gunicorn says READY=1 itself as soon as it listens, before any worker is there. `Notifier.take` removes NOTIFY_SOCKET
-from the environment, which silences it; READY=1 then comes from here, when a worker serves. Workers inherit neither
-the variable nor an open socket, so none of them can feed the watchdog for a master that hangs.
+gunicorn sends READY=1 as soon as it listens, before any worker exists. `Notifier.take` removes NOTIFY_SOCKET from
+the environment, which silences gunicorn; this module sends READY=1 once a worker serves. Workers inherit neither the
+variable nor an open socket, so no worker can feed the watchdog for a hung master.
 
-Nothing here blocks or raises: a message that cannot be sent now is part of the next one.
+Nothing here blocks or raises. A message that cannot be sent now becomes part of the next one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 
 
 class Phase(enum.Enum):
-    """Where the service is, and what systemd calls it."""
+    """The phase of the service, with systemd's name for it."""
 
     STARTING = ""
     READY = "READY=1"
@@ -29,14 +28,14 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Service:
-    """The service, as far as systemd cares.
+    """The state of the service, as far as systemd cares.
 
-    :ivar serving, base: workers that serve, and that there are to be.
+    :ivar serving, base: workers that serve, and configured ones.
     :ivar ever_ready: a worker has served.
-    :ivar reloading: a reload's new workers are awaited.
+    :ivar reloading: a reload waits for its new workers.
     :ivar stalled: those do not boot.
-    :ivar draining: seconds for which it serves on before it ends, 0.0 = it is not about to.
-    :ivar stopping: it ends.
+    :ivar draining: seconds for which the service still serves before it ends, 0.0 = it does not drain.
+    :ivar stopping: the service ends.
     :ivar succeeded: a second master serves on.
     :ivar degraded: too many workers crash.
     """
@@ -52,7 +51,7 @@ class Service:
     degraded: bool = False
 
     def phase(self, before: Phase) -> Phase:
-        """What to call it now."""
+        """Return the phase that follows from this state."""
         if (self.stopping or self.draining) and not self.succeeded:
             return Phase.STOPPING
         if before is Phase.STARTING and not self.ever_ready:
@@ -61,7 +60,7 @@ class Service:
         return Phase.RELOADING if self.reloading and before is not Phase.STARTING else Phase.READY
 
     def status(self) -> str:
-        """The line that `systemctl status` shows."""
+        """Return the line that `systemctl status` shows."""
         return f"{self.serving} of {self.base} workers serve{self._condition()}"
 
     def _condition(self) -> str:
@@ -77,11 +76,11 @@ class Service:
 
 
 class Notifier:
-    """The master's line to systemd; without an address it does nothing.
+    """The master's connection to systemd; without an address it does nothing.
 
     :param address: a socket's path, or its abstract name after ``@``.
-    :param watchdog: seconds within which systemd wants a sign of life, 0.0 = it wants none.
-    :ivar phase, status: what is to be told, by the next `tell`.
+    :param watchdog: seconds within which systemd expects a sign of life, 0.0 = it expects none.
+    :ivar phase, status: what the next `tell` sends.
     """
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
@@ -94,9 +93,9 @@ class Notifier:
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str], *, before: int = 0) -> Notifier:
-        """The one that the environment names; its variables are removed.
+        """Return the notifier that the environment names, and remove its variables.
 
-        :param before: process id of the master that this one replaces, 0 = none: its watchdog is then ours.
+        :param before: process id of the master that this one replaces, 0 = none. Its watchdog is then ours.
         """
         address, usec, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         wanted = usec.isdecimal() and len(usec) < 20 and pid in ("", str(os.getpid()), str(before))
@@ -105,16 +104,16 @@ class Notifier:
 
     @property
     def wanted(self) -> bool:
-        """Somebody listens."""
+        """Return whether systemd listens."""
         return bool(self._address)
 
     def follow(self, service: Service, now: float) -> None:
-        """Tell what the service has become; `now`: monotonic seconds."""
+        """Send what the service has become. `now` is in monotonic seconds."""
         self.phase, self.status = service.phase(self.phase), service.status()
         self.tell(now)
 
     def tell(self, now: float) -> None:
-        """Send what has changed, and the sign of life when it is due; `now`: monotonic seconds."""
+        """Send changes, and the sign of life when it is due. `now` is in monotonic seconds."""
         if not self._address:
             return
         lines, wanted = [], (self.phase, self.status[:200].replace("\n", " "))
@@ -132,7 +131,7 @@ class Notifier:
             self._fed = now if feed else self._fed
 
     def hand_over(self, pid: int) -> None:
-        """From now on another process is the service's main one."""
+        """Make another process the service's main process."""
         self._send(f"MAINPID={pid}")
         self._address = ""
 

@@ -1,4 +1,4 @@
-"""The threads of a gthread worker: when all of them are stuck, and how many more there may be. Pure."""
+"""Decide when all threads of a gthread worker are stuck, and how many spare ones it may have. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ COST = 1 << 20  #: bytes of memory that a thread is taken to need
 
 
 class Stuck:
-    """Watches one worker's progress.
+    """Watch one worker's progress.
 
-    The first time as many spare threads as there are threads are wanted. As long as those get stuck too and work that
-    was accepted waits, more are wanted, twice as many each time, up to a limit.
+    At first it wants as many spare threads as there are threads. While those get stuck too and accepted work waits, it
+    wants twice as many each time, up to a limit.
 
     :ivar since: when progress stopped, 0.0 = it did not.
     :ivar times: how often all threads were found stuck.
@@ -27,7 +27,7 @@ class Stuck:
         self.times = self.added = 0
 
     def look(self, now: float, queued: int, progress: object, began: list[float]) -> int:
-        """How many spare threads are wanted now.
+        """Return how many spare threads are wanted now.
 
         :param queued: accepted connections that no thread has taken yet.
         :param progress: anything that changes when a request begins or ends.
@@ -50,28 +50,29 @@ class Stuck:
         return wanted
 
     def lasting(self, now: float) -> bool:
-        """Stuck again although there was time for spare threads to help."""
+        """Return whether the worker is stuck although spare threads had time to help."""
         return now - self._first >= LASTING
 
 
 def for_clients(threads: int, now: int, waiting: int, room: int) -> int:
-    """How many threads a worker is to get in place of those that wait for slow clients: twice as many each time, since
-    the next ones may wait for such as well. Pure.
+    """Return how many threads to add in place of those that wait for slow clients.
 
-    :param threads: its own; so many are to be free for others.
-    :param now: how many it has.
-    :param waiting: how many of those wait.
-    :param room: how many more there may be.
+    Twice as many each time, since the next ones may wait for slow clients as well.
+
+    :param threads: configured threads; as many should be free for others.
+    :param now: threads that the worker has.
+    :param waiting: those among them that wait.
+    :param room: how many more it may have.
     """
     return min(max(0, waiting + max(threads, waiting) - now), max(0, room))
 
 
 def room(given: int, most: int, free: int | None) -> int:
-    """How many threads more a worker may have. Pure.
+    """Return how many more threads a worker may have.
 
-    :param given: how many it has beside its own.
+    :param given: spare threads that it has.
     :param most: STABILITY_SPARE_MAX.
-    :param free: bytes of memory that are free, None if that is not known; half of it may be used.
+    :param free: free memory in bytes, None if unknown; half of it may be used.
     """
     spare = most - given
     return max(0, spare if free is None else min(spare, free // 2 // COST))

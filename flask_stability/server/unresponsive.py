@@ -8,11 +8,11 @@ from collections.abc import Callable
 from .. import logs, scoreboard
 from ..config import Settings
 from ..scoreboard import Reason
-from . import replacement
-from .guard.requests import TELL_STACKS
+from . import replacement, stacks
 from .gunicorn.arbiter import STARVED
 from .workers import Child, stopped
 
+TELLING = 0.2  #: seconds that a worker has to write its stacks
 FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
 
 
@@ -25,8 +25,9 @@ class Unresponsive:
 
     def __init__(self, settings: Settings, kill_timeout: Callable[[], float],
                  look_again: Callable[[float], None]) -> None:
-        self._settings, self._kill_timeout, self._look_again = settings, kill_timeout, look_again
+        self.settings, self._kill_timeout, self._look_again = settings, kill_timeout, look_again
         self._looked = 0.0
+        self._telling: dict[Child, float] = {}
 
     def thaw(self, now: float, children: list[Child]) -> None:
         """A stopped process neither answers nor leaves. It is made to go on, so that what it had accepted is answered,
@@ -60,10 +61,22 @@ class Unresponsive:
             return
         silent = {child: now - child.row.words[scoreboard.W_HEARTBEAT_NS] / 1e9 for child in children
                   if child.row is not None and child.serves() and child.row.words[scoreboard.W_THREADS]}
-        patience = self._settings.guard_interval + replacement.patience(list(silent.values()))
+        patience = self.settings.guard_interval + replacement.patience(list(silent.values()))
         for child, seconds in silent.items():
             most = self._kill_timeout() if child.ending() else patience
             if seconds > most and not child.stopped_at and not child.asked:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
-                child.send(TELL_STACKS)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
+                stacks.ask(child)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
+                self._telling[child] = now + TELLING
+                self._look_again(now + TELLING)
                 child.ask(Reason.STUCK)
+
+    def write_down(self, now: float, children: list[Child]) -> None:
+        """Append the stacks that silent workers have told to error.log."""
+        for child in [child for child, due in self._telling.items() if now >= due]:
+            self.gone(child)
+
+    def gone(self, child: Child) -> None:
+        """A worker that may have been asked for its stacks ended, or had time enough to tell them."""
+        if self._telling.pop(child, None) is not None:
+            stacks.log(child)

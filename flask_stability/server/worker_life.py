@@ -8,14 +8,16 @@ import sys
 import time
 from typing import Any
 
-from .. import logs, scoreboard
+from .. import logs, request, scoreboard
 from ..apps import apps
 from ..errors import hooks as process_hooks
 from ..request import in_flight
 from ..runtime import runtime
+from ..scoreboard import black_box
 from ..wsgi.middleware import outermost
+from . import routes, stacks
 from .forks import Forks, ignore
-from .guard import Guard, tell_cut, tell_stacks_on_demand, wake_master
+from .guard import Guard, tell_cut, wake_master
 from .gunicorn.compat import is_a
 from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
 from .process import contained, process
@@ -25,6 +27,10 @@ from .timeouts import breaches
 def post_fork(server: Any, worker: Any) -> None:
     if process.supervisor is not None and process.supervisor.control is not None:
         process.supervisor.control.close(inherited=True)
+    if process.supervisor is not None:
+        for other, child in process.supervisor.children.items():
+            if other is not worker:
+                stacks.drop(child.dump)
     if process.once is not None:
         tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
@@ -32,13 +38,14 @@ def post_fork(server: Any, worker: Any) -> None:
     if row is not None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
+        black_box.install(row.slot, request.id_prefix())
     logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
 
 
 def post_worker_init(worker: Any) -> None:
     """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
     for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
-                 _watch_forks, _start_process, _say_ready):
+                 _watch_forks, _tell_routes, _start_process, _say_ready):
         contained("post_worker_init", step, (worker,))
 
 
@@ -75,7 +82,8 @@ def _wrap_app(worker: Any) -> None:
 
 
 def _tell_stacks(worker: Any) -> None:
-    tell_stacks_on_demand()
+    child = process.supervisor.children.get(worker) if process.supervisor is not None else None
+    stacks.register(child.dump if child is not None else -1)
 
 
 def _watch_connections(worker: Any) -> None:
@@ -120,6 +128,15 @@ def _leave_well(worker: Any) -> None:
 
 def _watch_forks(worker: Any) -> None:
     process.forks = Forks(worker)
+
+
+def _tell_routes(worker: Any) -> None:
+    box = black_box.current()
+    app = next((state.app for state in apps.all()), None)
+    if box is not None and app is not None:
+        data = routes.encode(app.url_map, box.routes.capacity)
+        if box.routes.read() != data:
+            box.routes.write(data)
 
 
 def _start_process(worker: Any) -> None:

@@ -23,6 +23,8 @@ class Child:
     :ivar thawed: it was stopped, and we let it go on.
     :ivar asked: the reason to replace it.
     :ivar killed: the reason we killed it for.
+    :ivar kept_by_client: a slow client kept it when gunicorn's timeout ended it.
+    :ivar dump: descriptor of the file that it writes its stacks to, -1 without one.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
@@ -35,6 +37,8 @@ class Child:
     ready_at: float = 0.0
     stopped_at: float = 0.0
     thawed: bool = False
+    kept_by_client: bool = False
+    dump: int = -1
     status: int | None = None
 
     @property

@@ -20,6 +20,7 @@ from ..errors.boundary import Boundary, unavailable
 from ..exceptions import DatabaseUnavailable
 from ..request import NO_RULE, OVER, SOCKET, RequestRecord, inflight, rule_of
 from ..runtime import runtime
+from ..scoreboard import black_box
 from .takeover import client_left
 from .validation import InvalidResponse, check_head, forbids_body, known_heads
 
@@ -135,6 +136,7 @@ class Exchange(RequestRecord):
             self.writer = self.start(*self.head)
         self.response_started = True
         self.begun_ns = _now()
+        black_box.answering(self.place)
 
     def passes_file(self, source: Any) -> bool:
         """A file for the server's sendfile is handed on untouched but for its close."""
@@ -279,6 +281,9 @@ class Exchange(RequestRecord):
         if self.resources is not None:
             self._release()
         self.handled = self.unavailable = None
+        place, self.place = self.place, -1
+        if place >= 0:
+            black_box.words[place] = 0
         if self.outer is None and inflight.get(self.thread_id) is self:  # leave(), a call less
             inflight[self.thread_id] = None
             self.environ = OVER

@@ -27,6 +27,8 @@ from ..errors import report
 from ..errors.boundary import Boundary
 from ..request import NO_RULE, SOCKET, WEBSOCKET, RequestRecord, current, inflight
 from ..runtime import runtime
+from ..scoreboard import black_box
+from ..scoreboard.black_box import begin
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .takeover import AppSocket
 from .upload import Upload
@@ -90,7 +92,7 @@ class StabilityMiddleware:
         exchange.given_id = exchange.recorded = exchange.resources = exchange.outer = None
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = exchange.begun_ns = 0
-        exchange.length = -1
+        exchange.length = exchange.place = -1
         exchange.taken_ns = 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
@@ -113,6 +115,8 @@ class StabilityMiddleware:
                 if outer is not None:
                     exchange.outer = _outer(outer)
                 inflight[thread] = exchange
+                if exchange.outer is None:  # a thread has one slot
+                    exchange.place = begin(environ, path, thread, exchange.started_ns, exchange.given_id)
                 exchange.early = self.wrapped
                 source = (self._app(environ, exchange.start_response) if self._owner is None
                           else self._app(self._owner(), environ, exchange.start_response))
@@ -150,6 +154,7 @@ class StabilityMiddleware:
                     exchange.writer = start_response(*head)
                 exchange.response_started = True
                 exchange.begun_ns = _now()
+                black_box.answering(exchange.place)
             return exchange
         except BaseException as error:
             return exchange.fail(error)

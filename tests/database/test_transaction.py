@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -239,6 +239,43 @@ def test_the_budget_runs_out_and_fills_again() -> None:
     assert [budget.take() for _ in range(3)] == [True, True, False]
 
 
+def test_a_table_that_is_altered_meanwhile_runs_the_unit_again(accounts: Pool, mariadb: MariaDB) -> None:
+    """Its snapshot is older than the table as it is now (1412): only a new transaction can read that."""
+    runs: list[int] = []
+
+    @Transactions(lambda: accounts)
+    def unit(connection: PooledConnection) -> int:
+        runs.append(1)
+        connection.execute("SELECT SUM(amount) FROM account").fetchone()
+        if len(runs) == 1:
+            mariadb.admin("ALTER TABLE app.done ADD COLUMN more INT, ALGORITHM=COPY")
+        connection.execute("SELECT more FROM done").fetchall()
+        connection.execute("INSERT INTO done VALUES (1, 2)")
+        return len(runs)
+
+    assert unit() == 2
+    assert _value(accounts, "SELECT COUNT(*) FROM done") == 1
+
+
+def test_a_row_that_may_not_be_waited_for_runs_the_unit_again(accounts: Pool, mariadb: MariaDB) -> None:
+    """NOWAIT: 1205 of MariaDB, 3572 of MySQL."""
+    runs: list[int] = []
+    with closing(mariadb.connect(autocommit=False)) as other:
+        other.query("UPDATE account SET amount = 0 WHERE id = 0")
+
+        @Transactions(lambda: accounts)
+        def unit(connection: PooledConnection) -> None:
+            runs.append(1)
+            if len(runs) == 2:
+                other.rollback()
+            connection.execute("SELECT amount FROM account WHERE id = 0 FOR UPDATE NOWAIT").fetchone()
+            connection.execute("UPDATE account SET amount = amount + 1 WHERE id = 0")
+
+        unit()
+    assert len(runs) == 2
+    assert _value(accounts, "SELECT amount FROM account WHERE id = 0") == 101
+
+
 def test_a_transaction_is_its_thread_s_own(accounts: Pool) -> None:
     """A thread that begins one inside another thread's does not join it: what that rolls back is not its."""
     transaction = Transactions(lambda: accounts)
@@ -278,7 +315,7 @@ def failing(accounts: Pool) -> Pool:
 
 @pytest.mark.parametrize(("codes", "runs"), [
     pytest.param((1213, 3101, 1020), 3, id="rolled back by the server"),
-    pytest.param((1205,), 3, id="lock wait"),
+    pytest.param((1205, 1412, 3058, 3572), 3, id="lock wait"),
     pytest.param((1290, 1792, 1836), 3, id="read-only"),
     pytest.param((1927, 4031, 1053), 3, id="link lost"),
     pytest.param((1044, 1045, 1049, 1129, 1130), 1, id="refused"),

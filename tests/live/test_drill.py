@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from flask_stability.operate.drill.compare import Comparison, show_comparison
 from flask_stability.operate.drill.faults import FAULTS
 from flask_stability.operate.drill.report import STEADY, Report, Step, verdicts
 from flask_stability.operate.drill.show import show
@@ -168,6 +169,7 @@ def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal
     (("--url", "http://127.0.0.1:9"), "--run-dir"),
     (("--url", "http://example.org"), "--anywhere"),
     (("--pid", "1"), "--url"),
+    (("--url", "http://127.0.0.1:9", "--compare"), "--compare"),
     (("shop:app", "--database"), "STABILITY_DB_URL"),
     (("shop:app", "--path", "/", "--path", "/nowhere"), "/nowhere answers 404"),
     (("shop:app", "--junit", "none/drill.xml"), "--junit none/drill.xml: No such file"),
@@ -193,3 +195,44 @@ def test_every_failure_is_in_a_row_and_the_end_says_passed_or_failed(capsys: pyt
     assert "…" not in said
     assert "note: / answers 302" in said
     assert said.splitlines()[-1].startswith("FAILED: availability 97.909% of 1100, target > 99.5%")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_the_same_app_with_and_without_the_extension_side_by_side(folder: Path, worker_class: str) -> None:
+    """Without it there is no /health, no error document and no hook, with it all of them; the faults are the same."""
+    (folder / "gunicorn.conf.py").write_text(CONFIG.replace("gthread", worker_class))
+    (folder / "shop.py").write_text(APP + """
+import os
+with open("seen", "a") as file:
+    print("extension" if type(app.wsgi_app).__name__ == "StabilityMiddleware" else "plain", file=file)
+""")
+    done = _drill(folder, "shop:app", "--compare", "--rate", "20", "--seconds", "1", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == (0 if found["with"]["passed"] else 1), done.stderr
+    for side in ("without", "with"):
+        assert [step["name"] for step in found[side]["steps"]] == [STEADY, *(name for name, _ in FAULTS)]
+        assert all(step["requests"] > 0 for step in found[side]["steps"])
+    _held(found["with"])
+    seen = (folder / "seen").read_text().split()
+    assert set(seen) == {"plain", "extension"}
+    assert seen == sorted(seen, key=("plain", "extension").index), "first without, then with"
+
+
+def test_a_comparison_is_one_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault once, both sides in its row, all requests in the last; the verdict is that of the extension."""
+    monkeypatch.setenv("COLUMNS", "160")
+    bad = [Step(STEADY, 100, 0), Step("worker frozen", 100, 40, 0.6, 31.0, False, {"TimeoutError": 40})]
+    good = [Step(STEADY, 100, 0), Step("worker frozen", 100, 1, 0.99, 1.0, True, {"TimeoutError": 1})]
+    result = Result([Outcome(0.0, 0.01, 200, "", "/")] * 1000)
+    show_comparison(Comparison(Report(bad, verdicts(bad, result, 1.0, False)),
+                               Report(good, verdicts(good, result, 1.0, False))))
+    said = capsys.readouterr().out
+    row, = (line.split() for line in said.splitlines() if line.strip().startswith("worker frozen"))
+    assert row == ["worker", "frozen", "40", "of", "100", "1", "of", "100", "31.0", "s", "1.0", "s", "NO", "yes"]
+    assert "in all" in said
+    assert "20.00%" in said
+    assert "0.50%" in said
+    assert "without, worker frozen: 40 × TimeoutError" in said
+    assert said.splitlines()[-1].startswith("with the extension: PASSED")

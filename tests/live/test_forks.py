@@ -127,14 +127,11 @@ def test_a_child_that_is_terminated_leaves_the_queue_to_the_worker(supervised: S
     starter = threading.Thread(target=lambda: answers.append(server.get("/terminated", timeout=60).text))
     starter.start()
     wait_until((server.folder / "child").exists)
-    clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(4)]
-    for client in clients:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+    clients = [server.connect(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n") for _ in range(4)]
     (server.folder / "told").touch()
     starter.join(60)
     assert answers == [str(-signal.SIGTERM)]
     for client in clients:
-        client.settimeout(60)
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         client.close()
     assert server.get("/at-once").text == str(-signal.SIGTERM)

@@ -73,15 +73,12 @@ def test_what_waits_in_the_queue_is_answered(supervised: Start, worker_class: st
     slow.start()
     server.busy()
     board = server.board()
-    clients = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(6)]
-    for client in clients:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+    clients = [server.connect(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n") for _ in range(6)]
     worker = psutil.Process(server.worker_pids()[0])
     server.process.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGKILL)
     wait_until(lambda: any(row.words[W_STATE] >= STATE_STOPPING for row in board.live()), message="it has noticed")
     (server.folder / "told").touch()
     for client in clients:
-        client.settimeout(60)
         assert client.recv(100).startswith(b"HTTP/1.1 200"), "answered"
         client.close()
     slow.join(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,3 +67,21 @@ def test_sync_stays_sync(tmp_path: Path) -> None:
     with Supervised(tmp_path / "server", source=SOURCE, env={"GUNICORN_CMD_ARGS": f"{OURS} -k sync -w 1"}) as server:
         assert "Using worker: sync" in server.logs()
         assert server.records("process-manager", "started")[0]["worker_class"] == "sync"
+
+
+def test_the_master_takes_what_a_reload_reads(tmp_path: Path) -> None:
+    """From ``.env`` of now: how long it drains, when it rotates logs."""
+    folder = tmp_path / "server"
+    with Supervised(folder, source=SOURCE, workers=1,
+                    config="from flask_stability.config import load_dotenv\nload_dotenv()") as server:
+        server.full(1)
+        before = server.worker_pids()
+        (folder / ".env").write_text("STABILITY_DRAIN_DELAY=1.5\nSTABILITY_LOG_MAX_BYTES=1000\n")
+        server.reload()
+        wait_until(lambda: not set(before) & set(server.worker_pids()), 60, message="the old worker is gone")
+        wait_until(lambda: list(server.logs_dir.glob("process-manager.log.*")), message="the master rotates")
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    logs = "".join(path.read_text() for path in server.logs_dir.glob("process-manager.log*"))
+    draining, = (json.loads(line) for line in logs.splitlines() if '"draining"' in line)
+    assert draining["seconds"] == 1.5

@@ -54,12 +54,6 @@ def serve(tmp_path: Path) -> Iterator[MakeServer]:
         yield lambda **options: stack.enter_context(Server(tmp_path, source=APP, **options))
 
 
-def _connect(server: Server, first: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    sock.sendall(first)
-    return sock
-
-
 def _all(sock: socket.socket) -> bytes:
     """Everything until the server ends the connection."""
     found = b""
@@ -92,10 +86,10 @@ def test_clients_that_send_half_a_head_keep_nobody_waiting(worker_class: str, se
     before = server.worker_pids()
     with contextlib.ExitStack() as stack:
         for number in range(80):
-            stack.enter_context(_connect(server, HALF if number % 2 else b""))
+            stack.enter_context(server.connect(HALF if number % 2 else b""))
         for _ in range(40):
             assert server.get("/", timeout=10).status_code == 200
-        late = stack.enter_context(_connect(server, HALF))
+        late = stack.enter_context(server.connect(HALF))
         late.sendall(b"Connection: close\r\n\r\n")  # a slow one that comes to an end is served like any other
         assert b" 200 OK" in _all(late)
         _nobody_was_replaced(server, before)
@@ -107,7 +101,7 @@ def test_a_head_has_to_arrive_in_time(worker_class: str, serve: MakeServer) -> N
     server = serve(worker_class=worker_class, env={"STABILITY_HEADER_TIMEOUT": "1"})
     wait_until(lambda: len(server.worker_pids()) == 2)  # it answers when the first is ready
     before = server.worker_pids()
-    with _connect(server) as silent, _connect(server, HALF) as half, _connect(server, HALF + b"\r\n") as again:
+    with server.connect() as silent, server.connect(HALF) as half, server.connect(HALF + b"\r\n") as again:
         again.recv(65536)
         with contextlib.suppress(OSError):
             again.sendall(HALF)
@@ -122,7 +116,7 @@ def test_a_head_has_to_arrive_in_time(worker_class: str, serve: MakeServer) -> N
 def test_a_head_on_its_way_is_served_by_a_worker_that_leaves(worker_class: str, serve: MakeServer) -> None:
     """At a reload no request is lost that a worker had half of."""
     server = serve(worker_class=worker_class, workers=1, config="keepalive = 0")
-    with _connect(server, HALF) as half:
+    with server.connect(HALF) as half:
         assert server.get("/").status_code == 200  # so the half was seen before
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.records("process-manager", "stopping"))
@@ -137,7 +131,7 @@ def test_an_answered_client_that_does_not_close_keeps_nobody_waiting(worker_clas
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         for _ in range(10):
-            sock = stack.enter_context(_connect(server, HALF + b"Connection: close\r\n\r\n"))
+            sock = stack.enter_context(server.connect(HALF + b"Connection: close\r\n\r\n"))
             assert b" 200 OK" in _all(sock)
         assert server.get("/").status_code == 200
         assert time.monotonic() - began < 10  # gunicorn's own: 20
@@ -161,7 +155,7 @@ def test_the_deadline_of_a_slow_upload_ends_that_connection_alone(worker_class: 
                    env={"STABILITY_REQUEST_TIMEOUT": "2"})
     wait_until(lambda: len(server.worker_pids()) == (1 if worker_class == "gthread" else 2))
     before = server.worker_pids()
-    with _connect(server, _body("/upload")) as slow, ThreadPoolExecutor(1) as pool:
+    with server.connect(_body("/upload")) as slow, ThreadPoolExecutor(1) as pool:
         other = pool.submit(server.get, "/sleep/5.0")
         _drip(slow, lambda: bool(server.records("error", "upload_overdue")))
         assert _all(slow).startswith(b"HTTP/1.1 408 ")
@@ -178,8 +172,8 @@ def test_a_body_below_the_rate_is_cut_unless_the_view_has_time(worker_class: str
     server = serve(worker_class=worker_class, config="timeout = 4", env={
         "STABILITY_RESTART_ACTION": "halt", "STABILITY_MAX_RESTARTS": "1", "STABILITY_REQUEST_TIMEOUT": "0"})
     with contextlib.ExitStack() as stack:
-        patient = stack.enter_context(_connect(server, _body("/patient", 500)))
-        slow = [stack.enter_context(_connect(server, _body("/upload"))) for _ in range(6)]
+        patient = stack.enter_context(server.connect(_body("/patient", 500)))
+        slow = [stack.enter_context(server.connect(_body("/upload"))) for _ in range(6)]
         for sock in (patient, *slow):
             sock.setblocking(False)
 
@@ -217,7 +211,7 @@ def test_more_slow_bodies_than_there_may_be_threads_leave_the_service_whole(
     before = server.worker_pids()
     with contextlib.ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(_connect(server, _body("/upload")))
+            stack.enter_context(server.connect(_body("/upload")))
         event = "spare_threads" if worker_class == "gthread" else "spare_workers"
         wait_until(lambda: server.records("process-manager", event))
         if worker_class == "gthread":

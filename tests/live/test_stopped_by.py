@@ -32,26 +32,21 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def queue(port: int, first: str) -> list[socket.socket]:
+def queue(server: Supervised, first: str) -> list[socket.socket]:
     """Connections of one long request and of several behind it, sent."""
-    clients = []
-    for path in (first, *["/slow/0.1"] * QUEUED):
-        client = socket.create_connection(("127.0.0.1", port), 30)
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n".encode())
-        clients.append(client)
-    return clients
+    return [server.connect(f"GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n".encode())
+            for path in (first, *["/slow/0.1"] * QUEUED)]
 
 
 def answered(clients: list[socket.socket]) -> list[bool]:
     """Which of them were."""
     found = []
     for client in clients:
-        client.settimeout(60)
         try:
             found.append(client.recv(100).startswith(b"HTTP/1.1 200"))
         except OSError:
             found.append(False)
-        client.close()
+        client.close()  # a sync worker that leaves waits for that
     return found
 
 
@@ -79,7 +74,7 @@ def test_what_waits_is_answered_whoever_gets_the_sigterm(supervised: Start, work
     """Requests in flight and in the queue."""
     server = supervised(worker_class=worker_class, workers=workers, threads=1, config="worker_connections = 2")
     server.full(workers)
-    clients = queue(server.port, "/slow/1.5")
+    clients = queue(server, "/slow/1.5")
     server.busy()
     send(server)
     assert answered(clients) == [True] * (1 + QUEUED)
@@ -105,7 +100,7 @@ def test_as_the_first_process_of_a_container(supervised: Start, worker_class: st
     server = supervised(worker_class=worker_class, workers=1, threads=1, config="worker_connections = 2",
                         prefix=PID_1)
     master = psutil.Process(server.pid).children()[0]
-    clients = queue(server.port, "/slow/1.5")
+    clients = queue(server, "/slow/1.5")
     master.terminate()
     assert answered(clients) == [True] * (1 + QUEUED)
     assert server.process.wait(30) == 0

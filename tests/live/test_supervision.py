@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -696,8 +695,8 @@ def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
     """The master of one hung sync worker is killed: who waits learns at once that nobody will answer."""
     server = supervised(worker_class="sync", workers=1, config="graceful_timeout = 90\ntimeout = 120",
                         env={"STABILITY_SURGE": "off", "STABILITY_REQUEST_TIMEOUT": "0"})
-    hung, waiting = (socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(2))
-    hung.sendall(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
+    server.connect(b"GET /hang HTTP/1.1\r\nHost: t\r\n\r\n")
+    waiting = server.connect()
     wait_until(lambda: any(row.words[W_STUCK] for row in server.board().live()), message="it is known to be kept")
     since = time.monotonic()
     wait_until(lambda: time.monotonic() - since > HANGS, message="for long")
@@ -710,8 +709,6 @@ def test_an_orphan_that_hangs_takes_no_connections(supervised: Start) -> None:
         assert runs(orphan)
     finally:
         orphan.kill()
-        hung.close()
-        waiting.close()
 
 
 @pytest.mark.long

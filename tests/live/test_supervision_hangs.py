@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,14 +26,10 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def send(server: Supervised, path: str, number: int = 1) -> list[socket.socket]:
+def send(server: Supervised, path: str, number: int = 1) -> None:
     """Requests whose answers nobody waits for."""
-    found = []
     for _ in range(number):
-        connection = socket.create_connection(("127.0.0.1", server.port))
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n".encode())
-        found.append(connection)
-    return found
+        server.connect(f"GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n".encode())
 
 
 @pytest.mark.long
@@ -48,7 +43,7 @@ def test_hung_request_is_told_and_its_worker_replaced_while_others_finish(superv
     thread = threading.Thread(target=lambda: answers.append(server.get("/until-told", timeout=60).json()))
     thread.start()
     server.busy()
-    hung = send(server, "/own-deadline")
+    send(server, "/own-deadline")
     record = wait_until(lambda: server.records("error", "request_overdue"))[0]
     assert record["path"] == "/own-deadline"
     assert any("own_deadline" in line for line in record["stack"])
@@ -61,8 +56,6 @@ def test_hung_request_is_told_and_its_worker_replaced_while_others_finish(superv
     server.full(1)
     assert server.exits() == ["deadline"]
     assert server.records("error", "request_cut")
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
@@ -75,13 +68,11 @@ def test_sixteen_hung_requests_leave_the_service_answering(supervised: Start) ->
     load = Load(server.url, ["/"], 120, timeout=60).start()
     wait_until(lambda: server.board().totals().requests > 200)
     began = time.monotonic()
-    hung = send(server, "/hang", 16)
+    send(server, "/hang", 16)
     wait_until(lambda: server.records("error", "worker_stuck"), 40)
     health = server.get("/health", timeout=30)
     wait_until(lambda: time.monotonic() - began > 14, 30)
     result = load.stop()
-    for connection in hung:
-        connection.close()
     assert health.status_code in (200, 503)
     assert result.failed == 0, result.errors()
     came = result.between(began + 1, began + 8).outcomes
@@ -99,11 +90,11 @@ def test_hung_threads_beside_idle_clients_leave_the_service_answering(supervised
     idle = [requests.Session() for _ in range(8)]
     for session in idle:
         assert session.get(server.url + "/", timeout=30).ok
-    hung = send(server, "/hang", 4)
+    send(server, "/hang", 4)
     wait_until(lambda: any(row.words[W_BUSY] == 4 for row in server.board().live()))
     assert server.get("/", timeout=40).ok
     assert server.records("error", "worker_stuck")
-    for client in [*idle, *hung]:
+    for client in idle:
         client.close()
 
 
@@ -114,14 +105,12 @@ def test_worker_whose_interpreter_hangs_is_replaced_before_gunicorn_notices(supe
     server = supervised(worker_class=worker_class, workers=1, config="timeout = 100",
                         env={"STABILITY_REQUEST_TIMEOUT": "90"})
     server.full(1)
-    hung = send(server, "/hang-gil")
+    send(server, "/hang-gil")
     wait_until(lambda: server.records("process-manager", "worker_silent"), 60)
     assert server.get("/", timeout=40).ok
     # told before SIGTERM, which ends this very call: no deadline and no timeout had come
     wait_until(lambda: "in hang_gil" in (server.logs_dir / "error.log").read_text(), message="its stack is told")
     assert not server.records("error", "request_overdue")
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
@@ -129,13 +118,11 @@ def test_hang_that_holds_the_interpreter_leaves_all_stacks(supervised: Start, wo
     """Nothing of Python runs any more: gunicorn's timeout, with the stacks of all threads in error.log."""
     server = supervised(worker_class=worker_class, config="timeout = 4", env={"STABILITY_REQUEST_TIMEOUT": "0"})
     server.full(2)
-    hung = send(server, "/hang-gil")
+    send(server, "/hang-gil")
     wait_until(lambda: "timeout" in server.exits(), 40)
     server.full(2)
     text = (server.logs_dir / "error.log").read_text()
     assert "in hang_gil" in text
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
@@ -145,7 +132,7 @@ def test_worker_that_will_not_go_is_ended_by_the_dead_mans_switch(supervised: St
                         env={"STABILITY_REQUEST_TIMEOUT": "2", "STABILITY_RETIRE_MERCY": "3"})
     server.full(2)
     workers, before = server.workers(), server.worker_pids()
-    hung = send(server, "/hang-stubborn")
+    send(server, "/hang-stubborn")
     wait_until(lambda: [record for record in server.records("process-manager", "replacement")
                         if record["action"] == "term"], 40, message="it is told to end")
     server.signal(signal.SIGSTOP)  # two seconds after the switch the master would end it without a word
@@ -157,8 +144,6 @@ def test_worker_that_will_not_go_is_ended_by_the_dead_mans_switch(supervised: St
     text = (server.logs_dir / "error.log").read_text()
     assert "Timeout (0:00:03)!" in text
     assert "in hang_stubborn" in text
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
@@ -168,12 +153,10 @@ def test_sync_worker_with_a_hung_request_is_replaced_by_a_newcomer_first(supervi
     server = supervised(worker_class="sync", workers=1, env={"STABILITY_REQUEST_TIMEOUT": "2"},
                         config="graceful_timeout = 3\ntimeout = 150")
     server.full(1)
-    hung = send(server, "/hang")
+    send(server, "/hang")
     assert server.get("/", timeout=60).ok
     wait_until(lambda: "deadline" in server.exits(), 60)
     assert set(server.exits()) <= {"deadline", "asked", "scale"}  # the spare ones that came to help have gone as well
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
@@ -203,24 +186,21 @@ def test_many_hung_requests_on_sync_workers_past_their_deadline_are_outlived(sup
     """
     server = supervised(worker_class="sync", env={"STABILITY_REQUEST_TIMEOUT": "3"}, config="graceful_timeout = 2")
     server.full(2)
-    hung = []
     for _ in range(12):
-        hung += send(server, "/hang")
+        send(server, "/hang")
         time.sleep(0.4)
     wait_until(lambda: len(server.records("error", "request_overdue")) == 12, 120)
     assert server.get("/", timeout=60).ok
     server.full(2, 60)
     assert server.get("/", timeout=60).ok
     assert set(server.exits()) <= {"asked", "scale", "deadline", "timeout"}
-    for connection in hung:
-        connection.close()
 
 
 @pytest.mark.long
 def test_what_sigterm_cuts_is_logged(supervised: Start) -> None:
     """A request longer than graceful_timeout: its record says that it was cut."""
     server = supervised(config="graceful_timeout = 3")
-    hung = send(server, "/hang")
+    send(server, "/hang")
     server.busy()
     board = server.board()
     server.signal(signal.SIGTERM)
@@ -231,5 +211,3 @@ def test_what_sigterm_cuts_is_logged(supervised: Start) -> None:
     server.signal(signal.SIGCONT)
     server.process.wait(30)
     assert [record["path"] for record in server.records("error", "request_cut")][:1] == ["/hang"]
-    for connection in hung:
-        connection.close()

@@ -198,6 +198,34 @@ stability.register_engine(create_engine("sqlite:////proc/none/x.db"), "reports")
 stability.register_engine(create_engine("sqlite://"), "cache")
 """
 
+UNCUT = """
+import types
+from flask import Flask
+from flask_stability import StabilityExt
+from flask_stability.sqlalchemy import StabilityPool
+from sqlalchemy import create_engine
+app = Flask("uncut")
+stability = StabilityExt(app)
+silent = types.ModuleType("pg8000")
+silent.paramstyle, silent.version, silent.Error = "format", "1.31.2", Exception
+address = "postgresql+pg8000://app:hunter2@127.0.0.1:1/app"
+stability.register_engine(create_engine(address, module=silent, poolclass=StabilityPool), "orders")
+stability.register_engine(create_engine(address, module=silent), "queue")
+stability.register_engine(create_engine("mysql+pymysql://app@127.0.0.1:1/app", poolclass=StabilityPool), "stock")
+stability.register_engine(create_engine("sqlite:///notes.db", poolclass=StabilityPool), "notes")
+"""
+
+
+def test_it_names_drivers_whose_calls_cannot_be_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of engines whose pool would do it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "uncut.py").write_text(UNCUT)
+    done = CliRunner().invoke(stability, ["check-db", "--json", "uncut:app"])
+    uncut = [finding for finding in json.loads(done.stdout) if "deadlines" in finding["name"]]
+    assert [(finding["name"], finding["status"]) for finding in uncut] == [("engine orders: deadlines", "warn")]
+    assert "pg8000 does not tell its socket" in uncut[0]["detail"]
+    assert "pymysql" in uncut[0]["remedy"]
+
 
 def test_it_sees_what_the_service_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database that gunicorn.conf.py sets, registered engines; nothing is made for an app that has none."""

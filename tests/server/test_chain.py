@@ -130,7 +130,8 @@ def test_sys_exit_in_a_hook_does_not_end_the_master(name: str, records: Records)
     namespace: dict[str, Any] = {name: _telling([], "user's", ARITY[name], SystemExit(1))}
     install(namespace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "supervisor", SimpleNamespace(forking=lambda _: None, exited=lambda _: None))
+        patch.setattr(process, "supervisor", SimpleNamespace(forking=lambda _: None, exited=lambda _: None,
+                                                             configure=lambda _: None))
         patch.setattr(master, "adjust", lambda *_: None)
         namespace[name](*range(ARITY[name]))
     assert [record["error"] for record in records()] == ["SystemExit: 1"]

@@ -15,9 +15,11 @@ from gunicorn.errors import HaltServer
 
 from flask_stability.config import Settings
 from flask_stability.scoreboard import (
+    REASONS,
     STATE_READY,
     STATE_STOPPING,
     W_HEARTBEAT_NS,
+    W_SLOW_CLIENTS,
     W_STATE,
     W_THREADS,
     Reason,
@@ -61,6 +63,13 @@ class Forkless(Arbiter):  # type: ignore[misc]
         return 0
 
 
+class Forked:
+    """gunicorn's object of a worker."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.age, self.aborted = pid, 1, False
+
+
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
     """Those of the arbiter."""
@@ -90,6 +99,27 @@ def test_a_worker_past_its_timeout_has_time_for_its_stacks_however_often_the_mas
     now[0] += 1.0
     arbiter.murder_workers()
     assert arbiter.sent == [(7, "SIGABRT"), (7, "SIGKILL")]
+
+
+@pytest.mark.parametrize(("clients", "silent", "reason"), [
+    (1, 0.5, "deadline"), (0, 0.5, "timeout"), (1, 5.0, "timeout")])
+def test_whether_a_client_kept_a_worker_is_judged_when_its_timeout_ends_it(workers: dict[int, Any], clients: int,
+                                                                          silent: float, reason: str) -> None:
+    """Not by what its row says later: SIGABRT ends the call that hung, and the worker waits for its client to close."""
+    board = Scoreboard.anonymous(1)
+    arbiter, supervisor = supervised(board)
+    worker, row = Forked(7), board.allocate(1)
+    assert row is not None
+    now = time.monotonic()
+    row.words[W_THREADS], row.words[W_SLOW_CLIENTS] = 1, clients
+    row.words[W_HEARTBEAT_NS] = int((now - silent) * 1e9)
+    workers[7] = worker
+    supervisor.children[worker] = Child(worker, row, now - 60, ready_at=now - 50)
+    arbiter.murder_workers()
+    row.words[W_SLOW_CLIENTS], row.words[W_HEARTBEAT_NS] = 1, time.monotonic_ns()
+    supervisor.collected(7, 0)
+    supervisor.exited(worker)
+    assert [name for name, number in zip(REASONS, board.master.reasons, strict=True) if number] == [reason]
 
 
 @pytest.mark.parametrize(("state", "seconds", "asked"), [
@@ -126,6 +156,21 @@ def test_silence_that_the_master_shared_is_nobodys(monkeypatch: pytest.MonkeyPat
     assert [worker.tmp.last_update() for worker in workers.values()] == [1025.0, 1045.0, 9e8]
     for file in files:
         file.close()
+
+
+def test_the_settings_of_a_reload_are_the_supervisors_own() -> None:
+    """All that it was made with: of restarts, retiring workers, memory and silence; crashes so far count on."""
+    _, supervisor = supervised(max_restarts=1000, retire_mercy=7.0)
+    now = time.monotonic()
+    for _ in range(4):
+        supervisor.restarts.crashed(now, 100.0)
+    assert not supervisor.restarts.too_many(now)
+    changed = Settings(max_restarts=3, retire_mercy=9.0, surge=False, guard_interval=4.0)
+    supervisor.configure(changed)
+    assert supervisor.restarts.too_many(now)
+    assert supervisor.kill_timeout() == 9.0
+    assert not supervisor.fleet.may_surge()
+    assert supervisor.settings is changed
 
 
 def test_no_worker_is_started_without_a_row() -> None:

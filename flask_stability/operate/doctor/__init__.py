@@ -1,4 +1,4 @@
-"""``flask stability doctor``: what would go wrong, told before it does, each finding with its remedy."""
+"""``flask stability doctor``: find what would go wrong before it does, each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from . import configuration, machine
 
 def examine(arguments: list[str], *, with_app: bool = True, seconds: float = 60.0,
             flask_app: str | None = None) -> list[Finding]:
-    """Look at everything that a service would be started with; return failures first, then warnings.
+    """Examine everything that a service would be started with; return failures first, then warnings.
 
-    :param arguments: as given to ``gunicorn``.
-    :param flask_app: as given to ``flask --app``: loaded unless the arguments name an app.
-    :param with_app: load the app too, in a process of its own.
-    :param seconds: that reading the configuration and loading the app may take.
+    :param arguments: arguments for ``gunicorn``.
+    :param flask_app: the value of ``flask --app``, loaded unless the arguments name an app.
+    :param with_app: load the app as well, in a process of its own.
+    :param seconds: time limit for reading the configuration and loading the app.
     """
     try:
         found = facts.read(arguments, with_app=with_app, seconds=seconds, flask_app=flask_app, engines=True)
@@ -52,7 +52,7 @@ def _memory(found: facts.Facts) -> Iterator[Finding]:
 
 
 def _database(found: facts.Facts) -> Iterator[Finding]:
-    """What check-db finds, for as many workers as there will be."""
+    """Yield what check-db finds, for as many workers as there will be."""
     if found.app_error or not (found.apps or found.settings.db_url):
         return
     for finding in of_service(found):
@@ -61,7 +61,7 @@ def _database(found: facts.Facts) -> Iterator[Finding]:
 
 
 def show(findings: list[Finding], *, as_json: bool) -> None:
-    """Print findings, the remedy below each that has one."""
+    """Print the findings, each with its remedy below it."""
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
         return
@@ -93,7 +93,7 @@ def summary(findings: list[Finding]) -> str:
 def doctor_command(app: str | None, config: str | None, no_app: bool, timeout: float, as_json: bool) -> None:
     """Look for what would go wrong with the service that ``gunicorn [-c CONFIG] [APP]`` would start here.
 
-    Looks at settings, timeouts, ports, versions, memory, disks, permissions and the database, and changes nothing.
+    It examines settings, timeouts, ports, versions, memory, disks, permissions and the database, and changes nothing.
     Exit status: 0 well, 1 warnings, 2 failures.
     """
     try:

@@ -1,4 +1,4 @@
-"""What contradicts itself in a configuration, or leaves the service unguarded. Pure: facts in, findings out."""
+"""Find what contradicts itself in a configuration, or leaves the service unguarded. Pure: facts in, findings out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOPBACK = ("127.", "::1", "localhost", "[::1]")
 
 
 def settings(facts: Facts) -> Iterator[Finding]:
-    """Bad values, names that are nearly right."""
+    """Report bad values, and names that are nearly right."""
     for problem in facts.problems:
         yield Finding("settings", "fail", problem)
     for name, nearest in facts.unknown.items():
@@ -26,7 +26,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
 
 
 def wiring(facts: Facts) -> Iterator[Finding]:
-    """Hooks and extension are in place."""
+    """Check that hooks and extension are in place."""
     if facts.hooked:
         yield Finding("hooks", "ok", "our server hooks are in gunicorn's configuration")
     else:
@@ -44,7 +44,7 @@ def wiring(facts: Facts) -> Iterator[Finding]:
 
 
 def workers(facts: Facts) -> Iterator[Finding]:
-    """The kind and number of workers."""
+    """Check the kind and number of workers."""
     gunicorn, name = facts.gunicorn, facts.worker_class.rpartition(".")[2]
     if not facts.threaded and "gunicorn.workers.sync" not in facts.worker_modules:
         yield Finding("worker class", "warn", f"{name}: the guard (deadlines of requests, memory) is off there",
@@ -68,7 +68,7 @@ def workers(facts: Facts) -> Iterator[Finding]:
 
 
 def switches(facts: Facts) -> Iterator[Finding]:
-    """Options that undo what supervision is for."""
+    """Report options that defeat supervision."""
     gunicorn = facts.gunicorn
     if gunicorn.get("preload_app"):
         yield Finding("preload_app", "warn", "HUP does not load new code",
@@ -101,7 +101,7 @@ def switches(facts: Facts) -> Iterator[Finding]:
 
 
 def timeouts(facts: Facts) -> Iterator[Finding]:
-    """The inner timeout has to end first."""
+    """Check that inner timeouts end before outer ones."""
     graceful, found = float(facts.gunicorn["graceful_timeout"]), facts.app_settings
     lines = breaches(found, graceful=graceful, app=bool(facts.apps))
     for line in lines:
@@ -121,7 +121,7 @@ def timeouts(facts: Facts) -> Iterator[Finding]:
 
 
 def memory(facts: Facts, *, container: int | None, total: int) -> Iterator[Finding]:
-    """What workers may take against what there is.
+    """Compare the memory that workers may take with what there is.
 
     :param container: the container's limit in bytes, None without one.
     :param total: the machine's memory, bytes.
@@ -150,7 +150,7 @@ def memory(facts: Facts, *, container: int | None, total: int) -> Iterator[Findi
 
 
 def _roomier(given: int | None, resident: int, workers: int, room: int) -> str:
-    """What to do about a limit below what the app takes: raise one that was set by hand, if there is room for it."""
+    """Return the remedy for a limit below what the app needs: raise one that was set by hand, if there is room."""
     needed = int(1.5 * resident)
     if given and needed * (workers + 1) <= room:
         return f"raise STABILITY_MEMORY_LIMIT to {-(-needed // MB)}M, or leave it out"
@@ -158,7 +158,7 @@ def _roomier(given: int | None, resident: int, workers: int, room: int) -> str:
 
 
 def health_paths(facts: Facts) -> Iterator[Finding]:
-    """Where the app has routes of its own."""
+    """Report routes of the app under the health path."""
     for app in facts.apps:
         path = app.settings.health_path
         if app.health_own:
@@ -173,7 +173,7 @@ def health_paths(facts: Facts) -> Iterator[Finding]:
 
 
 def exposure(facts: Facts) -> Iterator[Finding]:
-    """Who may see what only the team should."""
+    """Report what unauthenticated clients could see."""
     found = facts.app_settings
     public = any(isinstance(bind, list) and not str(bind[0]).startswith(LOOPBACK) for bind in facts.binds)
     if found.health_details == "token" and len(found.health_token or "") < SHORTEST_TOKEN:
@@ -194,6 +194,6 @@ def exposure(facts: Facts) -> Iterator[Finding]:
                       "name the proxy's address")
 
 
-#: What needs nothing but the facts.
+#: Every look that needs only the facts.
 LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (settings, wiring, workers, switches, timeouts, health_paths,
                                                             exposure)

@@ -1,4 +1,4 @@
-"""What the machine has to say: ports, disks, permissions, versions. Looks only; changes nothing."""
+"""Examine the machine: ports, disks, permissions, versions. Changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGE = "flask_stability"
 
 
 def ports(facts: Facts) -> Iterator[Finding]:
-    """Whether the service could listen, and if not, who does."""
+    """Check that the service could listen, and name the process that prevents it."""
     for bind in facts.binds:
         if isinstance(bind, list):
             yield _port(str(bind[0]), int(bind[1]), facts)
@@ -57,7 +57,7 @@ def _port(host: str, port: int, facts: Facts) -> Finding:
 
 
 def _used(name: str, port: int, facts: Facts) -> Finding:
-    """In use: by the running service itself, or by somebody else."""
+    """Return the finding about a port in use: by the running service itself, or by another process."""
     owner = listener(port)
     if owner is None:
         return Finding(name, "fail", "in use by a process that this user may not see",
@@ -70,7 +70,7 @@ def _used(name: str, port: int, facts: Facts) -> Finding:
 
 
 def _master(process: psutil.Process, facts: Facts) -> int | None:
-    """The master of our services that a process is, or is a worker of: a worker listens on the master's socket."""
+    """Return the master that a process is, or whose worker it is: a worker listens on the master's socket."""
     folder = facts.settings.run_dir
     known = {pid for pid, _ in scoreboard.running([folder] if folder else scoreboard.default_run_dirs())}
     with contextlib.suppress(psutil.Error):
@@ -98,7 +98,7 @@ def _socket_file(path: str) -> Finding:
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
-    """Python and the packages against what we need, and against what is pinned beside the service."""
+    """Compare Python and the packages with what we need and with what is pinned beside the service."""
     wanted = {_name(requirement): requirement for requirement in _requirements(facts)}
     found = [f"Python {sys.version.split()[0]}"]
     for _, requirement in sorted(wanted.items()):
@@ -124,7 +124,7 @@ def _given(requirement: Requirement) -> str:
 
 
 def _requirements(facts: Facts) -> Iterator[Requirement]:
-    """What this package needs, its extra for MySQL too where a MySQL is named."""
+    """Return what this package needs, including its extra for MySQL if a MySQL is named."""
     url = facts.app_settings.db_url or ""
     extra = "pymysql" if "+pymysql:" in url[:20] else "mysql" if url.startswith(("mysql", "mariadb")) else ""
     try:
@@ -138,7 +138,7 @@ def _requirements(facts: Facts) -> Iterator[Requirement]:
 
 
 def _pins(wanted: dict[str, Requirement]) -> Iterator[Finding]:
-    """Pins in requirements.txt that we cannot live with, or that are not what is installed."""
+    """Report pins in requirements.txt that are too old for us, or differ from what is installed."""
     path = Path("requirements.txt")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -170,7 +170,7 @@ def _differs(name: str, pinned: str) -> bool:
 
 
 def disks(facts: Facts) -> Iterator[Finding]:
-    """Room where logs, the board and the embedded database are written."""
+    """Check the free space where logs, the board and the embedded database are written."""
     found = facts.app_settings
     places = [("logs", found.log_dir), ("scoreboard", facts.settings.run_dir or scoreboard.default_run_dirs()[-1]),
               *(("instance", app.instance_path) for app in facts.apps)]
@@ -187,7 +187,7 @@ def disks(facts: Facts) -> Iterator[Finding]:
 
 
 def existing(path: str) -> str:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or the nearest existing folder above it."""
     path = os.path.abspath(path)
     while not os.path.exists(path) and os.path.dirname(path) != path:
         path = os.path.dirname(path)
@@ -195,7 +195,7 @@ def existing(path: str) -> str:
 
 
 def permissions(facts: Facts) -> Iterator[Finding]:
-    """Who the service runs as, what it may write, and who may read its secrets."""
+    """Check the service's user, what it may write, and who may read its secrets."""
     if os.geteuid() == 0 and not facts.gunicorn.get("uid"):
         yield Finding("user", "warn", "the workers would run as root", "start as a user of its own, or set `user`")
     for what, place in {"STABILITY_LOG_DIR": facts.app_settings.log_dir,
@@ -220,5 +220,5 @@ def permissions(facts: Facts) -> Iterator[Finding]:
         yield Finding("permissions", "warn", ".env may be read by every user of this machine", "chmod 600 .env")
 
 
-#: What looks at the machine.
+#: Every look at the machine.
 LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (ports, versions, disks, permissions)

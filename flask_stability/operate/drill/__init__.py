@@ -5,6 +5,8 @@ load on chosen paths, and in turn kills, freezes and retires workers, sends a st
 allowed, drops the database's connections; then holds what was measured against targets.
 ``python -m flask_stability.operate.drill app:app`` or ``flask stability drill app:app``.
 
+With ``--compare`` the same is done to the app without the extension (`without`), and both are shown (`compare`).
+
 `service` is what is under test, `faults` what is done to it, `run` when, `report` what is made of it, `show` how a
 person sees it, `command` the command.
 """

@@ -18,6 +18,7 @@ from ...dburl import DatabaseURL
 from ...exceptions import ConfigError
 from .. import inspect as facts
 from ..find_service import config_option, find_master, gunicorn_arguments
+from .compare import compare, show_comparison
 from .faults import database_address
 from .run import run
 from .service import DrillError, Service, started
@@ -27,13 +28,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _CannotRun(click.ClickException):
-    """Exit status 2, apart from that of targets that were missed."""
+    """The drill cannot be run: exit status 2, unlike that of missed targets."""
 
     exit_code = 2
 
 
 def _master(run_dir: str | None, config: str | None) -> int:
-    """The master's process id, by its scoreboard.
+    """Return the master's process id, found by its scoreboard.
 
     :raises DrillError: if there is none, or more than one.
     """
@@ -47,9 +48,9 @@ def _master(run_dir: str | None, config: str | None) -> int:
 
 
 def _address(app: str | None, config: str | None) -> DatabaseURL:
-    """Where the service's own database is.
+    """Return the address of the service's own database.
 
-    :raises DrillError: if it is no MySQL or MariaDB, or cannot be told.
+    :raises DrillError: if it is no MySQL or MariaDB, or unknown.
     """
     try:
         found = facts.read(gunicorn_arguments(config, app), flask_app=facts.flask_app() if app is None else None)
@@ -66,7 +67,7 @@ def _address(app: str | None, config: str | None) -> DatabaseURL:
 
 @contextlib.contextmanager
 def _writable(junit: str | None) -> Iterator[None]:
-    """Find out before the drill whether its report can be written; a file made for that goes if the drill fails.
+    """Check before the drill that its report can be written; remove a file made for that if the drill fails.
 
     :raises DrillError: if it cannot.
     """
@@ -99,18 +100,21 @@ def _writable(junit: str | None) -> Iterator[None]:
 @click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True,
               help="Observed after each fault.")
 @click.option("--database", is_flag=True, help="Also drop the database's connections (MySQL, MariaDB).")
+@click.option("--compare", "comparing", is_flag=True, help="Do the same to APP without the extension, and show both.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--junit", type=click.Path(dir_okay=False), help="Write a JUnit file.")
 @click.option("--anywhere", is_flag=True, help="Allow an address beyond this machine's loopback interface.")
 def drill_command(app: str | None, config: str | None, url: str | None, pid: int | None, run_dir: str | None,
-                  paths: tuple[str, ...], rate: float, seconds: float, database: bool, as_json: bool, junit: str | None,
-                  anywhere: bool) -> None:
+                  paths: tuple[str, ...], rate: float, seconds: float, database: bool, comparing: bool, as_json: bool,
+                  junit: str | None, anywhere: bool) -> None:
     """Test the stability of APP (as gunicorn names it, such as app:app) under faults.
 
-    Exit status: 0 every target was met, 1 one was missed, 2 the drill could not be run.
+    Exit status: 0 every target was met (with the extension), 1 one was missed, 2 the drill could not be run.
     """
     if (pid or run_dir) and not url:
         raise click.UsageError("--pid and --run-dir say whose --url it is: give that too")
+    if comparing and url:
+        raise click.UsageError("--compare starts APP itself, once with and once without the extension: give no --url")
     if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
         raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: what was begun is ended
@@ -120,11 +124,17 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
             stack.enter_context(_writable(junit))
             address = _address(app, config) if database else None
             progress = stack.enter_context(display(as_json))
-            if url:
+            comparison = None
+            if comparing:
+                comparison = compare(app, config, os.getcwd(), paths, rate=rate, seconds=seconds, database=address,
+                                     progress=progress)
+                report = comparison.with_it
+            elif url:
                 service = Service(url.rstrip("/"), pid or _master(run_dir, config), paths)
+                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
             else:
                 service = stack.enter_context(started(app, config, os.getcwd(), paths))
-            report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
+                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
     except (DrillError, ConfigError, psutil.Error) as error:
         raise _CannotRun(str(error)) from error
     if junit:
@@ -132,7 +142,9 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
             Path(junit).write_text(report.as_junit(), encoding="utf-8")
         except OSError as error:
             raise _CannotRun(f"--junit {junit}: {error.strerror}") from error
-    if as_json:
+    if comparison is not None:
+        click.echo(comparison.as_json()) if as_json else show_comparison(comparison)
+    elif as_json:
         click.echo(report.as_json())
     else:
         show(report)

@@ -1,4 +1,4 @@
-"""What is done to the service under test."""
+"""The faults that a drill injects into the service under test."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from .service import Service
 
 
 def kill_worker(service: Service) -> None:
-    """SIGKILL, as the kernel does when memory is gone."""
+    """Send SIGKILL to a worker, as the kernel does when memory is gone."""
     service.oldest().kill()
 
 
 def kill_all_workers(service: Service) -> None:
-    """All workers at once."""
+    """Send SIGKILL to all workers at once."""
     for process in service.workers():
         process.kill()
 
 
 def freeze_worker(service: Service) -> None:
-    """SIGSTOP: a worker that neither answers nor dies."""
+    """Send SIGSTOP to a worker: it neither answers nor dies."""
     service.oldest().suspend()
 
 
 def segfault_worker(service: Service) -> None:
-    """SIGSEGV, as a broken C extension does."""
+    """Send SIGSEGV to a worker, as a broken C extension does."""
     service.oldest().send_signal(signal.SIGSEGV)
 
 
 def retire_worker(service: Service) -> None:
-    """SIGTERM: a worker leaves in good order."""
+    """Send SIGTERM to a worker: it leaves in good order."""
     service.oldest().terminate()
 
 
 def reload(service: Service) -> None:
-    """SIGHUP to the master: new workers, new code."""
+    """Send SIGHUP to the master: new workers with new code."""
     service.master.send_signal(signal.SIGHUP)
 
 
 def bad_requests(service: Service) -> None:
-    """200 malformed requests."""
+    """Send 200 malformed requests."""
     parts = urlsplit(service.url)
     junk = (b"GARBAGE\r\n\r\n", b"GET /%0a%0d HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{",
@@ -72,7 +72,7 @@ def drop_database_connections(address: DatabaseURL, _: Service) -> None:
 
 
 def database_address(settings: Settings) -> DatabaseURL | None:
-    """Where the service's MySQL or MariaDB is, from its settings and the files that they name; None without one."""
+    """Return the address of the service's MySQL or MariaDB, from its settings and their files; None without one."""
     url = settings.db_url
     return Credentials(settings)() if url and not url.startswith("sqlite") else None
 

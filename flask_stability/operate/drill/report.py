@@ -1,9 +1,10 @@
-"""What a drill found, held against its targets."""
+"""The results of a drill, compared with its targets."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 from xml.etree import ElementTree
 
 from ..loadgen import Result
@@ -12,14 +13,14 @@ TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restar
            "memory": 1.5}
 
 
-STEADY = "steady load"  #: the row of what happened before any fault
+STEADY = "steady load"  #: the row of the time before the first fault
 
 
 @dataclass
 class Step:
-    """One fault and what it did.
+    """One fault and its effect.
 
-    :ivar availability: share of requests answered well from the fault to the end of its time.
+    :ivar availability: share of requests answered well, from this fault to the next.
     :ivar recovery: seconds from the fault to the last failed request, 0 if none failed.
     :ivar restored: all workers were back at the end.
     """
@@ -35,7 +36,7 @@ class Step:
 
 @dataclass
 class Verdict:
-    """One figure against its target."""
+    """One figure and its target."""
 
     figure: str
     measured: str
@@ -45,9 +46,9 @@ class Verdict:
 
 @dataclass
 class Report:
-    """The whole drill.
+    """The results of a whole drill.
 
-    :ivar notes: what to know of the paths before the figures are believed.
+    :ivar notes: remarks about the paths, to read before the figures.
     """
 
     steps: list[Step]
@@ -64,17 +65,21 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """No target was missed."""
+        """Return whether no target was missed."""
         return all(verdict.passed is not False for verdict in self.verdicts)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, for machines."""
+        return {"passed": self.passed, "summary": self.summary(), "notes": self.notes,
+                "steps": [asdict(step) for step in self.steps],
+                "verdicts": [asdict(verdict) for verdict in self.verdicts]}
+
     def as_json(self) -> str:
-        """Everything, for machines."""
-        return json.dumps({"passed": self.passed, "summary": self.summary(), "notes": self.notes,
-                           "steps": [asdict(step) for step in self.steps],
-                           "verdicts": [asdict(verdict) for verdict in self.verdicts]}, indent=2)
+        """Return `as_dict` as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def as_junit(self) -> str:
-        """One test case per figure, for CI."""
+        """Return a JUnit file with one test case per figure, for CI."""
         suite = ElementTree.Element("testsuite", name="flask stability drill", tests=str(len(self.verdicts)),
                                     failures=str(sum(verdict.passed is False for verdict in self.verdicts)))
         for verdict in self.verdicts:

@@ -6,21 +6,24 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import psutil
+
 from ...dburl import DatabaseURL
 from ..loadgen import Load
 from .faults import FAULTS, drop_database_connections
 from .report import STEADY, Report, Step, verdicts
-from .service import Service
+from .service import DrillError, Service
 
 
 def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL | None = None,
-        progress: Callable[[str], None] = lambda _: None) -> Report:
-    """All faults in turn under load.
+        progress: Callable[[str], None] = lambda _: None, tolerant: bool = False) -> Report:
+    """Put the service under load and do one fault after the other to it.
 
     :param rate: requests a second.
-    :param database: whose connections are dropped, too.
-    :param seconds: observed after each fault, at least; longer if the workers are not back by then (at most 60).
-    :raises DrillError: if the paths are none to measure by.
+    :param database: drop the connections of this database as well.
+    :param seconds: how long each fault is observed; up to 60 s longer until the workers are back.
+    :param tolerant: go on measuring a service that a fault leaves without a worker, instead of raising.
+    :raises DrillError: if the paths cannot be measured.
     """
     service.count()
     notes = service.examine()
@@ -30,7 +33,7 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
     if database is not None:
         faults.append(("database connections dropped", partial(drop_database_connections, database)))
     load = Load(service.url, service.paths, rate).start()
-    # whatever was due before the first fault, and after the last, belongs to a row too
+    # requests before the first fault and after the last belong to a row too
     steps, begun = [Step(STEADY)], [0.0]
     try:
         progress(STEADY)
@@ -39,7 +42,11 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
         for name, fault in faults:
             progress(name)
             at = time.monotonic()
-            fault(service)
+            try:
+                fault(service)
+            except (DrillError, psutil.Error):
+                if not tolerant:
+                    raise
             time.sleep(seconds)
             step = Step(name, restored=service.settle(60))
             steps.append(step)
@@ -48,7 +55,7 @@ def run(service: Service, *, rate: float, seconds: float, database: DatabaseURL 
     finally:
         service.thaw()
         result = load.stop()
-    # each row reaches to the next one: no failure is in none
+    # each row reaches to the next one, so every failure is in one
     ends = [*begun[1:], float("inf")]
     for step, start, end in zip(steps, begun, ends, strict=True):
         part = result.between(start, end)

@@ -1,4 +1,4 @@
-"""The service under test: a running one, or one that is started for it."""
+"""The service under test: a running one, or one that the drill starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 from ...exceptions import StabilityError
 from ..find_service import gunicorn_arguments
 
-STEADY = 2.0  #: seconds that the number of workers stays the same once all are there
+STEADY = 2.0  #: seconds for which the number of workers must not change to count as complete
 
 
 class DrillError(StabilityError):
@@ -36,7 +36,7 @@ class Service:
         self.size = 0
 
     def workers(self) -> list[psutil.Process]:
-        """The live workers, oldest first."""
+        """Return the live workers, oldest first."""
         found = []
         for process in self.master.children():
             with contextlib.suppress(psutil.Error):
@@ -45,7 +45,7 @@ class Service:
         return sorted(found, key=lambda process: process.create_time())
 
     def oldest(self) -> psutil.Process:
-        """The worker that faults are done to.
+        """Return the worker that gets the faults.
 
         :raises DrillError: if there is none.
         """
@@ -55,13 +55,13 @@ class Service:
         return workers[0]
 
     def thaw(self) -> None:
-        """Whatever was stopped goes on."""
+        """Resume every stopped worker."""
         for process in self.workers():
             with contextlib.suppress(psutil.Error):
                 process.resume()
 
     def memory(self) -> int:
-        """Bytes resident in all workers."""
+        """Return the resident memory of all workers, in bytes."""
         total = 0
         for process in self.workers():
             with contextlib.suppress(psutil.Error):
@@ -69,8 +69,8 @@ class Service:
         return total
 
     def count(self) -> None:
-        """Learn how many workers there are, once that number has been the same for a while: the first may serve before
-        the last was forked.
+        """Learn the number of workers, once it has stayed the same for a while: the first may serve before the last is
+        forked.
         """
         deadline = time.monotonic() + 30
         same_since = time.monotonic()
@@ -81,7 +81,7 @@ class Service:
                 self.size, same_since = number, time.monotonic()
 
     def settle(self, seconds: float = 30.0) -> bool:
-        """Wait until as many workers are there as at the start, none of them stopped."""
+        """Wait until there are as many workers as at the start and the service answers; return whether that came."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             workers = self.workers()
@@ -91,14 +91,14 @@ class Service:
         return False
 
     def answers(self) -> bool:
-        """Whether anything is answered at all."""
+        """Return whether the service answers at all."""
         return bool(_status(self.url + self.paths[0], 5.0))
 
     def examine(self) -> list[str]:
-        """Ask each path once, before anything is done to the service.
+        """Request each path once, before the first fault.
 
-        :returns: what to know of the paths before the drill is believed, a line each.
-        :raises DrillError: if a path is not there, always fails, or does not answer: a drill would measure nothing.
+        :returns: a remark about each path that is not answered with 2xx.
+        :raises DrillError: if a path is missing, fails, or does not answer: a drill would measure nothing.
         """
         notes = []
         for path in self.paths:
@@ -112,7 +112,7 @@ class Service:
         return notes
 
 
-#: Statuses of GET that say that a path is not one of the service's.
+#: Statuses of a GET that mean that the service does not have the path.
 _USELESS = frozenset({404, 405, 410})
 
 
@@ -122,7 +122,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _status(url: str, timeout: float) -> int:
-    """The status that a GET is answered with; 0 without an answer."""
+    """Return the status of a GET; 0 without an answer."""
     try:
         with build_opener(_NoRedirect).open(url, timeout=timeout) as answer:
             return int(answer.status)
@@ -134,16 +134,18 @@ def _status(url: str, timeout: float) -> int:
 
 
 @contextlib.contextmanager
-def started(app: str | None, config: str | None, directory: str,
-            paths: Sequence[str] = ("/",)) -> Iterator[Service]:
-    """The app under gunicorn on a free port of the loopback interface; ended afterwards.
+def started(app: str | None, config: str | None, directory: str, paths: Sequence[str] = ("/",), *,
+            without: Sequence[str] | None = None) -> Iterator[Service]:
+    """Start the app under gunicorn on a free port of the loopback interface, and end it afterwards.
 
+    :param without: further arguments for gunicorn; given, the app runs without the extension (see `without`).
     :raises DrillError: with the end of its log, if it does not start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket",
+    command = [sys.executable, "-m", "gunicorn" if without is None else f"{__package__}.without",
+               "--bind", f"127.0.0.1:{port}", "--no-control-socket", *(without or ()),
                *gunicorn_arguments(config, app, directory)]
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory(prefix="drill-") as run_dir:
         # a run directory of its own: the command line is not to take it for the service that runs here
@@ -164,7 +166,7 @@ def started(app: str | None, config: str | None, directory: str,
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the service's whole group: politely, then not."""
+    """End the service's process group: SIGTERM, then SIGKILL."""
     process.terminate()
     try:
         process.wait(40)

@@ -1,4 +1,4 @@
-"""How a person sees a drill: what is being done, and two tables at the end."""
+"""Show a drill to a person: the current fault, and two tables at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _fault_lines(report: Report) -> list[tuple[str, ...]]:
 
 
 def _failures(report: Report) -> list[str]:
-    """What failed in each row that has failures: lines of their own, since no column is wide enough."""
+    """Return the failures of each row, in lines of their own, since no column is wide enough."""
     return [f"  {step.name}: " + ", ".join(f"{count} × {name}" for name, count in step.errors.items())
             for step in report.steps if step.errors]
 
@@ -31,17 +31,21 @@ def _target_lines(report: Report) -> list[tuple[str, ...]]:
 
 
 def show(report: Report) -> None:
-    """Two tables for a person, in plain text where rich is not installed, and a closing line."""
-    for title, heads, lines in (("Faults", FAULT_HEADS, _fault_lines(report)),
-                                ("Targets", TARGET_HEADS, _target_lines(report))):
-        try:
-            _rich_table(title, heads, lines)
-        except ImportError:
-            click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
+    """Print two tables and a closing line; in plain text if rich is not installed."""
+    table("Faults", FAULT_HEADS, _fault_lines(report))
+    table("Targets", TARGET_HEADS, _target_lines(report))
     failures = _failures(report)
     for line in (*(["Failures", *failures, ""] if failures else []), *(f"note: {note}" for note in report.notes),
                  report.summary()):
         click.echo(line)
+
+
+def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table, with rich if it is installed."""
+    try:
+        _rich_table(title, heads, lines)
+    except ImportError:
+        click.echo(f"{title}\n" + "\n".join("  ".join(line).rstrip() for line in (heads, *lines)) + "\n")
 
 
 def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -63,7 +67,7 @@ def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]
 
 @contextlib.contextmanager
 def display(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Tells what is being done: live with rich, else line by line."""
+    """Yield a function that shows the current step: live with rich, else line by line."""
     if quiet:
         yield lambda text: None
         return

@@ -7,5 +7,4 @@ worker's end. What any of them finds that the worker must be replaced for goes t
 
 from .guard import Guard as Guard
 from .requests import tell_cut as tell_cut
-from .requests import tell_stacks_on_demand as tell_stacks_on_demand
 from .retirement import wake_master as wake_master

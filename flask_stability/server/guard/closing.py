@@ -1,4 +1,4 @@
-"""A worker's end: what is cut is told, WebSockets are closed, and a worker that will not go is ended from C."""
+"""Bring a worker to its end: log what is cut, close WebSockets, and end a worker that hangs from C."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LINGER = 2.0  #: seconds after which an orphan whose main thread does not react 
 
 
 class Closing:
-    """That of one worker.
+    """The end of one worker.
 
-    :ivar leave: of `drain`.
+    :ivar leave: see `drain`.
     :ivar since: when the end began, monotonic seconds; 0.0 = not yet.
-    :ivar cut_told: the requests that are about to be cut were logged.
+    :ivar cut_told: the requests that will be cut have been logged.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, retirement: Retirement) -> None:
@@ -39,11 +39,11 @@ class Closing:
 
     @property
     def urgent(self) -> bool:
-        """The worker ends, and what is cut was not told: a second late, it would be told too late."""
+        """Return whether the worker ends and has not yet logged what is cut. A second later may be too late."""
         return bool(self.since) and not self.cut_told
 
     def parent(self, now: float) -> None:
-        """A worker whose master died goes: gunicorn sees to it, unless its main thread is stuck."""
+        """End a worker whose master died. gunicorn does that, unless the main thread is stuck."""
         if os.getppid() == self._worker.ppid:
             return
         if not self._retirement.term_sent:
@@ -54,14 +54,14 @@ class Closing:
                 let_go(listener)
 
     def ending(self, now: float) -> None:
-        """After SIGTERM: what will be cut is told, and a worker that will not go is ended by a switch in C."""
+        """After SIGTERM, log what will be cut, and arm the switch in C that ends a worker which does not end itself."""
         words = self._row.words
         if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
             self.leave()
         elif not (self._row.orders[scoreboard.O_RETIRE_SINCE_NS] or self._retirement.term_sent
                   or self._board.master.words[scoreboard.M_DRAINING] == scoreboard.ENDING):
-            return  # a sync worker that waits for a lock of Python's does not run its signal handler
+            return  # a sync worker that waits for a Python lock does not run its signal handler
         if not self.since:
             self._begin(now)
         grace = float(self._worker.cfg.graceful_timeout)

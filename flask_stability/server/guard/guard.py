@@ -1,6 +1,6 @@
 """The guard's thread and its clock.
 
-It never serves, never waits for anything but its own clock, and outlives whatever one of its looks raises.
+It never serves a request, waits for nothing but its own clock, and survives every exception of its looks.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .requests import Requests
 from .retirement import Retirement
 from .threads import Threads
 
-AT_ONCE = 0.05  #: seconds to the next look after threads came in place of those that wait for slow clients
-PAUSE = 0.5  #: seconds that a look may take; what takes longer (a collection) has kept the requests waiting as well
+AT_ONCE = 0.05  #: seconds to the next look after spare threads replaced those that wait for slow clients
+PAUSE = 0.5  #: seconds that a look may take; a longer one (a garbage collection) has delayed the requests as well
 SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
 
 Look = Callable[[float], None]
 
 
 class Guard:
-    """One worker's.
+    """The guard of one worker.
 
-    :param worker: gunicorn's object.
+    :param worker: gunicorn's worker object.
     :param supervised: the master replaces workers before they retire.
-    :param connections: those of its clients, None where they are not watched.
-    :ivar looks: what it does at each look, in this order; each gets the time, monotonic seconds.
+    :param connections: the connections of its clients, None if they are not watched.
+    :ivar looks: the looks, in order; each gets the time in monotonic seconds.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int,
@@ -64,14 +64,14 @@ class Guard:
             self.memory.look_at_memory, self.memory.descriptors)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self.retirement.watch_pools()
         if self.threads.own > 1:
             runtime.more_threads = self.threads.give
         self._thread.start()
 
     def kept(self) -> bool:
-        """Whether a request that most likely hangs keeps a sync worker; gthread has spare threads for what it took."""
+        """Return whether a request that most likely hangs keeps a sync worker. gthread has spare threads."""
         return not hasattr(self._worker, "tpool") and hangs()
 
     def run(self, wait: Callable[[float], bool] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A worker's memory and open files: garbage is collected, and the worker replaced before either runs out."""
+"""Watch a worker's memory and open files, collect garbage, and ask for a replacement before either runs out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from ...config import Settings
 from ...memory import autopsy, collect
 from ...memory.sampler import Action, MemoryWatch
 from ...memory.trackers import descriptors
-from ...scoreboard import Reason, Row, Scoreboard
+from ...request import in_flight
+from ...scoreboard import Reason, Row, Scoreboard, black_box
 from ..descriptors import Filling, limit, make_room
 from ..gunicorn.connections import clients
 from .retirement import Retirement
 
 
 class Memory:
-    """That of one worker.
+    """The memory of one worker.
 
-    :param workers: how many the service has.
-    :param handover: seconds from the request for a replacement to the first request that it takes.
+    :param workers: number of the service's workers.
+    :param handover: seconds from asking for a replacement to the first request that it serves.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, workers: int, handover: float,
@@ -31,11 +32,11 @@ class Memory:
         self._collect_asked = False
 
     def ask_collect(self) -> None:
-        """From a signal handler: collect garbage at the next look."""
-        self._collect_asked = True  # no lock: the handler may have interrupted whoever holds it
+        """Collect garbage at the next look. Safe in a signal handler."""
+        self._collect_asked = True  # no lock: the handler may have interrupted the thread that holds it
 
     def next_interval(self) -> float:
-        """Seconds until the next sample is due."""
+        """Return the seconds until the next sample is due."""
         return self._watch.next_interval()
 
     def collect(self, now: float) -> None:
@@ -52,9 +53,12 @@ class Memory:
         decision = self._watch.tick(now)
         if decision.action in (Action.RETIRE, Action.RETIRE_NOW):
             self._retirement.ask(decision.reason, decision.text)
+        resident = int(self._row.words[scoreboard.W_RSS])
+        for record in in_flight():
+            black_box.grown(record.place, record.started_ns, resident)
 
     def descriptors(self, now: float) -> None:
-        """More and more files or sockets are open: out of them, a worker could not even accept a connection."""
+        """Count open files and sockets: without a free descriptor the worker could not even accept a connection."""
         if now < self._count_at or self._row.words[scoreboard.W_RETIRE_REASON]:
             return
         told = self._filling.look(descriptors(), clients(self._worker), limit())
@@ -64,7 +68,7 @@ class Memory:
             self._retirement.ask(Reason.OPEN_FILES, told)
 
     def last_words(self) -> None:
-        """After the last answer: what a worker was holding that had to go for its memory or its open files."""
+        """Write the autopsy of a worker that is replaced for its memory or its open files, after its last answer."""
         reason = self._retirement.reason
         if reason.startswith("memory") or reason is Reason.OPEN_FILES:
             logs.error("memory_autopsy", level="WARNING", **autopsy.report(reason))

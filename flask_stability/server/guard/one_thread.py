@@ -1,4 +1,4 @@
-"""A sync worker's only thread: while it has been in one request for long and others wait, the master may help."""
+"""Watch a sync worker's only thread: if one request keeps it while others wait, the master may add workers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
 
-LONG = 1.0  #: seconds of waiting in one request after which a sync worker keeps others waiting; half once others help
-LONG_BUSY = 2.0  #: the same for one that computes, or holds a connection: more workers beside it help less
+LONG = 1.0  #: seconds in one waiting request after which others are kept waiting; half once spare workers help
+LONG_BUSY = 2.0  #: the same for a request that computes or holds a connection: more workers help less there
 SOON = 0.25  #: seconds between two looks while something lasts
-HANGS = 5.0  #: seconds in one request after which an orphan counts on no end of it
+HANGS = 5.0  #: seconds in one request after which an orphan does not wait for its end
 
 
 class OneThread:
-    """That of one worker.
+    """The thread of one worker.
 
-    :ivar lasts: something keeps it, so the next look comes soon.
+    :ivar lasts: something keeps the thread, so the next look comes soon.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, retirement: Retirement) -> None:
@@ -30,11 +30,11 @@ class OneThread:
         self.lasts = False
 
     def look(self, now: float) -> None:
-        """Write whether it has been in the same request for long, and whether others wait."""
+        """Publish whether it has been in one request for long, and whether other clients wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
         if any(record.taken_ns for record in records):
-            self._worker.notify()  # its only thread serves a WebSocket: no silence for gunicorn's timeout
+            self._worker.notify()  # the thread serves a WebSocket: that is no silence for gunicorn's timeout
         seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)
         self.lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
@@ -49,8 +49,9 @@ class OneThread:
             wake_master(self._worker)
 
     def deaf_for(self, now: float) -> float:
-        """Seconds for which a sync worker with no request in flight has let others wait: a slow client's keeps it, that
-        is still to be read.
+        """Return for how many seconds clients have waited without a request in flight.
+
+        The thread is then reading the request of a slow client.
         """
         if not self._worker.alive or not knocking(self._worker.sockets):
             self._deaf_since = 0.0
@@ -60,5 +61,5 @@ class OneThread:
 
 
 def hangs() -> bool:
-    """Whether a request most likely hangs."""
+    """Return whether a request most likely hangs."""
     return any(record.seconds() > HANGS for record in in_flight())

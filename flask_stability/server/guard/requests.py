@@ -1,9 +1,7 @@
-"""Requests in flight: past their deadline, long, or about to be cut."""
+"""Look at in-flight requests: past their deadline, long, or about to be cut."""
 
 from __future__ import annotations
 
-import faulthandler
-import signal
 from typing import Any
 
 from ... import logs, scoreboard
@@ -17,14 +15,12 @@ from .retirement import Retirement
 
 SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
 MOST_SHOWN = 20
-#: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
-TELL_STACKS = signal.SIGURG
 
 
 class Requests:
-    """Those of one worker.
+    """The in-flight requests of one worker.
 
-    :param clients: its slow clients, None where they are not watched.
+    :param clients: its slow clients, None if they are not watched.
     """
 
     def __init__(self, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
@@ -32,7 +28,7 @@ class Requests:
         self._hung, self._hung_at = 0, 0.0
 
     def requests(self, now: float) -> None:
-        """Requests past their deadline: told with the stack of their thread, and the worker is replaced."""
+        """Log each request past its deadline with its thread's stack, and ask for the worker's replacement."""
         for record in in_flight():
             if record.deadline and now > record.deadline and not record.response_started and not record.overdue:
                 if self._clients is not None and self._clients.overdue(now, record):
@@ -46,7 +42,7 @@ class Requests:
                      seconds=record.seconds())
 
     def show_hung(self, now: float) -> None:
-        """Requests that take long and have not begun to answer, the longest first, for the health document."""
+        """Publish the requests that take long and have not begun to answer, longest first, for the health document."""
         if now - self._hung_at < 1.0:
             return
         self._hung_at = now
@@ -61,11 +57,6 @@ class Requests:
         self._hung = len(found)
 
 
-def tell_stacks_on_demand() -> None:
-    """`TELL_STACKS` writes the stacks of all threads to error.log, in C: also while no thread of Python's runs."""
-    faulthandler.register(TELL_STACKS, file=logs.error_file(), all_threads=True)
-
-
 def tell_cut() -> None:
     """Log every request in flight with its stack: it is about to be cut."""
     for record in in_flight():
@@ -74,5 +65,5 @@ def tell_cut() -> None:
 
 
 def with_stack(record: RequestRecord) -> dict[str, Any]:
-    """The fields of a request, and where its thread is."""
+    """Return the fields of a request and its thread's latest frames."""
     return {**request_fields(record), "stack": stack_of(record.thread_id)[-8:]}

@@ -1,4 +1,4 @@
-"""How a worker asks for its replacement; without a master that answers it goes by itself."""
+"""Ask the master for a worker's replacement; without a master that answers, end the worker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ UNSUPERVISED = 15.0  #: seconds without a tick of the master after which a worke
 
 
 class Retirement:
-    """One worker's.
+    """The retirement of one worker.
 
     :param supervised: the master replaces workers before they retire.
-    :ivar reason: the one asked for last.
+    :ivar reason: the latest reason.
     :ivar term_sent: the worker has sent SIGTERM to itself.
     """
 
@@ -34,12 +34,12 @@ class Retirement:
         leak_suspected.connect(self._leaked)
 
     def _leaked(self, sender: object, kind: str = "", detail: object = None, **more: object) -> None:
-        """A leak informs; but a worker whose pool is gone for good has to go."""
+        """Retire for an exhausted pool; any other leak only informs."""
         if kind == POOL:
             self.ask(Reason.LEAKED_CONNECTIONS, f"all connections of the pool are held for long: {detail}")
 
     def ask(self, reason: Reason, text: str) -> None:
-        """Ask the master for this worker's replacement, once; and once more when it has become urgent."""
+        """Ask the master for this worker's replacement, once, and once more if it becomes urgent."""
         words = self._row.words
         before = Reason.of(words[scoreboard.W_RETIRE_REASON])
         if before and (reason is not Reason.MEMORY_HARD or before is reason):
@@ -54,7 +54,7 @@ class Retirement:
         send(worker_retired, "flask_stability", reason=reason, detail=text, pid=os.getpid())
 
     def go_alone(self, now: float) -> None:
-        """Without a master that ticks, a worker that has to go goes by itself."""
+        """Terminate a worker that must retire if no master ticks."""
         words = self._row.words
         if not words[scoreboard.W_RETIRE_REASON] or not self._worker.alive or self.term_sent:
             return
@@ -70,7 +70,7 @@ class Retirement:
 
 
 def wake_master(worker: Any) -> None:
-    """SIGCHLD has the master look at its workers now instead of within a second, and does nothing else."""
+    """Send SIGCHLD: the master looks at its workers now instead of within a second, and does nothing else."""
     if os.getppid() == worker.ppid:
         with contextlib.suppress(OSError):
             os.kill(worker.ppid, signal.SIGCHLD)

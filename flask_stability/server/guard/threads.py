@@ -1,5 +1,7 @@
-"""A gthread worker's threads: in place of those that wait for slow clients or a slow database come others, and a worker
-whose threads are all stuck is replaced.
+"""Look after a gthread worker's threads.
+
+Spare threads replace those that wait for slow clients or a slow database. A worker whose threads are all stuck is
+replaced.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from .retirement import Retirement
 
 
 class Threads:
-    """Those of one worker; a sync worker has one, and only its slow clients are looked at here.
+    """The threads of one worker. A sync worker has one; of it, only the slow clients are looked at here.
 
-    :param clients: its slow clients, None where they are not watched.
-    :param failed: told of an exception that must go no further.
-    :ivar own: how many threads the worker was configured with.
-    :ivar back: when the guard came back from a look that kept the threads waiting, monotonic seconds.
+    :param clients: its slow clients, None if they are not watched.
+    :param failed: gets the name of a look and the exception that must go no further.
+    :ivar own: configured threads.
+    :ivar back: when the guard returned from a look that delayed the threads, monotonic seconds.
     :ivar pressed: requests wait for a thread.
-    :ivar growing: threads were given in place of others at the last look.
+    :ivar growing: the last look added spare threads.
     """
 
     def __init__(self, worker: Any, row: Row, settings: Settings, clients: SlowClients | None, retirement: Retirement,
@@ -45,12 +47,13 @@ class Threads:
 
     @property
     def stuck(self) -> bool:
-        """Work waits and no thread has begun or ended a request lately."""
+        """Return whether work waits and no thread has begun or ended a request lately."""
         return bool(self._stuck.since)
 
     def give(self, most: int) -> bool:
-        """As many spare threads again as a gthread worker has, for requests that wait for a slow database; False if
-        there were `most` of them before. Never raises.
+        """Add as many spare threads as are configured, for requests that wait for a slow database. Never raises.
+
+        Return False if there are `most` spare threads already, or none can be added.
         """
         failed: Exception | None = None
         with self._spare:
@@ -67,7 +70,7 @@ class Threads:
                 self._row.add(scoreboard.W_THREADS, more)
                 first = self._given == more
             else:
-                self._given = most  # no more are to be had: not tried again
+                self._given = most  # no more can be had: do not try again
         if failed is not None:
             self._failed("give_threads", failed)
         if not given:
@@ -77,11 +80,11 @@ class Threads:
         return True
 
     def _room(self) -> int:
-        """How many threads more this worker may have."""
+        """Return how many more threads this worker may have."""
         return room(number(self._worker) - self.own, self._settings.spare_max, cgroup.available())
 
     def slow_clients(self, now: float) -> None:
-        """Threads that wait for slow clients get others in their place, and clients that are too slow are cut."""
+        """Add spare threads for those that wait for slow clients, and cut clients that are too slow."""
         if self._clients is None:
             return
         self.growing = False
@@ -112,13 +115,13 @@ class Threads:
             clients.give_way(now, max(waits, waiting // 4))
 
     def _clients_to_blame(self) -> bool:
-        """So many threads wait for clients that the app holds fewer than the worker's own."""
+        """Return whether so many threads wait for clients that the app holds fewer than are configured."""
         if self._clients is None or not self._clients.waiting:
             return False
         return len(in_flight()) - self._clients.waiting < self.own
 
     def threads_stuck(self, now: float) -> None:
-        """All threads stuck while work waits: spare threads, and replacement if those do not suffice."""
+        """If all threads are stuck while work waits, add spare threads; if those do not suffice, retire."""
         if self.own < 2:
             return
         if self._clients_to_blame():

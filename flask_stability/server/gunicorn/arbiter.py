@@ -74,6 +74,9 @@ class Supervision(Protocol):
     def collected(self, pid: int, status: int) -> None:
         """A child's exit status."""
 
+    def timed_out(self, pid: int) -> None:
+        """gunicorn sent SIGABRT to a worker past its timeout."""
+
     def exited(self, worker: Any) -> None:
         """A worker is gone; once or again."""
 
@@ -226,8 +229,11 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             return
         before = self._aborted()
         super().murder_workers()
-        if self._aborted() - before:
+        newly = self._aborted() - before
+        if newly:
             self._abort_again = time.monotonic() + LAST_WORDS
+        for pid in newly:
+            self.supervision.timed_out(pid)
 
     def _aborted(self) -> set[int]:
         return {pid for pid, worker in list(self.WORKERS.items()) if getattr(worker, "aborted", False)}

@@ -1,6 +1,6 @@
-"""A port that somebody else has: one line with the setting, in place of the fourteen that gunicorn writes.
+"""Report a port in use in one line that names the setting, instead of gunicorn's fourteen.
 
-gunicorn tries five times, a second apart, since the one before may be about to leave; that stays as it is.
+gunicorn tries five times, a second apart, since the previous service may be about to end. That stays.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MORE = re.compile(r"connection to .* failed: .*Address already in use|Retrying 
 
 
 class OneLine(logging.Filter):
-    """Filter of gunicorn's log during its start. Never raises.
+    """Filter gunicorn's log during its start. Never raises.
 
-    :param addresses: that gunicorn is to listen on, ``(host, port)`` or paths.
+    :param addresses: the addresses that gunicorn will listen on, ``(host, port)`` or paths.
     """
 
     def __init__(self, addresses: Any) -> None:
@@ -30,7 +30,7 @@ class OneLine(logging.Filter):
         self._told: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written; the first of an address is put in our words."""
+        """Return whether to write the record; reword the first one of each address."""
         try:
             text = record.getMessage()
             found = _FIRST.match(text)
@@ -63,7 +63,7 @@ def in_words(address: Any) -> str:
 
 
 def _head(process: psutil.Process) -> psutil.Process:
-    """The master of a worker that listens on its socket: the first of its processes of that name."""
+    """Return the master of a worker that listens on its socket: its first ancestor of that name."""
     try:
         parent = process.parent()
         while parent is not None and parent.pid > 1 and parent.name() == process.name():
@@ -74,7 +74,7 @@ def _head(process: psutil.Process) -> psutil.Process:
 
 
 def watch(server: Any) -> logging.Filter | None:
-    """Put the filter on an arbiter's log; return it, for `leave`. None if its log is of another kind."""
+    """Add the filter to an arbiter's log and return it for `leave`; None if the log is of another kind."""
     log = getattr(server.log, "error_log", None)
     if not isinstance(log, logging.Logger):
         return None
@@ -84,7 +84,7 @@ def watch(server: Any) -> logging.Filter | None:
 
 
 def leave(server: Any, found: logging.Filter | None) -> None:
-    """Take it off again: the service listens."""
+    """Remove the filter again: the service listens."""
     if found is not None:
         server.log.error_log.removeFilter(found)
 

@@ -1,0 +1,290 @@
+"""The black box: what each thread of each worker is doing, in memory that survives the worker.
+
+The master makes one mapping before it forks. A worker notes each request in a slot of its own part when the request
+begins, and clears the slot when it ends; whatever kills the worker in between, the master reads what was in flight.
+
+A slot is packed in one call. `struct` clears the whole slot first and stores the fields in order, the request's start
+last: that word is the slot's sequence number. It is 0 while the slot is written and while it is free, and it differs
+from request to request, so that a reader that finds the same start before and after its copy has a whole slot.
+
+The address, the query and the body are never noted. Of query, content type and body length a hash is: Python's own
+SipHash, whose key this process and those forked from it share, and nobody else knows.
+"""
+
+from __future__ import annotations
+
+import mmap
+import secrets
+import struct
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
+
+from .primitives import Blob
+
+SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
+SLOT_BYTES = 384
+HEAD_BYTES = 64
+ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
+ID_BYTES = 128
+ROUTES_BYTES = 2 * 65536 + Blob.HEAD
+_COMMON_BYTES = (ROUTES_BYTES + 63) & ~63
+
+# A slot's words. The first sixteen, two cache lines, are packed; the others are written where they are needed.
+(_KEY, _KIND, _ANSWERING, _BEFORE, _GROWN, _BODY, _PATH) = range(7)
+STARTED, _REST, _THREAD, _ID = 15, 16, 31, 32
+_SHORT = (STARTED - _PATH) * 8  #: bytes of the path among the packed ones
+PATH_BYTES = _SHORT + (_THREAD - _REST) * 8
+_WORDS = SLOT_BYTES // 8
+_PACKED = struct.Struct(f"@q{(_PATH - _KIND) * 8}x{_SHORT}sq")
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER")
+METHOD_CODES: dict[str | None, int] = {name: code for code, name in enumerate(_METHODS)}
+_LONG, _GIVEN = 256, 512  #: in the kind's word: of the path, and of the id, more stands behind the packed words
+
+
+class InFlight(NamedTuple):
+    """A request in flight.
+
+    :ivar request_id: as its log records have it.
+    :ivar thread_id: `threading.get_ident` of the thread that serves it.
+    :ivar method: one of those that are counted by name, else OTHER.
+    :ivar path: below the server's root, without the query; cut at `PATH_BYTES` bytes.
+    :ivar fingerprint: keyed hash of method, path, query, content type and body length; the key is the master's.
+    :ivar started_ns: `time.monotonic_ns` of its arrival.
+    :ivar answering: its answer has begun: a stream, a download, a WebSocket.
+    :ivar grown_bytes: how much the worker's memory grew meanwhile; 0 for a request shorter than about a second.
+    :ivar body_bytes: length that its body was announced with.
+    """
+
+    request_id: str
+    thread_id: int
+    method: str
+    path: str
+    fingerprint: int
+    started_ns: int
+    answering: bool = False
+    grown_bytes: int = 0
+    body_bytes: int = 0
+
+    def seconds(self, now_ns: int | None = None) -> float:
+        """Since it arrived."""
+        return ((time.monotonic_ns() if now_ns is None else now_ns) - self.started_ns) / 1e9
+
+
+class BlackBox:
+    """The mapping of all workers' parts.
+
+    :param rows: how many workers there can be, the scoreboard's number.
+    :ivar routes: the rules of the app, as `server.routes` reads them; written by any worker that has loaded it.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._view = memoryview(mmap.mmap(-1, _COMMON_BYTES + max(1, rows) * ROW_BYTES))
+        self.rows = rows
+        self.routes = Blob(self._view[:ROUTES_BYTES])
+
+    def part(self, row: int) -> memoryview:
+        """The bytes of a row's part."""
+        start = _COMMON_BYTES + row * ROW_BYTES
+        return self._view[start:start + ROW_BYTES]
+
+    def clear(self, row: int) -> None:
+        """Forget what a worker was doing. Only by the master, while nobody has the row."""
+        self.part(row)[:] = bytes(ROW_BYTES)
+
+    def read(self, row: int) -> list[InFlight]:
+        """What the worker of a row is doing, or was doing when it ended, the oldest request first."""
+        area = self.part(row)
+        prefix = bytes(area[:16]).rstrip(b"\0").decode("ascii", "replace")
+        found = (_read(area[HEAD_BYTES + number * SLOT_BYTES:HEAD_BYTES + (number + 1) * SLOT_BYTES], prefix)
+                 for number in range(SLOTS))
+        return sorted((one for one in found if one is not None), key=lambda one: one.started_ns)
+
+
+def _read(slot: memoryview, prefix: str) -> InFlight | None:
+    words = slot.cast("q")
+    for _ in range(20):
+        started = words[STARTED]
+        if not started:
+            return None
+        copy = bytes(slot)
+        if words[STARTED] == started:
+            break
+    else:
+        return None
+    numbers = struct.unpack(f"@{_WORDS}q", copy)
+    kind, started = numbers[_KIND], numbers[STARTED]
+    path = copy[_PATH * 8:STARTED * 8].rstrip(b"\0")
+    if kind & _LONG:
+        path += copy[_REST * 8:_THREAD * 8].rstrip(b"\0")
+    code = kind & 0xFF
+    method = _METHODS[code] if code < len(_METHODS) else _METHODS[-1]
+    given = copy[_ID * 8:].rstrip(b"\0").decode("ascii", "replace") if kind & _GIVEN else ""
+    text = readable(path.decode("utf-8", "ignore"))
+    return InFlight(given or f"{prefix}-{started:x}", numbers[_THREAD], method, text,
+                    fingerprint(method, path, numbers[_KEY]), started, bool(numbers[_ANSWERING]), numbers[_GROWN],
+                    numbers[_BODY])
+
+
+def readable(path: str) -> str:
+    """Return a path as WSGI has it, bytes in the place of characters, as text."""
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def fingerprint(method: str, path: bytes, key: int) -> int:
+    """Return a request's fingerprint.
+
+    :param path: its first `PATH_BYTES` bytes.
+    :param key: the hash of everything else, `key_of`.
+    """
+    return hash((_secret, method, path, key))
+
+
+def fingerprint_of(environ: dict[str, Any]) -> int:
+    """Return the fingerprint of the request of a WSGI environ."""
+    path = str(environ.get("SCRIPT_NAME") or "") + str(environ.get("PATH_INFO") or "")
+    method = _METHODS[METHOD_CODES.get(environ.get("REQUEST_METHOD"), -1)]
+    return fingerprint(method, path.encode("utf-8", "replace")[:PATH_BYTES].rstrip(b"\0"), key_of(environ, path))
+
+
+def key_of(environ: dict[str, Any], path: str) -> int:
+    """Return the hash of what else makes the request; 0 for one without query, body and longer path."""
+    query, length = environ.get("QUERY_STRING"), environ.get("CONTENT_LENGTH")
+    if length or len(path) > _SHORT:
+        return hash((path, query, environ.get("CONTENT_TYPE"), length))
+    return hash(query) if query else 0
+
+
+#: PYTHONHASHSEED may be known; this is not.
+_secret = secrets.token_hex(16)
+
+# -- this process's part: written by the middleware on the path of each request, so without a call -----------------
+
+#: The part's slots as bytes and as words; of this process alone until `install`.
+slots: memoryview = memoryview(bytearray(SLOTS * SLOT_BYTES))
+words: memoryview = slots.cast("q")
+#: By thread the place of its slot: of the slot's last packed word among `words`.
+places: dict[int, int] = {}
+_pack = _PACKED.pack_into
+_BACK = STARTED * 8
+
+
+def begin(environ: dict[str, Any], path: str, thread: int, started_ns: int, given_id: str | None) -> int:
+    """Note a request; returns its place, where the word is set to 0 at its end; -1 if all slots are taken.
+
+    :param path: its PATH_INFO.
+    :param thread: that serves it.
+    """
+    place = places.get(thread)
+    if place is None:
+        place = _claim(thread)
+        if place < 0:
+            return -1
+    script, method = environ.get("SCRIPT_NAME"), environ.get("REQUEST_METHOD")
+    if script or given_id is not None or method != "GET" or len(path) > _SHORT:
+        return _begin_long(environ, f"{script or ''}{path}", place, started_ns, given_id)
+    query = environ.get("QUERY_STRING")
+    _pack(slots, (place << 3) - _BACK, hash(query) if query else 0, path.encode("utf-8", "replace"), started_ns)
+    return place
+
+
+def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int, given_id: str | None) -> int:
+    """`begin` for a request that needs more than the packed words. Those behind are written before the start is."""
+    first = place - STARTED
+    kind = METHOD_CODES.get(environ.get("REQUEST_METHOD"), len(_METHODS) - 1)
+    raw, length = path.encode("utf-8", "replace"), str(environ.get("CONTENT_LENGTH") or "")
+    words[place] = 0
+    if len(raw) > _SHORT:
+        kind |= _LONG
+        slots[(first + _REST) << 3:(first + _THREAD) << 3] = raw[_SHORT:PATH_BYTES].ljust(PATH_BYTES - _SHORT, b"\0")
+    if given_id is not None:
+        kind |= _GIVEN
+        at = (first + _ID) << 3
+        slots[at:at + ID_BYTES] = given_id.encode("ascii", "replace")[:ID_BYTES].ljust(ID_BYTES, b"\0")
+    _pack(slots, first << 3, key_of(environ, path), raw[:_SHORT], 0)
+    words[first + _KIND] = kind
+    words[first + _BODY] = int(length) if length.isdecimal() and len(length) < 19 else 0
+    words[place] = started_ns
+    return place
+
+
+def _claim(thread: int) -> int:
+    """A slot for a thread: a new one, else that of a thread that is gone, else of one (a greenlet) that serves none."""
+    with _claiming:
+        taken = dict(places)
+        if len(taken) >= SLOTS:
+            alive = sys._current_frames()
+            idle = [other for other, place in taken.items() if not words[place]]
+            gone = [other for other in idle if other not in alive]
+            for other in gone or idle[:1]:
+                places.pop(other, None)
+            taken = dict(places)
+        unused = set(range(STARTED, SLOTS * _WORDS, _WORDS)).difference(taken.values())
+        if not unused:
+            return -1
+        place = min(unused)
+        words[place - STARTED + _THREAD] = thread
+        places[thread] = place
+        return place
+
+
+def answering(place: int) -> None:
+    """Its answer has begun."""
+    if place >= 0:
+        words[place - STARTED + _ANSWERING] = 1
+
+
+def grown(place: int, started_ns: int, memory: int) -> None:
+    """Note how much the worker's memory has grown since this was first called for the request.
+
+    :param memory: bytes of the worker's memory now.
+    """
+    if place < 0 or words[place] != started_ns:
+        return
+    first = place - STARTED
+    if not words[first + _BEFORE]:
+        words[first + _BEFORE] = memory
+    elif memory - words[first + _BEFORE] > words[first + _GROWN]:
+        words[first + _GROWN] = memory - words[first + _BEFORE]
+
+
+_box: BlackBox | None = None
+
+
+def make(rows: int) -> BlackBox:
+    """In the master: make the mapping that the workers inherit."""
+    global _box
+    _box = BlackBox(rows)
+    return _box
+
+
+def current() -> BlackBox | None:
+    """The mapping that this process inherited, or made."""
+    return _box
+
+
+def install(row: int, prefix: str) -> None:
+    """In a worker: note requests in the part of its row from now on.
+
+    :param prefix: of the ids of its requests.
+    """
+    if _box is None or not 0 <= row < _box.rows:
+        return
+    area = _box.part(row)
+    area[:16] = prefix.encode("ascii")[:16].ljust(16, b"\0")
+    _use(area[HEAD_BYTES:])
+
+
+def _use(area: memoryview) -> None:
+    global slots, words, places, _claiming
+    slots, words, places, _claiming = area, area.cast("q"), {}, threading.Lock()
+
+
+def after_fork() -> None:
+    """In a forked child, called by the runtime: the slots are the parent's."""
+    _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
+
+
+_claiming = threading.Lock()

@@ -1,0 +1,74 @@
+"""What a worker was doing when it ended, in words, for the log: from the black box, in the master."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..scoreboard import Reason, black_box
+from ..scoreboard.black_box import InFlight
+from . import routes
+from .routes import Routes
+
+MOST = 10  #: requests that one record names
+#: Exits in which memory is to blame: the heaviest request comes first.
+_OF_MEMORY = frozenset({Reason.OUT_OF_MEMORY, Reason.MEMORY, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE})
+
+
+class LastRequests:
+    """The master's reader of the black box. Nothing of it raises or waits."""
+
+    def __init__(self) -> None:
+        self._routes, self._read = Routes(), 0
+
+    def forget(self, slot: int) -> None:
+        """A new worker gets this row."""
+        box = black_box.current()
+        if box is not None and slot < box.rows:
+            box.clear(slot)
+
+    def of(self, slot: int) -> list[InFlight]:
+        """What the worker of a row does or did, the oldest first."""
+        box = black_box.current()
+        try:
+            return box.read(slot) if box is not None and slot < box.rows else []
+        except Exception:  # a worker wrote it, and may have written anything
+            return []
+
+    def route_of(self, request: InFlight) -> str:
+        """The rule that it matches, "" if that is not known."""
+        box = black_box.current()
+        if box is not None and box.routes.writes != self._read:
+            self._read = box.routes.writes
+            self._routes = routes.decode(box.routes.read())
+        return self._routes.of(request.method, request.path)
+
+    def in_words(self, requests: list[InFlight], reason: str, now_ns: int | None = None) -> dict[str, Any]:
+        """Fields of the record of an exit: the oldest and heaviest requests first.
+
+        :param reason: of the exit; where that is memory, what made the worker grow most comes first.
+        """
+        if not requests:
+            return {}
+        now = time.monotonic_ns() if now_ns is None else now_ns
+        if reason in _OF_MEMORY:
+            requests = sorted(requests, key=lambda one: (-one.grown_bytes, -one.body_bytes, one.started_ns))
+        return {"in_flight_count": len(requests),
+                "in_flight": [self.fields(one, now) for one in requests[:MOST]]}
+
+    def fields(self, one: InFlight, now_ns: int) -> dict[str, Any]:
+        """What a record tells of one request."""
+        found: dict[str, Any] = {
+            "request_id": one.request_id, "method": one.method, "path": one.path, "route": self.route_of(one),
+            "fingerprint": in_hex(one.fingerprint), "seconds": round(one.seconds(now_ns), 3)}
+        for name in ("body_bytes", "grown_bytes"):
+            if getattr(one, name):
+                found[name] = getattr(one, name)
+        if one.answering:
+            found["answering"] = True
+        return found
+
+
+def in_hex(fingerprint: int) -> str:
+    """Return a fingerprint as logs and the command line show it."""
+    return f"{fingerprint & 0xFFFF_FFFF_FFFF_FFFF:016x}"
