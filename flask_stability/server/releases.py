@@ -70,7 +70,7 @@ class Fleet(Protocol):
         """Seconds that a worker has to become ready."""
 
     def base(self) -> int:
-        """How many workers there are to be."""
+        """Return how many workers there should be."""
 
     def may_keep(self) -> bool:
         """There is memory for the workers of two releases."""
@@ -82,7 +82,7 @@ class Releases:
     :ivar settings: those of the latest reload.
     :ivar phase: where it is.
     :ivar held: the code on disk is that of a refused release.
-    :ivar outcome: of the latest reload, for whoever waits for it: ``under way``, ``serves``, ``refused`` or ``failed``.
+    :ivar outcome: of the latest reload: ``under way``, ``serves``, ``refused`` or ``failed``.
     """
 
     def __init__(self, board: Scoreboard, settings: Settings, fleet: Fleet) -> None:
@@ -136,7 +136,7 @@ class Releases:
         return [child for child in children if not _leaves(child) and self.is_new(child) is on_trial]
 
     def wanted(self, aside: int) -> int:
-        """How many of those there are to be."""
+        """Return how many of those there should be."""
         return max(1, aside) if self.phase is Phase.JUDGING else aside
 
     def base(self, base: int, children: Iterable[Child]) -> int:
