@@ -85,9 +85,9 @@ def answer(children: Iterable[Child], requests: Callable[[Child], list[dict[str,
     for child in asked:
         ask(child)
     about = os.memfd_create("flask_stability-workers", os.MFD_CLOEXEC)
-    os.write(about, json.dumps(workers).encode())
     opened = [about]
     try:
+        os.write(about, json.dumps(workers).encode())
         opened += [os.open(f"/proc/self/fd/{child.dump}", os.O_RDONLY | os.O_CLOEXEC) for child in asked]
     except OSError:
         for descriptor in opened:
