@@ -120,7 +120,7 @@ class Settings:
     health_timeout: float = _setting(2.0, positive, "of one check", unit="s")
     health_failure_threshold: int = _setting(3, number(1, 100, whole=True), "failures in a row that make a fail")
     health_success_threshold: int = _setting(2, number(1, 100, whole=True), "successes in a row that make a pass")
-    health_details: str | None = _setting(None, choice("never", "token", "always"), "who sees details",
+    health_details: str | None = _setting(None, choice("never", "token", "always"), "which clients see details",
                                           shown="token if one is set, else never")
     health_token: str | None = _setting(None, token, "bearer token for details, 16 characters or more", secret=True)
     health_token_file: str | None = _setting(None, line, "file that holds that token, read when a worker starts",
@@ -185,7 +185,7 @@ class Settings:
     memory_growth: float = _setting(2.5, number(1, above=True), "× the warm floor: replaced if still growing",
                                     scope="worker")
     min_worker_uptime: float = _setting(60.0, seconds, "between replacements for growth", scope="master", unit="s")
-    surge: bool = _setting(True, switch, "start the newcomer before the old worker leaves", scope="master")
+    surge: bool = _setting(True, switch, "start the replacement before the old worker leaves", scope="master")
     retire_mercy: float | None = _setting(None, positive, "a retiring worker may take to end", scope="master",
                                           unit="s", shown="graceful_timeout + 5")
     crash_min_uptime: float = _setting(10.0, seconds, "an exit before it counts as a crash loop's",

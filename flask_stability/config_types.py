@@ -28,7 +28,7 @@ _MOST_SHOWN = 200  # characters of a bad value
 
 
 class Spec(NamedTuple):
-    """What is known of one setting: who may set it, how it is read, how it is shown."""
+    """What is known of one setting: which app or process sets it, how it is read, how it is shown."""
 
     scope: str
     read: Reader

@@ -76,7 +76,7 @@ class StabilityExt:
             raise ConfigError("StabilityExt(credentials=…) needs the address of a MySQL or MariaDB database: set "
                               "STABILITY_DB_URL=mysql://host/database")
         if settings.health_details == "token" and len(settings.health_token or "") < SHORTEST_TOKEN:
-            logs.error("health_token_short", remedy="it can be guessed, so nobody is shown details: set "
+            logs.error("health_token_short", remedy="it can be guessed, so no client is shown details: set "
                        f"STABILITY_HEALTH_TOKEN to at least {SHORTEST_TOKEN} random characters, such as what "
                        "`openssl rand -hex 20` prints")
         state = AppState(app, settings, self._credentials)
@@ -141,7 +141,7 @@ class StabilityExt:
         declare_broken(reason)
 
     def watch(self, future: Future[Any]) -> Future[Any]:
-        """Log the exception of a future that nobody reads; returns the future."""
+        """Log the exception of a future that no code reads; return the future."""
         return hooks.watch(future)
 
     def request_timeout(self, seconds: float) -> Callable[[F], F]:

@@ -140,7 +140,7 @@ def make_directory(path: str, mode: int, owner: tuple[int, int] = NOBODY) -> int
     """`open_directory`, made first if it is not there, with what is missing above it.
 
     :param mode: of the directory; those above it get 0755; less the umask.
-    :param owner: who gets the directory, if it is made.
+    :param owner: user and group that get the directory, if it is made.
     """
     try:
         return open_directory(path)
@@ -181,7 +181,7 @@ def open_append(directory: int, name: str, *, mode: int | None = None, owner: tu
     """Open a file for appending; make it if it is not there. Never waits for the reader of a pipe.
 
     :param mode: of a new file, whatever the umask; None = 0640, less the umask.
-    :param owner: who gets a new file.
+    :param owner: user and group that get a new file.
     :raises OSError: also if the file is no regular one, has a second name, or belongs to a user who is neither
         trusted nor `owner` nor the directory's. A link that a trusted user made may lead to anything but a second name;
         where the directory is the `owner`'s, of files only to the owner's.
@@ -190,7 +190,7 @@ def open_append(directory: int, name: str, *, mode: int | None = None, owner: tu
     with _closed(place.directory):
         if place.stream:
             return os.open(place.stream, _APPEND & ~os.O_NOFOLLOW)
-        # who owns the directory can move trusted links into it: they lend him nothing
+        # the directory's owner can move trusted links into it: they lend that user nothing
         place.lent = place.linked and owner != NOBODY and os.fstat(directory).st_uid == owner[0]
         for _ in range(8):
             try:
@@ -211,7 +211,7 @@ def _new(place: _Place, mode: int | None, owner: tuple[int, int]) -> int:
         if mode is not None:
             os.fchmod(descriptor, mode)
         if owner != NOBODY:
-            # the group of a directory with the set-group-id bit is its files', whoever makes them
+            # the group of a directory with the set-group-id bit is its files' too, whichever user makes them
             inherited = os.fstat(place.directory).st_mode & stat.S_ISGID
             with contextlib.suppress(OSError):  # NFS: it is written by this process alone then
                 os.fchown(descriptor, owner[0], -1 if inherited else owner[1])

@@ -3,7 +3,7 @@
 A connection that was reset or has failed is gone for certain (``POLLHUP``, ``POLLERR``). A client that called `close`
 has sent a FIN, as one has that only closed its sending half and still reads: the two look the same (``POLLRDHUP``)
 until something is sent. Nearly every client that sends a FIN early has left; the rare one that half-closes is served
-as long as that costs nobody anything. So a FIN counts as absence only where a request waits, or others do.
+as long as that costs other clients nothing. So a FIN counts as absence only where a request waits, or others do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gone(descriptor: int, *, half_closed: bool) -> bool:
 
 
 def client_gone(record: RequestRecord | None = None, *, half_closed: bool = True) -> bool:
-    """Return whether nobody waits for the answer of a request any more; never waits, never raises.
+    """Return whether no client waits for the answer of a request any more; never waits, never raises.
 
     To be asked by the thread that serves the request: only as long as that runs is the descriptor the client's. Of
     HTTP/2 the connection counts, not the stream. Outside a server the answer is False.

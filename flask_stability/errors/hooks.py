@@ -62,7 +62,7 @@ def uninstall() -> None:
 
 
 def watch(future: Future[Any]) -> Future[Any]:
-    """Log the exception of a future even if nobody reads it; return the future."""
+    """Log the exception of a future even if no code reads it; return the future."""
     request = current()
     request_id = request.id if request is not None else None
 

@@ -1,4 +1,4 @@
-"""Find the app's own line in a stack: somebody on call looks at it first."""
+"""Find the app's own line in a stack: an engineer on call looks at it first."""
 
 from __future__ import annotations
 

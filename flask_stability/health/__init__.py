@@ -9,6 +9,6 @@ Each worker writes its `results.CheckResult` of each check into the ``checks`` b
 
 ``status`` is what is shown: it warns from the first failure on. ``settled`` changes only after as many results in a
 row as the thresholds ask for; alerts follow it. ``down``: failed so often, critical or not.
-Shared checks are the leader's (`Scoreboard.leader`), who also writes them to the master's part of the board once the
+Shared checks are the leader's (`Scoreboard.leader`), which also writes them to the master's part of the board once the
 first round is done: the next leader goes on from there, and a reader takes the newest result of any.
 """

@@ -1,7 +1,7 @@
 """Who may see details, and the login form's cookie.
 
 The cookie is not the token: it says until when it is good, under a key that is derived from the token slowly enough
-that whoever got hold of a cookie cannot try tokens against it. Every worker takes it, without keeping anything for it;
+that the owner of a stolen cookie cannot try tokens against it. Every worker takes it, without keeping anything for it;
 a logout is kept on the scoreboard (`sessions`), and a new token ends all logins. No header and no address lets anyone
 in, and none is what wrong tokens are counted by: behind a proxy all clients have one address.
 """
@@ -159,7 +159,7 @@ class Refused(Part):
         self._told: dict[str, float] = {}
 
     def count(self, event: str, address: str, now: float) -> None:
-        """One more; it is told of if that is due.
+        """Count one more, and record it if that is due.
 
         :param now: monotonic seconds.
         """
@@ -169,7 +169,7 @@ class Refused(Part):
         self.tell(now)
 
     def tell(self, now: float) -> None:
-        """Record what is due; also called where nothing happens, so that the last ones are told of."""
+        """Record what is due; also called where nothing happens, so that the last ones are recorded."""
         with self._lock:
             due = {event: self._counts.pop(event) for event in tuple(self._counts)
                    if now - self._told.get(event, -TELL_EVERY) >= TELL_EVERY}

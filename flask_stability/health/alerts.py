@@ -1,7 +1,7 @@
 """Alerts on transitions: to health.log, to a blinker signal, and to a webhook if one is set.
 
 Signal and webhook are served by a thread of their own: a receiver that hangs or fails loses nothing but that alert,
-which is counted. A check that flaps is told of once, and again when it holds; every alert has its recovery. A check
+which is counted. A check that flaps alerts once, and again when its status holds; every alert has its recovery. A check
 that an operator muted (``flask stability mute``) is still logged and signalled, but not posted.
 """
 
@@ -116,7 +116,7 @@ class Alerts:
         elif len(recent) > FLAPS and new != PASS:
             self._muted[check] = None
             kind = "flapping"
-        if silenced:  # whoever was told before is also told that it is over
+        if silenced:  # an alert that went out gets its recovery all the same
             told = new == PASS and check in self._told
         if new == PASS:
             self._told.pop(check, None)
@@ -126,7 +126,7 @@ class Alerts:
         return {**entry, "muted": True} if check in self._muted else entry
 
     def remind(self, failing: dict[str, str], now: float) -> None:
-        """Tell again of what has been failing for ten minutes since it was told of last, and of what flaps no more."""
+        """Alert again for what has been failing for ten minutes since its last alert, and for what flaps no more."""
         for check, status in failing.items():
             if check in self._silenced:
                 continue
@@ -153,7 +153,7 @@ class Alerts:
                 self._later("reminder", check, failing[check])
 
     def resume(self, transitions: list[dict[str, Any]], now: float) -> None:
-        """A new leader goes on: what flapped when the last one ended is still to be told of.
+        """A new leader goes on: what flapped when the last one ended still needs its alert.
 
         :param transitions: of the history, the newest first.
         """

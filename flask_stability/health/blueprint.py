@@ -86,7 +86,7 @@ class _Views:
 
     def history(self) -> Response:
         """Samples from ``?since=`` a cursor on, at most ``limit``; ``changes``: transitions from that cursor on;
-        ``with=health``: the health document too, for whoever polls both.
+        ``with=health``: the health document too, for a client that polls both.
         """
         if not self._access.may_see(request):
             return _forbidden()

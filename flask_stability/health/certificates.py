@@ -64,7 +64,7 @@ def ends(name: str, timeout: float) -> list[float]:
 
     :param timeout: seconds for an address to answer, each time it is waited for.
     :returns: seconds since the epoch, at least one.
-    :raises OSError: if the file cannot be read, or nobody answers.
+    :raises OSError: if the file cannot be read, or no server answers.
     :raises ValueError: if there is no certificate.
     """
     host, colon, port = name.rpartition(":")

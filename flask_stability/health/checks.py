@@ -75,7 +75,7 @@ def engine_check(engine: Engine, name: str) -> Check:
 
 
 def broken_database_check(error: Exception) -> Check:
-    """In place of `database_check` where no pool can be made: a named database that nobody can ask."""
+    """In place of `database_check` where no pool can be made: a named database that cannot be asked."""
     def fail() -> Details:
         raise error
 

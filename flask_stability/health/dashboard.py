@@ -1,6 +1,7 @@
 """The dashboard: one page that polls the history, the files it is made of, and a login form for the token.
 
-The files are read once and handed out from memory; a stranger gets the form's own, and without a token nothing.
+The files are read once and handed out from memory. An unauthenticated client gets the form's own files, and where no
+token is set none at all.
 Addresses in the page are relative, so that it works behind a proxy that takes a prefix off.
 """
 
@@ -44,7 +45,7 @@ class _File(NamedTuple):
 class Dashboard:
     """The views of one app's settings.
 
-    :param refuse: answers whoever may not see details.
+    :param refuse: answers a client that may not see details.
     :param health: the view of the path itself.
     """
 
@@ -76,7 +77,7 @@ class Dashboard:
                      styled=may_see or self._access.has_login)
 
     def page(self) -> Response:
-        """The page; for a stranger the form, if there is a token to ask for."""
+        """Serve the page, or the form to an unauthenticated client if there is a token to ask for."""
         if self._access.may_see(request):
             return _html("dashboard.html", service=self._service, health=f"../{self._path.rpartition('/')[2]}",
                          may_leave=self._access.has_login and COOKIE in request.cookies)

@@ -132,7 +132,7 @@ class History:
         """The beats in one word; a check that was not met before gets a place, as long as there is one."""
         names, packed = self.check_names(), 0
         for name, status in beats.items():
-            # not cut in the middle of a character: it is to be found again
+            # not cut in the middle of a character: it must be found again
             name = name.encode(errors="replace")[:_NAME].decode(errors="ignore")
             if name not in names and len(names) < CHECKS:
                 start = len(names) * _NAME

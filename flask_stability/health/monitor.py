@@ -1,6 +1,6 @@
 """The schedule of a process's checks: one thread that starts them, one thread for each check while it runs.
 
-Local checks run in every worker, shared ones in the leader, who also keeps the history and tells of what changes.
+Local checks run in every worker, shared ones in the leader, which also keeps the history and reports what changes.
 A check that hangs is reported and not started again while it hangs.
 """
 

@@ -1,4 +1,4 @@
-"""The health document, built from the scoreboard alone: no I/O, no lock, whoever asks any worker gets the same.
+"""The health document, built from the scoreboard alone: no I/O, no lock, and every worker gives the same.
 
 ``application/health+json``: draft-inadarei-api-health-check-06.
 """
@@ -23,7 +23,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     """The whole document."""
     now = time.monotonic_ns() if now_ns is None else now_ns
     rows = shared.live()
-    # before the totals: an exit is counted before its row is given up, so whoever is not here is among them
+    # before the totals: an exit is counted before its row is given up, so a worker that is not here is among them
     workers = [one for one in (_worker(row, now) for row in rows) if one["pid"]]
     own = {row.slot: judged(row.checks, now) for row in rows}
     found = merged([own[row.slot] for row in staying(rows)], shared, now)

@@ -138,8 +138,9 @@ def judged(blob: Blob, now_ns: int) -> Results:
 
 
 def staying(rows: list[Row]) -> list[Row]:
-    """Without those that have been sent SIGTERM, unless there are no others: they serve nobody, and one that hangs
-    would make its last results look stuck for as long as it takes to die.
+    """Leave out those that have been sent SIGTERM, unless there are no others.
+
+    They serve no request, and one that hangs would make its last results look stuck for as long as it takes to die.
     """
     return [row for row in rows if not row.orders[O_RETIRE_SINCE_NS]] or rows
 

@@ -14,7 +14,7 @@ ALL_UNTIL, USED, FIRST = 0, 1, 2  # words: logins issued up to then are over; en
 
 
 def fingerprint(signature: str) -> int:
-    """A cookie's number on the board; whoever reads the board cannot make the cookie of it."""
+    """Return a cookie's number on the board, from which a reader of the board cannot make the cookie."""
     return int.from_bytes(hashlib.sha256(signature.encode()).digest()[:8], "big", signed=True) or 1
 
 

@@ -194,7 +194,7 @@ def rotate_if_needed() -> list[str]:
         try:
             found = os.stat(file, dir_fd=place, follow_symlinks=False)
             if found.st_size < _logs.settings.log_max_bytes or not stat.S_ISREG(found.st_mode):
-                continue  # where a link leads is the business of who made it
+                continue  # where a link leads is its owner's business
             for number in range(_logs.settings.log_backups, 0, -1):
                 source = file if number == 1 else f"{file}.{number - 1}"
                 with contextlib.suppress(FileNotFoundError):

@@ -43,7 +43,7 @@ class Directory:
     """The directory of the logs, by a descriptor that stays; asked for it, the next line opens it anew by name.
 
     :param mode: of new files, None = 0640 less the umask.
-    :param owner: who gets what is made here.
+    :param owner: user and group that get what is made here.
     :ivar crash_file: what faulthandler writes to, by a descriptor that follows a rotation; None = nothing here.
     :ivar asked: how often `reopen` was called; files opened before the last time are opened anew as well.
     """

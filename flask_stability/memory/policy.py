@@ -1,4 +1,4 @@
-"""When a worker's memory means that it is to be replaced: pure decisions, given numbers and a clock."""
+"""Decide when a worker's memory calls for its replacement: pure decisions, given numbers and a clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Action(enum.Enum):
 
     NONE = 0
     RECLAIM = 1  #: collect garbage, then look again
-    RETIRE = 2  #: replace it, the newcomer first
+    RETIRE = 2  #: replace it; the replacement starts first
     RETIRE_NOW = 3  #: replace it at once
 
 
@@ -202,7 +202,7 @@ class Judge:
 
 
 def default_limit(container: int | None, workers: int, common: int = 0) -> int:
-    """0.8 × the container's limit shared among the workers and one newcomer; 0 without a container's limit.
+    """0.8 × the container's limit shared among the workers and one replacement; 0 without a container's limit.
 
     :param common: bytes that all of them have together, as with a preloaded app.
     """

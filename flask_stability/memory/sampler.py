@@ -31,7 +31,7 @@ class MemoryWatch:
     """One worker's memory, looked at from its guard thread.
 
     :param workers: how many workers share the container.
-    :param handover: seconds from when a newcomer is ready to when this worker takes no more requests.
+    :param handover: seconds from when the replacement is ready to when this worker takes no more requests.
     """
 
     def __init__(self, settings: Settings, row: Row, *, board: Scoreboard | None = None, workers: int = 1,
@@ -39,7 +39,7 @@ class MemoryWatch:
         self._settings, self._row, self._board, self._handover = settings, row, board, handover
         now = time.monotonic()
         anonymous = sizes()[1]
-        #: Anonymous bytes that other processes have as well: a preloaded app's, as long as nobody writes to them.
+        #: Anonymous bytes that other processes have as well: a preloaded app's, as long as no process writes to them.
         self._elsewhere = max(0, anonymous - confirmed()[1])
         given = settings.memory_limit or default_limit(cgroup.limit(), workers, self._elsewhere)
         limit = int(given * (1 - random.uniform(0, settings.memory_limit_jitter)))

@@ -45,7 +45,7 @@ def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | N
     except PermissionError:
         raise ControlError(f"{path} is another user's: ask as the service's user, or as root") from None
     except ConnectionRefusedError:
-        raise ControlError(f"nobody listens at {path}: the master is gone") from None
+        raise ControlError(f"no process listens at {path}: the master is gone") from None
     except TimeoutError:
         raise ControlError(f"the master did not answer within {timeout:g} s: `flask stability status` says whether it "
                            "is silent") from None

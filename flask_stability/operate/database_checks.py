@@ -118,7 +118,7 @@ def _connections(driver: Driver, raw: Any, settings: Settings, workers: int) -> 
     wanted = (workers + 1) * (settings.db_max_size + 1)
     fits = wanted <= most
     yield Finding("max_connections", "ok" if fits else "warn",
-                  f"the server allows {most}; {workers} workers and a newcomer may ask for {wanted}",
+                  f"the server allows {most}; {workers} workers and one replacement may open {wanted}",
                   "" if fits else f"raise max_connections to at least {wanted + 10}, or lower STABILITY_DB_MAX_SIZE to "
                   f"{max(1, most // (workers + 1) - 2)}")
 

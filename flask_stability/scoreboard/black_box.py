@@ -8,7 +8,7 @@ last: that word is the slot's sequence number. It is 0 while the slot is written
 from request to request, so that a reader that finds the same start before and after its copy has a whole slot.
 
 The address, the query and the body are never noted. Of query, content type and body length a hash is: Python's own
-SipHash, whose key this process and those forked from it share, and nobody else knows.
+SipHash, whose key this process and those forked from it share, and no other process knows.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class BlackBox:
         return self._view[start:start + ROW_BYTES]
 
     def clear(self, row: int) -> None:
-        """Forget what a worker was doing. Only by the master, while nobody has the row."""
+        """Forget what a worker was doing. Only by the master, while no worker has the row."""
         self.part(row)[:] = bytes(ROW_BYTES)
 
     def read(self, row: int) -> list[InFlight]:

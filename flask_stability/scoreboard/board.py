@@ -1,7 +1,7 @@
 """One truth over all workers: a mapping in shared memory, one row per worker, one writer per word.
 
-The master makes the board before it forks; each worker writes its own row, the master its own words, and whoever
-answers ``/health`` reads all of them without a lock and without I/O. Numbers are 8-byte aligned words, written in
+The master makes the board before it forks; each worker writes its own row, the master its own words, and any process
+that answers ``/health`` reads all of them without a lock and without I/O. Numbers are 8-byte aligned words, written in
 one store each. What is no number is a `Blob`. When a worker dies its counters are folded into totals, so that
 what is exported never falls.
 
@@ -90,7 +90,7 @@ class Scoreboard:
 
     :ivar rows: all slots, in use or not.
     :ivar path: the backing file, or None.
-    :ivar owner: the file's owner, when it was opened; who could have written anything into it.
+    :ivar owner: the file's owner when it was opened, who could have written anything into it.
     """
 
     def __init__(self, mapping: mmap.mmap, rows: int, path: str | None = None, owner: int | None = None) -> None:
@@ -192,7 +192,7 @@ class Scoreboard:
             latest = merged_exceptions([row.exceptions, master.exceptions])[:EXCEPTIONS_KEPT]
             while latest and not master.exceptions.write_json(latest):
                 latest.pop()
-        # one store makes the row's counts the totals': whoever reads sees them once, before as after
+        # one store makes the row's counts the totals': a reader sees them once, before as after
         row.orders[O_FOLDED] = folds + 1
         master.words[M_FOLDS] = folds + 1
         row.orders[O_ALLOCATED] = row.words[W_PID] = 0

@@ -1,7 +1,7 @@
 """The scoreboard's file in the run directory: made so that neither a full disk nor a foreign file can do harm.
 
 It exists so that the command line can read the board while HTTP is stuck; the service runs as well without it.
-The file belongs to the workers' user, so whoever reads it as another user must not trust what it says.
+The file belongs to the workers' user, so a reader that is another user must not trust what it says.
 """
 
 from __future__ import annotations

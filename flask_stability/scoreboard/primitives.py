@@ -85,7 +85,7 @@ class Blob:
 
     @property
     def writes(self) -> int:
-        """How often it was written: whoever read it at this number has nothing new to read."""
+        """Return how often it was written: a reader that has seen this number has nothing new to read."""
         return int(self._head[0])
 
     def write(self, data: bytes) -> bool:

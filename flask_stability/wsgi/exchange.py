@@ -49,7 +49,7 @@ class Exchange(RequestRecord):
 
     :ivar boundary: judges what escapes, for the layer that made it.
     :ivar start: the server's start_response.
-    :ivar head: what it is to be called with; None before the app's start_response.
+    :ivar head: what it will be called with; None before the app's start_response.
     :ivar writer: the server's write callable, once it was given the head.
     :ivar early: the head is given on at once: the next to see it is another layer around the app, which may need
         Flask's context for that (OpenTelemetry's does).

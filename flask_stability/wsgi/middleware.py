@@ -124,7 +124,7 @@ class StabilityMiddleware:
                 chunks = plain(source, exchange.length)
                 if chunks is not None and not exchange.response_started:
                     exchange.source = None
-                    source.close()  # also here: PEP 3333 asks for it, and somebody may count on it
+                    source.close()  # also here: PEP 3333 asks for it, and an app may count on it
                     if exchange.writer is None:
                         start_response(*exchange.head)  # type: ignore[misc]
                     exchange.finish()

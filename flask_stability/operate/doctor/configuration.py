@@ -134,7 +134,7 @@ def memory(facts: Facts, *, container: int | None, total: int) -> Iterator[Findi
     if not limit:
         yield Finding("memory limit", "ok", "none: growth, and scarcity on the machine, are what replaces a worker")
     elif given and limit * (workers + 1) > room:
-        yield Finding("memory limit", "warn", f"{workers} workers and a newcomer may take "
+        yield Finding("memory limit", "warn", f"{workers} workers and one replacement may take "
                       f"{limit * (workers + 1) // MB} MB, {whose} has {room // MB} MB",
                       "use fewer workers" if too_low else f"set STABILITY_MEMORY_LIMIT to at most "
                       f"{int(0.8 * room / (workers + 1)) // MB}M, or leave it out")
@@ -145,7 +145,7 @@ def memory(facts: Facts, *, container: int | None, total: int) -> Iterator[Findi
                       f"{limit // MB} MB: workers that do nothing wrong would be replaced",
                       _roomier(given, facts.resident, workers, room))
     elif facts.resident * (workers + 1) > room:
-        yield Finding("memory", "warn", f"{workers} workers and a newcomer take with nothing to do "
+        yield Finding("memory", "warn", f"{workers} workers and one replacement take with nothing to do "
                       f"{facts.resident * (workers + 1) // MB} MB, {whose} has {room // MB} MB", "use fewer workers")
 
 
@@ -178,17 +178,17 @@ def exposure(facts: Facts) -> Iterator[Finding]:
     public = any(isinstance(bind, list) and not str(bind[0]).startswith(LOOPBACK) for bind in facts.binds)
     if found.health_details == "token" and len(found.health_token or "") < SHORTEST_TOKEN:
         yield Finding("health details", "warn", f"STABILITY_HEALTH_TOKEN has fewer than {SHORTEST_TOKEN} characters: "
-                      "nobody is shown details", "set it to what `openssl rand -hex 20` prints")
+                      "no client is shown details", "set it to what `openssl rand -hex 20` prints")
     elif found.health_details == "always" and public:
         yield Finding("health details", "warn", "STABILITY_HEALTH_DETAILS=always, and the service listens on more than "
                       "the loopback: strangers see workers, errors and restarts",
                       "set STABILITY_HEALTH_TOKEN and leave STABILITY_HEALTH_DETAILS out")
     else:
-        shown = {"always": "to everybody", "token": "to whoever has the token"}
-        yield Finding("health details", "ok", f"shown {shown.get(found.health_details or '', 'to nobody')}")
+        shown = {"always": "to every client", "token": "to clients with the token"}
+        yield Finding("health details", "ok", f"shown {shown.get(found.health_details or '', 'to no client')}")
     if found.admin_bind and not found.admin_bind.startswith(("unix:", *LOOPBACK)):
-        yield Finding("admin listener", "warn", f"STABILITY_ADMIN_BIND={found.admin_bind} shows details to whoever "
-                      "reaches it", "bind it to 127.0.0.1 or a unix socket, or close it off by a firewall")
+        yield Finding("admin listener", "warn", f"STABILITY_ADMIN_BIND={found.admin_bind} shows details to any client "
+                      "that reaches it", "bind it to 127.0.0.1 or a unix socket, or close it off by a firewall")
     if "*" in (facts.gunicorn.get("forwarded_allow_ips") or ()):
         yield Finding("forwarded_allow_ips", "warn", "*: every client may claim to be HTTPS or another host",
                       "name the proxy's address")

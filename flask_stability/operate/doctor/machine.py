@@ -90,7 +90,7 @@ def _socket_file(path: str) -> Finding:
             probe.settimeout(1.0)
             try:
                 probe.connect(path)
-                return Finding(name, "warn", "somebody listens there already: a start would take it away from it",
+                return Finding(name, "warn", "a process listens there already: a start would take its address away",
                                "stop the other service first")
             except OSError:
                 pass
@@ -195,7 +195,7 @@ def existing(path: str) -> str:
 
 
 def permissions(facts: Facts) -> Iterator[Finding]:
-    """Check the service's user, what it may write, and who may read its secrets."""
+    """Check the service's user, what it may write, and which users may read its secrets."""
     if os.geteuid() == 0 and not facts.gunicorn.get("uid"):
         yield Finding("user", "warn", "the workers would run as root", "start as a user of its own, or set `user`")
     for what, place in {"STABILITY_LOG_DIR": facts.app_settings.log_dir,
