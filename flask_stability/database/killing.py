@@ -1,6 +1,6 @@
 """End on the server a statement that was cut off here: closing the socket leaves it running and its locks held.
 
-The connection was withdrawn before, so nobody uses it. `identity` explains why it is never another one.
+The connection was withdrawn before, so no borrower uses it. `identity` explains why it is never another one.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Leaks:
         self._exhausted = True
         for record in records:
             self._tell(record, now)
-        self._events.log("pool_exhausted", level="ERROR", remedy="connection_leak_suspected names who holds them")
+        self._events.log("pool_exhausted", level="ERROR", remedy="connection_leak_suspected names the holders")
         send(leak_suspected, "flask_stability", kind=POOL, detail={"connections": len(records)})
 
     def _lies(self, record: ConnectionRecord, now: float) -> bool:

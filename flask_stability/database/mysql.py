@@ -191,7 +191,7 @@ class MySQLDriver:
         return math.ceil(seconds) + 5
 
     def _prepare(self, raw: Any, address: DatabaseURL, dialect: _Dialect) -> None:
-        """TLS if that is asked for, who it is, and the app's own set-up of a session."""
+        """Check TLS if it is required, learn the session's identity, and apply the app's own set-up."""
         if address.secure and not one_row(raw, "SHOW STATUS LIKE 'Ssl_cipher'")[1]:
             # the client library goes on in clear with a server that offers no TLS
             raise self.dbapi.OperationalError(_TLS_ERROR, "TLS is required and the server does not support it")

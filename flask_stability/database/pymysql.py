@@ -89,7 +89,7 @@ class _Result:
 
 @cache
 def _quiet(kind: Any) -> Any:
-    """A class of cursors whose finalizer raises nothing, since nobody could catch it."""
+    """A class of cursors whose finalizer raises nothing, since no caller could catch it."""
     def let_go(self: Any) -> None:
         with suppress(Exception):
             self.close()
@@ -125,7 +125,7 @@ def _connection_class(dbapi: Any) -> Any:
                 self._read_timeout, self._write_timeout = timeouts
 
         def _force_close(self) -> None:
-            """Close; nobody reads on, as an unbuffered result would do when it is let go."""
+            """Close without reading on, as an unbuffered result would do when it is let go."""
             result = getattr(self, "_result", None)
             if result is not None:
                 result.unbuffered_active = False

@@ -30,7 +30,7 @@ class Stream:
     whole process meanwhile.
 
     :ivar unread: there may be rows left.
-    :ivar owner: who reads it; dead if nobody will.
+    :ivar owner: the cursor that reads it; dead if no code will.
     """
 
     __slots__ = ("owner", "raw", "unread")
@@ -52,7 +52,7 @@ class ConnectionRecord:
     :ivar limit: when that call is cut off, beside the request's own deadline.
     :ivar cut: why it was cut off, or "".
     :ivar effect: what has to be cleared before the next borrower.
-    :ivar unit: the transaction it is in, told of what dooms it.
+    :ivar unit: the transaction it is in, which learns what dooms it.
     :ivar query_timeout: seconds that a statement of its borrower may take; 0.0 = no limit.
     :ivar backstop: after how many seconds the client itself gives a statement up; 0.0 = never.
     :ivar identity: which session it is on the server, None if that is not known for certain.
@@ -139,7 +139,7 @@ class ConnectionRecord:
         return self.readable is not None and bool(self.readable(0))
 
     def silence(self) -> None:
-        """In a forked child: put /dev/null in the place of an inherited socket, whoever was using it."""
+        """In a forked child: put /dev/null in the place of an inherited socket, whichever thread was using it."""
         if self.link is None:
             return
         with suppress(OSError):

@@ -21,7 +21,7 @@ from ..sqlalchemy import RECORDS, UNIT
 from .retries import LOST, Budget, demand_plain, flow, persevere
 
 T = TypeVar("T")
-#: Sessions that units made for themselves, with who made them: a unit inside joins.
+#: Sessions that units made for themselves, each with the factory that made it: a unit inside joins.
 _made: ContextVar[tuple[tuple[Any, Session], ...]] = ContextVar("flask_stability_sessions", default=())
 
 

@@ -29,7 +29,7 @@ PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the nex
 class FleetMemory:
     """Looked at in each tick.
 
-    :param base: gives how many workers there are to be.
+    :param base: gives the target number of workers.
     :ivar past_floors: what the last workers that ended had needed once they were warm, in bytes.
     """
 
@@ -56,7 +56,7 @@ class FleetMemory:
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, private_bytes=rows[slot])
 
     def learn(self, now: float, children: list[Child]) -> None:
-        """What fresh workers reach again and hold is learned as the floor; a limit too near to it is told of once."""
+        """Learn as the floor what fresh workers reach again and hold; warn once of a limit too near to it."""
         rows = [child.row.words for child in children if child.row is not None]
         floors = [int(words[scoreboard.W_WARM_FLOOR]) for words in rows]
         self._words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self._words[scoreboard.M_WARM_FLOOR]),

@@ -1,7 +1,7 @@
 """End workers that a killed master left behind and that still hold the port: a new master could not listen on it.
 
 An orphan releases the port by itself, within two seconds even if its requests hang (`guard.closing`). One that is
-stopped by a signal, or whose interpreter is held in C, cannot: it serves nobody, so the new master ends it.
+stopped by a signal, or whose interpreter is held in C, cannot: it serves no request, so the new master ends it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Orphan:
     """A worker as a dead master's board describes it. Only `owner` is certain; the rest may be forged.
 
     :ivar started_ns: when it began, monotonic nanoseconds.
-    :ivar owner: the user who owns the board's file.
+    :ivar owner: the user that owns the board's file.
     """
 
     pid: int

@@ -54,7 +54,7 @@ class Reload:
         return what
 
     def stall(self) -> None:
-        """A newcomer did not boot: that is told once."""
+        """Report once that a new worker did not boot."""
         if not self.stalled:
             self.stalled = True
             logs.process("reload_stalled", level="ERROR",

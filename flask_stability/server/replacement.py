@@ -1,18 +1,18 @@
-"""What the master does next about workers that are to go: pure, given what is seen and a clock.
+"""Decide what the master does next about workers that have to leave: pure, given what it sees and a clock.
 
 ::
 
               asked for, or a reload's old workers
-    IDLE ──────────────────────────────────────────▶ SURGING ──as many others ready as there are to be──▶ CLOSING
+    IDLE ──────────────────────────────────────────▶ SURGING ──as many others ready as the target asks──▶ CLOSING
      │ ▲                                                │                                                  │
      │ │                                                └─not in time: GIVE_UP (no good anyway: TERM)      │
      │ └──────────────── SIGTERM, all of them ◀── the kept-alive time is over, and as many others serve ───┘
-     └──more than there are to be, or surge off──▶ CLOSING
+     └──more than the target, or surge off──▶ CLOSING
 
-Who goes is in `Replacement.pids`: one worker, or after a reload all the old ones, or all that serve nothing any more;
-of those each goes as soon as a newcomer is ready for it. After its SIGTERM a worker is *dying*: it counts beside the
-target until it is gone, and past its kill timeout it is killed. Each pass crosses one edge.
-gunicorn itself never has to end a worker: it would take the oldest, whoever that is.
+`Replacement.pids` names the leaving workers: one, after a reload all the old ones, or all that serve nothing any more.
+Each of the latter leaves as soon as a replacement is ready for it. After its SIGTERM a worker is *dying*: it counts
+beside the target until it is gone, and the master kills it past its kill timeout. Each pass crosses one edge.
+gunicorn itself never has to end a worker: it would take the oldest, whichever that is.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dataclasses import dataclass, replace
 
 from ..scoreboard import Reason
 
-READY_TIMEOUT = 30.0  #: seconds a newcomer has at least to become ready
-BOOTS = 2.0  #: × the longest boot that was measured: so long it has
-MOST_SPARES = 16  #: × the workers that there are to be: so many spare ones at the most
-SILENT = 5.0  #: seconds without a sign of life after which a worker is taken for one whose interpreter hangs
-NOBODY = 2.0  #: the same if no other worker gives one either: then nobody serves
-COOLDOWN = 10.0  #: seconds before the next try after a newcomer failed
-#: Ended at once, without a newcomer.
+READY_TIMEOUT = 30.0  #: seconds that a replacement has at least to become ready
+BOOTS = 2.0  #: × the longest boot that was measured: the time that a replacement has
+MOST_SPARES = 16  #: × the target number of workers: the most spare ones
+SILENT = 5.0  #: seconds without a sign of life after which the master takes a worker's interpreter as hung
+NOBODY = 2.0  #: the same if no other worker gives one either: then no worker serves
+COOLDOWN = 10.0  #: seconds before the next try after a replacement failed
+#: Ended at once, without a replacement first.
 URGENT = frozenset({Reason.MEMORY_HARD})
-#: No good any more: goes even if no newcomer becomes ready.
+#: Broken: such a worker leaves even if no replacement becomes ready.
 BROKEN = frozenset({Reason.DEADLINE, Reason.STUCK, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE, Reason.OPEN_FILES,
                     Reason.LEAKED_CONNECTIONS})
-#: Serve little or nothing: all of them are replaced at once, as far as there is room for newcomers.
+#: Serve little or nothing: all of them are replaced at once, as far as there is room for replacements.
 USELESS = frozenset({Reason.STUCK, Reason.LEAKED_CONNECTIONS})
 #: Cannot answer its kept-alive connections well, or must not stay that long.
 NO_CLOSING = USELESS | {Reason.MEMORY_PRESSURE}
@@ -49,13 +49,13 @@ class Phase(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What is to be done now."""
+    """What to do now."""
 
     NOTHING = 0
-    SURGE = 1  #: start a newcomer
+    SURGE = 1  #: start a replacement
     CLOSE = 2  #: have them answer with ``Connection: close``
     TERM = 3  #: SIGTERM
-    GIVE_UP = 4  #: no newcomer: leave it as it is for a while
+    GIVE_UP = 4  #: no replacement came: leave things as they are for a while
     KILL = 5  #: SIGKILL
 
 
@@ -68,7 +68,7 @@ class Seen:
     :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
     :ivar held: its only thread is kept by a long request.
-    :ivar row: it has a row on the scoreboard; without one nobody sees what it does.
+    :ivar row: it has a row on the scoreboard; without one the master cannot see what it does.
     """
 
     pid: int
@@ -85,10 +85,10 @@ class Seen:
 class Replacement:
     """The replacement under way.
 
-    :ivar pids: who goes.
+    :ivar pids: the leaving workers.
     :ivar since: when the phase began.
-    :ivar quiet_until: nothing new is begun before.
-    :ivar covered: they go only while as many others are ready as there are to be.
+    :ivar quiet_until: no new replacement begins before.
+    :ivar covered: they leave only while as many others are ready as the target asks.
     """
 
     phase: Phase = Phase.IDLE
@@ -109,20 +109,20 @@ class Step:
 
 
 def reloaded(old: Sequence[Seen], now: float) -> Replacement:
-    """After a reload: the newcomers have been started, the old ones go once those are ready."""
+    """Return the state after a reload: the new workers have been started, the old ones leave once those are ready."""
     return Replacement(Phase.SURGING, frozenset(seen.pid for seen in old), Reason.RELOAD, now)
 
 
 def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: int, surge: bool, close_time: float,
               kill_timeout: float, room: int = 1, patience: float = READY_TIMEOUT) -> Step:
-    """The edge to cross now.
+    """Return the edge to cross now.
 
-    :param base: how many workers there are to be.
-    :param surge: a newcomer may be started first.
+    :param base: the target number of workers.
+    :param surge: a replacement may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param kill_timeout: seconds after SIGTERM at which a worker is killed.
-    :param room: for how many newcomers there is memory; one is started in any case.
-    :param patience: seconds that a newcomer has to become ready.
+    :param room: for how many replacements there is memory; one is started in any case.
+    :param patience: seconds that a replacement has to become ready.
     """
     overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > kill_timeout)
     if overdue:
@@ -155,8 +155,8 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
            room: int) -> Step:
     surplus = len(alive) - base
     if surplus > 0:
-        # who is no good goes first, then who has no row, who does not serve yet, who is to go anyway, whom no request
-        # keeps, the youngest: the older ones are warm, and have the rows that were there first
+        # removal order: broken, without a row, not ready, already marked, idle, youngest: the older ones are warm, and
+        # have the rows that were there first
         chosen = sorted(alive, key=lambda seen: (seen.asked not in BROKEN, seen.row, seen.ready, not seen.asked,
                                                  seen.held, -seen.age))[:surplus]
         return _close(state, tuple(seen.pid for seen in chosen), Reason.SCALE, now,
@@ -164,7 +164,7 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
     asked = [seen for seen in alive if seen.asked]
     if not asked or now < state.quiet_until:
         return Step(Action.NOTHING, (), state)
-    # who is no good goes first, then the oldest
+    # the broken one first, then the oldest
     worker = min(asked, key=lambda seen: (seen.asked not in BROKEN, seen.age))
     if not surge:
         return _close(state, (worker.pid,), worker.asked, now, close_time, covered=False)
@@ -172,7 +172,7 @@ def _begin(state: Replacement, alive: Sequence[Seen], now: float, base: int, sur
 
 
 def _useless(asked: Sequence[Seen], first: Seen | None) -> list[Seen]:
-    """Who goes together with `first`."""
+    """Return the workers that leave together with `first`."""
     if first is not None and first.asked not in USELESS:
         return []
     return [seen for seen in asked if seen is not first and seen.asked in USELESS]
@@ -213,7 +213,7 @@ def _close(state: Replacement, pids: tuple[int, ...], reason: Reason, now: float
 
 
 def ready_timeout(boots: Sequence[float], timeout: float) -> float:
-    """Seconds that a newcomer has to become ready: what boots took, twice; no longer than gunicorn waits for a boot.
+    """Return the seconds that a replacement has to become ready: twice the longest boot, capped by gunicorn's timeout.
 
     :param boots: seconds of the last boots, and of those that were given up.
     :param timeout: gunicorn's, after which it kills a worker that does not boot; 0 = never.
@@ -224,13 +224,14 @@ def ready_timeout(boots: Sequence[float], timeout: float) -> float:
 
 def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, overdue: int = 0, coming: int = 0,
            knocking: bool, room: int) -> int:
-    """How many workers more than usual there are to be while all that serve are kept by long requests: sync workers
-    have no spare threads. They stay until most of the long requests have ended.
+    """Return how many spare workers there should be while long requests keep all that serve.
 
-    :param held: of each worker that serves and is not to go, whether its request lasts for long.
+    Sync workers have no spare threads. Spare workers stay until most of the long requests have ended.
+
+    :param held: of each worker that serves and stays, whether its request lasts for long.
     :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
         sake alone there are half as many more at the most.
-    :param overdue: how many more are held that are to go for it. Nobody comes in their place if enough others serve.
+    :param overdue: how many more are held and leave for it. None is replaced if enough others serve.
     :param coming: how many are there that do not serve yet.
     :param knocking: connections wait.
     :param room: how many more there is memory for.
@@ -249,7 +250,7 @@ def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, ov
 
 
 def patience(silent: Sequence[float]) -> float:
-    """Seconds without a sign of life that a worker is given.
+    """Return the seconds without a sign of life that a worker is given.
 
     :param silent: of each worker that serves, the seconds since its last one.
     """
@@ -257,10 +258,10 @@ def patience(silent: Sequence[float]) -> float:
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:
-    """How many workers gunicorn is to hold now, the dying ones included; never fewer than there are.
+    """Return how many workers gunicorn should hold now, the dying ones included; never fewer than there are.
 
     :param base: what the configuration, TTIN, TTOU and gunicornc ask for.
-    :param canary: after a crash loop the age of the newest worker then: one newcomer at a time; None = no limit.
+    :param canary: after a crash loop the age of the newest worker then: one new worker at a time; None = no limit.
     """
     going = sum(1 for seen in workers if seen.term_at or seen.pid in state.pids)
     wanted = max(base + going, len(workers))
@@ -271,6 +272,6 @@ def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: in
 
 
 def canary_lives(workers: Sequence[Seen], canary: int, seconds: float) -> bool:
-    """Whether a worker started after the crashes has served for `seconds`."""
+    """Return whether a worker started after the crashes has served for `seconds`."""
     return any(seen.age > canary and seen.ready and not seen.term_at and seen.ready_for >= seconds
                for seen in workers)

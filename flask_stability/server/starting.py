@@ -18,7 +18,7 @@ class Once:
         self._event = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def first(self) -> bool:
-        """Whether nobody has asked yet."""
+        """Return whether no worker has asked yet."""
         try:
             return bool(os.eventfd_read(self._event))
         except BlockingIOError:
@@ -43,7 +43,7 @@ def stillborn(ends: list[Reason], workers: int) -> str:
     """Why to give a start up, "" not to.
 
     :param ends: why each worker ended that was never ready.
-    :param workers: how many there are to be.
+    :param workers: the target number.
     """
     if len(ends) < max(STILLBORN, workers):
         return ""

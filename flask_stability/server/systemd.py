@@ -141,6 +141,6 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as line:
                 line.sendto(message.encode("utf-8", "replace"), self._address)
-        except (OSError, ValueError):  # nobody there, its queue is full, or no such address
+        except (OSError, ValueError):  # no receiver, a full queue, or no such address
             return False
         return True

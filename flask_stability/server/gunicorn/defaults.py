@@ -58,7 +58,7 @@ def fill(namespace: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def control_socket_off(namespace: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Switch gunicorn's control socket off unless somebody asks for it.
+    """Switch gunicorn's control socket off unless the configuration asks for it.
 
     Its default path is one for all services of a user; each takes it from the one before.
     """

@@ -1,4 +1,4 @@
-"""gunicorn's own log: a pipe that nobody reads must not stop the master, nor a worker; and who was killed by whom."""
+"""gunicorn's own log: an unread pipe must stop neither master nor worker; it says which process killed which."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class OneLine(logging.Filter):
 
 
 def in_words(address: Any) -> str:
-    """Return who has an address, and which setting chooses another."""
+    """Return which process has an address, and which setting chooses another."""
     if not isinstance(address, tuple):
         return f"{address} is in use: end the service that listens there, or choose another socket (-b, bind)"
     owner = listener(address[1])

@@ -16,7 +16,7 @@ from .glogging import Kills
 
 
 def supervise(server: Any) -> SupervisedArbiter | None:
-    """Have an arbiter supervised; its `supervision` is to be set before anything else happens to it.
+    """Have an arbiter supervised; the caller sets its `supervision` before anything else happens to it.
 
     :returns: the same object; None if this gunicorn has not what that needs.
     """

@@ -68,7 +68,7 @@ def leave_well(worker: Any, last: Last) -> Callable[[], None]:
     """Have a sync or gthread worker leave as `drain` says.
 
     A SIGTERM that the master has not announced went to this worker alone, or to the whole process group (supervisord,
-    systemd): then the master says so a moment later, and until then nobody lets go of what waits.
+    systemd): then the master says so a moment later, and until then the worker keeps what waits.
 
     :returns: to be called now and then by another thread once the worker is told to leave.
     """
