@@ -63,15 +63,13 @@ def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float 
     if growth < max(least, share * first):
         return False  # as nearly always: the other parts need no look
     parts = [min(_part(floors, number)) for number in range(PARTS)]
-    if mann_kendall(parts) < 2.3:
-        return False
     half = PARTS // 2
     early, late = parts[half - 1] - first, last - parts[half]
     if late < 0.6 * early:
         return False
     if min(parts[i + 1] - parts[i - 1] for i in (2, 4, 6)) < 0.15 * growth:
         return False  # the top or the bottom of a wave
-    if max(b - a for a, b in itertools.pairwise(parts)) > 0.4 * growth:
+    if max(b - a for a, b in itertools.pairwise(parts)) > 0.4 * growth or mann_kendall(parts) < 2.3:
         return False
     return len(loads) != len(floors) or not _follows(
         parts, [sum(part) / len(part) for part in (_part(loads, number) for number in range(PARTS))])

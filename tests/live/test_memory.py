@@ -51,7 +51,7 @@ def _restarts(server: Server) -> dict[str, int]:
 
 @pytest.mark.long
 @pytest.mark.alone("judges how far memory gets before a worker is replaced, at a given rate of requests")
-@pytest.mark.parametrize(("worker_class", "seconds"), [("gthread", 60), ("sync", 20)])
+@pytest.mark.parametrize(("worker_class", "seconds"), [("gthread", 30), ("sync", 20)])
 def test_leaking_workers_are_replaced_without_losing_a_request(server: Start, worker_class: str, seconds: int) -> None:
     """120 requests/s of which every fourth leaks 2 MB: no worker beyond 1.3 × its limit, nor all of them together with
     one more, nothing lost, and the log names the type.

@@ -19,7 +19,9 @@ from flask_stability.health import metrics, results
 from flask_stability.scoreboard import Scoreboard, board_files
 from support import Server, free_port, wait_until
 
-ROUTES, RECYCLED = 50, 300
+ROUTES = 50
+#: What is lost at one replacement in fifty is found 19 times of 20; `test_hundreds_of_workers` counts more of them.
+RECYCLED = 150
 TOKEN = "scrape-me-if-you-may"
 SOURCE = f'''
 from flask import Flask
@@ -90,7 +92,7 @@ def _files(folder: Path) -> set[str]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.needs("prometheus", "promtool")
-def test_after_three_hundred_workers_prometheus_has_seen_no_counter_fall_and_a_scrape_costs_no_more(
+def test_after_many_workers_prometheus_has_seen_no_counter_fall_and_a_scrape_costs_no_more(
         tmp_path: Path) -> None:
     """And every request is in the counters, once; no file is left by any of the workers."""
     run_dir = tmp_path / "run"

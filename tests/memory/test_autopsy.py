@@ -204,12 +204,19 @@ def test_a_huge_dict_costs_no_more_than_a_small_one() -> None:
     autopsy.baseline()
     huge = {number: [number] for number in range(1_000_000)}
     kept.append(huge)
-    started = time.thread_time()  # not what others do meanwhile
-    size = autopsy._held(huge)
-    one = time.thread_time() - started
-    started = time.thread_time()
-    whole = sum(sys.getsizeof(value) for value in huge.values())
-    assert one < 2 * (time.thread_time() - started)
+
+    def cost(function: Callable[[], int]) -> tuple[float, int]:
+        """The least of three, of this thread's own time: not what others do meanwhile; and what it returns."""
+        times = []
+        for _ in range(3):
+            started = time.thread_time()
+            found = function()
+            times.append(time.thread_time() - started)
+        return min(times), found
+
+    one, size = cost(lambda: autopsy._held(huge))
+    other, whole = cost(lambda: sum(sys.getsizeof(value) for value in huge.values()))
+    assert one < 2 * other
     assert size == pytest.approx(whole + sys.getsizeof(huge), rel=0.5)
 
 

@@ -1,4 +1,4 @@
-"""Five hundred workers over time, really forked and ended: the board stays as large as it was, and nothing is lost."""
+"""Three hundred workers over time, really forked and ended: the board stays as large as it was, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from supervised import Supervised, starting
 from flask_stability.scoreboard import M_BOOTS, O_ALLOCATED
 from support import wait_until
 
-WORKERS = 250  #: of each class: each of the board's 64 rows is used about four times
+#: Of each class: more than twice as many as the board has rows. What goes wrong with one worker in a hundred is found
+#: 19 times of 20.
+WORKERS = 150
 Start = Callable[..., Supervised]
 
 
@@ -27,7 +29,7 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_five_hundred_workers_leave_the_service_as_it_was(supervised: Start, worker_class: str) -> None:
+def test_hundreds_of_workers_leave_the_service_as_it_was(supervised: Start, worker_class: str) -> None:
     """Each ends after a few requests: all answered, each counted once, each exit recorded, no row and no file left."""
     server = supervised(worker_class=worker_class, workers=4,
                         config="preload_app = True\nmax_requests = 3\nkeepalive = 1",
