@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool as BasePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from . import exceptions, scoreboard
+from . import exceptions, request, scoreboard
 from .config import Settings
 from .database.connector import Connector
 from .database.engine_driver import EngineDriver
@@ -129,6 +129,7 @@ class _House(Pool):
     """Our pool behind an engine."""
 
     _connector_class = _Connector
+    _holds_longer = True
 
     def __init__(self, settings: Settings, driver: EngineDriver, *, lifo: bool) -> None:
         self._lifo = lifo
@@ -138,6 +139,8 @@ class _House(Pool):
         super()._wire()
         self.inventory.fifo = not self._lifo
         self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
+        # the engine's check need not wait for its time
+        self.availability.changed = lambda: runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
     def _lend(self, entry: ConnectionRecord) -> Any:
         record = entry.steady
@@ -227,6 +230,10 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         if self._in_memory():
             return self._shared
         house = self._house or self._open()
+        if not house.calls.watched:  # before the first connection: while there is none to be had, requests are held
+            serving = request.current()
+            if serving is not None and serving.supervised:
+                house.start()
         while True:
             try:
                 patience = self._patience()
@@ -241,8 +248,6 @@ class StabilityPool(BasePool):  # type: ignore[misc]
                     record.entry.request.drop(record)
                 house.connector.discard(record.entry)
                 continue
-            if not house.calls.watched and record.entry.request is not None and record.entry.request.supervised:
-                house.start()
             return record
 
     def _do_return_conn(self, record: Any) -> None:

@@ -33,6 +33,11 @@ class Breaker:
         """For people: "open" or "closed"."""
         return "open" if self.open else "closed"
 
+    @property
+    def failing(self) -> bool:
+        """The latest connect failed."""
+        return self.open or self._failures > 0
+
     def failure(self, reason: str, started: float) -> bool:
         """One more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker."""
         with self._lock:

@@ -51,6 +51,7 @@ W_DB_AVAILABLE = WORKER.word("idle connections")
 W_DB_IN_USE = WORKER.word("connections that are checked out")
 W_DB_WAITING = WORKER.word("requests that wait for a connection")
 W_DB_BREAKER = WORKER.word("state of the breaker")
+W_DB_HELD = WORKER.word("requests that are held while the database is away")
 W_DB_MAX = WORKER.word("most connections that the pool may open")
 W_DB_FULL_NS = WORKER.word("since when all connections are in use, monotonic ns; 0 = they are not")
 W_OWN_MEMORY = WORKER.word("memory that replacing the worker would give back, bytes")
@@ -80,6 +81,9 @@ W_ENGINE_ERRORS = WORKER.counter("checkouts of an SQLAlchemy engine that failed"
 W_STREAMS = WORKER.counter("answers that were streamed for long")
 W_STREAM_MS = WORKER.counter("time that they were streamed, ms")
 W_PARKED = WORKER.word("1 = the worker accepts no connection, as O_PARK asks")
+W_KEPT_FRESH = WORKER.counter("kept answers that were given while fresh")
+W_KEPT_STALE = WORKER.counter("kept answers that were given while stale")
+W_KEPT_MADE = WORKER.counter("answers of views with keep that were computed")
 
 FIGURES = Words("A worker's floating-point words", "F_", writer="the worker", room=16)
 

@@ -668,7 +668,7 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
 
 
 def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, four_threads: None) -> None:
-    """For who has a connection or may have one; not while it is silent, and not for who would wait for a connection."""
+    """For requests that have a connection or may have one; for those that would wait for one while none comes back."""
     pool = make_pool(db_max_size=2)
     now = time.monotonic()
     most: list[int] = []
@@ -682,24 +682,26 @@ def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, fo
         with serving():
             slow = {1: now - 2, 2: now, 3: now}
             pool.bulkhead.inside.update(slow)
+            pool.inventory.given_at = now + 1000  # connections come back
             connection = pool.connection()
             connection.execute("SELECT 1")
             assert most == [2, 2]  # once for the connection, once for the statement
             with pytest.raises(TooManyRequests):
                 connection.execute("SELECT 1")  # there are no more
             most.clear()
-            pool.bulkhead.silent = True
-            with pytest.raises(TooManyRequests):
-                connection.execute("SELECT 1")
-            pool.bulkhead.silent = False
             pool.bulkhead.inside.clear()
             pool.connection()
             pool.bulkhead.inside.update(slow)
+            pool.inventory.given_at = now + 1000
             with pytest.raises(TooManyRequests):
                 pool.connection()  # both are in use
             assert not most
             connection.execute("SELECT 1")
             assert most == [2]
+            pool.inventory.given_at = now - 1000  # none does: it stands still
+            with pytest.raises(PoolTimeout):
+                pool.connection(timeout=0.01)
+            assert most == [2, 256]
     finally:
         runtime.more_threads = None
 
@@ -779,8 +781,8 @@ def test_an_interrupted_wait_loses_nothing(make_pool: MakePool, monkeypatch: pyt
             return True
 
     class Slow(waiters.Waiter[Any]):
-        def __init__(self, since: float, deadline: float) -> None:
-            super().__init__(since, deadline)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             self.gate = Gate()  # type: ignore[assignment]
 
     monkeypatch.setattr(inventory, "Waiter", Slow)

@@ -95,8 +95,8 @@ def keep_in_thread_of(pids):
 PATHS = ("/", "/read", "/", "/write", "/")
 NEED_NONE = "/"
 RATE = 120
-#: Threads of a gthread worker, and STABILITY_DB_MAX_SIZE as it is by default.
-THREADS, CONNECTIONS = 4, 20
+#: Threads of a gthread worker.
+THREADS = 4
 
 Start = Callable[..., Supervised]
 
@@ -198,13 +198,9 @@ def _threads(server: Supervised) -> dict[int, list[str]]:
 
 
 def _left_over(server: Supervised) -> list[str]:
-    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests.
-
-    Those for a slow database stay, as many as there may be connections.
-    """
+    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests."""
     return [name for names in _threads(server).values() for name in names
-            if name.startswith(("stability-connect", "stability-housekeeper-helper"))
-            or (name.startswith("ThreadPoolExecutor") and int(name.rpartition("_")[2]) >= THREADS + CONNECTIONS)]
+            if name.startswith(("stability-connect", "stability-housekeeper-helper", "stability-spare"))]
 
 
 def _words(server: Supervised, word: int) -> int:
@@ -247,29 +243,25 @@ def _refused(result: Result, server: Supervised) -> None:
 
 
 def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: MariaDB) -> None:
-    """gthread: what needs none is served throughout, the rest gets 503; back with the database, nothing lost."""
-    server = start(mariadb.url)
+    """gthread: what needs none is served throughout, the rest waits until the database is back, nothing lost."""
+    server = start(mariadb.url, STABILITY_DB_OUTAGE_PATIENCE="60", STABILITY_REQUEST_TIMEOUT="60")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, gthread") as fault:
         mariadb.freeze()
-        since = time.monotonic()
         _wait(8)
-        until = time.monotonic()
         mariadb.thaw()
-    plain = fault.of(database=False)
+    plain, needy = fault.of(database=False), fault.of(database=True)
     assert plain.failed == 0, plain.errors()
     assert fault.slow() <= plain.total // 100
-    frozen = Result([outcome for outcome in fault.of(database=True, since=since + 0.1).outcomes
-                     if outcome.due + outcome.latency < until])
-    _refused(frozen, server)
-    assert frozen.ok <= frozen.total // 50  # a reply that was under way when it froze
+    assert set(needy.errors()) <= {"HTTP 503", "HTTP 500"}
+    assert needy.failed <= needy.total // 10, needy.errors()  # 0 on a machine that does nothing else
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)
     _stored(server, fault.result)
 
 
 def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: MariaDB) -> None:
-    """One thread each: whoever waits holds up its worker, until the breaker answers at once; all is well after."""
+    """One thread each: a request that waits holds up its worker, until all but a few are refused; all is well after."""
     server = start(mariadb.url, "sync")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, sync") as fault:
@@ -285,7 +277,7 @@ def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: Ma
 
 
 def test_a_killed_database_comes_back(start: Start, mariadb: MariaDB, worker_class: str) -> None:
-    """kill -9, three seconds of nothing, a start: 503 meanwhile, nothing else ever, and no request after that."""
+    """kill -9, three seconds of nothing, a start: 503 at the worst, nothing else ever, and no request after that."""
     server = start(mariadb.url, worker_class)
     before = server.worker_pids()
     with campaign(server, f"killed, away for 3 s, {worker_class}") as fault:
@@ -407,6 +399,8 @@ def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB,
                 thread.start()
             _wait(6)
             assert not answers
+            if worker_class == "gthread":
+                assert max(row.words[W_THREADS] for row in server.board().live()) > THREADS
             other.commit()
     for thread in waiting:
         thread.join(60)
@@ -415,8 +409,6 @@ def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB,
     plain, needy = fault.of(database=False), fault.of(database=True)
     assert plain.failed == 0, plain.errors()
     assert needy.failed <= needy.total // 20, needy.errors()
-    if worker_class == "gthread":
-        assert max(row.words[W_THREADS] for row in server.board().live()) > THREADS
     _all_is_well(server, mariadb, before)
 
 
