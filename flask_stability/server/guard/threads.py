@@ -150,7 +150,8 @@ class Threads:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self.own, queued=queued(self._worker),
                        requests=[with_stack(record) for record in records[:8]])
-        given = self.spares.add(min(wanted, self._room()))
+        with self._giving:
+            given = self.spares.add(min(wanted, self._room()))
         if sum(not record.taken_ns for record in records) < self.own:
             if not self._sockets_told and wanted == 0:
                 self._sockets_told = True
