@@ -28,7 +28,8 @@ from .waiters import Waiter
 if TYPE_CHECKING:
     from .record import ConnectionRecord
 
-#: Seconds between two looks at whether the clients of held requests are still there.
+#: Seconds between two looks at whether the clients of waiting requests are still there, and for which one waits before
+#: its client is looked at.
 PRESENCE_INTERVAL = 0.5
 #: Seconds until it is asked again whether the database is away, while connects fail.
 SOON = 0.1
@@ -169,9 +170,10 @@ class Hold:
         return outage.ended + self._timeout if outage is not None else now
 
     @staticmethod
-    def client_left(waiter: Waiter[Any]) -> bool:
-        """Whether nobody waits for the answer of a request that was held."""
-        return waiter.thread_id in held and client_gone(waiter.request)
+    def client_left(waiter: Waiter[Any], now: float) -> bool:
+        """Whether nobody waits for the answer of a request that has waited, for whatever reason."""
+        return (waiter.request is not None and now - waiter.since > PRESENCE_INTERVAL
+                and client_gone(waiter.request))
 
     def _publish(self) -> None:
         host = _holds.host
@@ -200,6 +202,7 @@ class Hold:
 
     def look(self, now: float) -> None:
         """From the housekeeper: refuse those whose time or whose client is gone; tell when the last one was served."""
+        self._drop_absent(now)
         outage = self._outage
         if outage is None:
             return
@@ -210,11 +213,15 @@ class Hold:
                 self.refuse("the database does not answer, and no other worker is idle")
         elif not self._waiting or now - outage.ended > self._timeout:
             self._tell()
-        if now - self._looked >= PRESENCE_INTERVAL:
-            self._looked = now
-            gone = {waiter for waiter in list(self._waiting) if client_gone(waiter.request)}
-            if gone:  # as long as it is in the queue its thread waits, and the socket that was looked at is its own
-                self.refuse("the client has left", lambda waiter: waiter in gone)
+
+    def _drop_absent(self, now: float) -> None:
+        """Refuse those whose client has left, so that their threads and connections are for others."""
+        if now - self._looked < PRESENCE_INTERVAL or not self._inventory.waiters:
+            return
+        self._looked = now
+        gone = {waiter for waiter in self._inventory.waiting() if self.client_left(waiter, now)}
+        if gone:  # as long as it is in the queue its thread waits, and the socket that was looked at is its own
+            self.refuse("the client has left", lambda waiter: waiter in gone)
 
     def refuse(self, reason: str, which: Callable[[Waiter[Any]], bool] = lambda waiter: True) -> None:
         """Send those away that wait, or some of them."""

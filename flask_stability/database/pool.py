@@ -257,8 +257,8 @@ class Pool:
                                       ) from self.availability.last_error
             if waiter.error is not None:
                 raise waiter.error
-            if hold.client_left(waiter):
-                raise CircuitOpen("the client has left while the database was away")
+            if hold.client_left(waiter, monotonic()):
+                raise CircuitOpen("the client has left")
             assert waiter.record is not None
             served = True
             return waiter.record

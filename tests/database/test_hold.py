@@ -270,6 +270,23 @@ def test_requests_whose_client_has_left_are_dropped(away: Callable[..., Pool], p
     assert stays.result == ((1,),)
 
 
+def test_who_left_does_not_wait_for_a_connection_that_others_use(make_pool: MakePool, worker: Worker) -> None:
+    """The database is there: a table is locked, say, and all connections wait for it."""
+    pool = make_pool(db_max_size=1, db_timeout=600.0)
+    pool.start()
+    ours, client = socket.socketpair()
+    with ours, client:
+        with pool.connection():
+            leaves, stays = Request(select(pool), ours), Request(select(pool))
+            wait_until(lambda: len(pool.inventory.waiters) == 2)
+            client.close()
+            leaves.join(60)
+            assert isinstance(leaves.result, CircuitOpen)
+            assert stays.is_alive()
+        stays.join(60)
+    assert stays.result == ((1,),)
+
+
 def test_a_unit_of_work_waits_and_is_run_again_once(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy,
                                                     worker: Worker) -> None:
     """Its link is lost before COMMIT: the outage costs it one attempt, and it is stored once."""
