@@ -105,7 +105,7 @@ class Settings:
     db_outage_patience: float = _setting(10.0, seconds, "for which requests wait while the database is away, from the "
                                          "outage's begin; 0 = they are refused at once", unit="s")
     db_outage_threads: int = _setting(256, number(0, 4000, whole=True), "requests of a worker that wait for a database "
-                                      "that is away or stands still, at the most; within STABILITY_SPARE_MAX")
+                                      "that is away or slow, at the most; within STABILITY_SPARE_MAX")
     db_connect_timeout: float = _setting(5.0, positive, "to connect", unit="s")
     db_query_timeout: float = _setting(30.0, seconds, "of one statement; 0 = none", unit="s")
     db_idle_timeout: float = _setting(300.0, positive, "after which an idle connection is closed", unit="s")

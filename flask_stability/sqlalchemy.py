@@ -42,8 +42,6 @@ not_the_app.append(os.path.dirname(os.path.abspath(sqlalchemy.__file__)))
 #: Connections of an engine without a limit of its own (max_overflow=-1).
 _UNLIMITED = 10_000
 _A_YEAR = 365 * 86400.0
-#: Spare threads that a worker gets for such an engine at the most.
-_MOST_THREADS = 100
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -138,7 +136,6 @@ class _House(Pool):
     def _wire(self) -> None:
         super()._wire()
         self.inventory.fifo = not self._lifo
-        self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
         # the engine's check need not wait for its time
         self.availability.changed = lambda: runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 

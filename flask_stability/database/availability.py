@@ -266,7 +266,7 @@ class Availability:
 
     def keep_one_free(self, now: float) -> None:
         """If every thread of the worker is inside, one of them for long, the latest of them to wait is sent away."""
-        if not self._bulkhead.full(now, room=self._inventory.has_room()):
+        if not self._bulkhead.full(now):
             return
         inside = self._calls.inside
         thread = self._inventory.send_latest_away(inside, TooManyRequests(self._bulkhead.why()))

@@ -173,7 +173,7 @@ class Pool:
 
     def _admit(self, now: float) -> None:
         try:
-            self.bulkhead.admit(now, room=self.inventory.has_room())
+            self.bulkhead.admit(now)
         except TooManyRequests:
             self.inventory.count_request()
             raise

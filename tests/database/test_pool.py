@@ -667,41 +667,35 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
     pool.connection().close()  # no request's thread
 
 
-def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, four_threads: None) -> None:
-    """For requests that have a connection or may have one; for those that would wait for one while none comes back."""
+@pytest.mark.parametrize("back", [1000, -1000], ids=["moving", "standing still"])
+def test_a_slow_database_gets_spare_threads(make_pool: MakePool, four_threads: None, back: int) -> None:
+    """For requests that have a connection, that may have one, and that wait for one, as long as there are more."""
     pool = make_pool(db_max_size=2)
     now = time.monotonic()
     most: list[int] = []
 
     def give(number: int) -> bool:
         most.append(number)
-        return len(most) < 3
+        return len(most) < 4
 
     runtime.more_threads = give
     try:
         with serving():
-            slow = {1: now - 2, 2: now, 3: now}
-            pool.bulkhead.inside.update(slow)
-            pool.inventory.given_at = now + 1000  # connections come back
+            pool.bulkhead.inside.update({1: now - 2, 2: now, 3: now})
+            pool.bulkhead.given_at = lambda: now + back
             connection = pool.connection()
             connection.execute("SELECT 1")
-            assert most == [2, 2]  # once for the connection, once for the statement
+            with pool.connection(), pytest.raises(TooManyRequests):  # both are in use
+                pool.connection(timeout=0.01)
+            assert most == [256, 256, 256, 256]  # for two connections, a statement, and the last one in vain
             with pytest.raises(TooManyRequests):
-                connection.execute("SELECT 1")  # there are no more
+                connection.execute("SELECT 1")
             most.clear()
-            pool.bulkhead.inside.clear()
-            pool.connection()
-            pool.bulkhead.inside.update(slow)
-            pool.inventory.given_at = now + 1000
-            with pytest.raises(TooManyRequests):
-                pool.connection()  # both are in use
-            assert not most
-            connection.execute("SELECT 1")
-            assert most == [2]
-            pool.inventory.given_at = now - 1000  # none does: it stands still
+            other = pool.connection()
             with pytest.raises(PoolTimeout):
                 pool.connection(timeout=0.01)
-            assert most == [2, 256]
+            other.close()
+            assert most == [256, 256]
     finally:
         runtime.more_threads = None
 
