@@ -78,8 +78,9 @@ class Connector:
             if self._inventory.release_slot_unless_needed():
                 return
             time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
-        self._inventory.opened()
+        more = self._inventory.opened()
         self.publish(record)
+        self.fill(more)
 
     def open_instead(self, record: ConnectionRecord, query_timeout: float, deadline: float) -> ConnectionRecord:
         """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds; 0 = no limit.

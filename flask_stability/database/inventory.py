@@ -19,6 +19,8 @@ from .waiters import LOOK_INTERVAL, Waiter
 
 #: Connections that may be taken when the database is back, while many wait.
 AT_FIRST = 2
+#: Connections that may be opened at once after one could not be.
+FEW = 5
 
 IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
 
@@ -58,6 +60,8 @@ class Inventory(Generic[S]):
     :ivar generation: rises with each failure; what was checked in an older one is asked before it is used.
     :ivar most_used: how many may be taken: `size`, but 0 while the database is away, and few while a queue of those
         that have waited for long gets its turn.
+    :ivar most_opening: how many may be opened at once: `size`, but few while opening fails, and twice as many with each
+        one that is open: those that wait must not run over a server that has no connection left, or hardly one.
     :ivar given_at: when a connection came back last, `time.monotonic`.
     :ivar requests: checkouts so far.
     :ivar usage: seconds that connections were in use.
@@ -70,7 +74,7 @@ class Inventory(Generic[S]):
         self.idle: list[S] = []
         self.waiters: collections.deque[Waiter[S]] = collections.deque()
         self.taken = self.opening = self.generation = self.requests = 0
-        self.most_used = size
+        self.most_used = self.most_opening = size
         self.usage = self.given_at = 0.0
         self.closed = False
         self._called: Waiter[S] | None = None
@@ -290,9 +294,10 @@ class Inventory(Generic[S]):
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
-    def _reserve(self, ahead: int) -> int:
+    def _reserve(self, ahead: int, *, coming: int = 0) -> int:
         room = self.most_used - self.taken - len(self.idle)
-        count = max(0, min(room, max(len(self.waiters), ahead) - self.opening))
+        wanted = min(max(len(self.waiters) - coming, ahead), self.most_opening) - self.opening
+        count = max(0, min(room, wanted))
         self.taken += count
         self.opening += count
         return count
@@ -315,18 +320,27 @@ class Inventory(Generic[S]):
             self.taken -= count
 
     def release_slot_unless_needed(self) -> bool:
-        """Give up the slot of a connection that could not be opened; False if somebody waits, for one more try."""
+        """Give up the slot of a connection that could not be opened; False for one more try, if somebody waits and few
+        others try.
+        """
         with self.lock:
-            if self.waiters and not self.closed:
+            self.most_opening = min(self.size, FEW)
+            if self.waiters and not self.closed and self.opening <= self.most_opening:
                 return False
             self.opening -= 1
             self.taken -= 1
             return True
 
-    def opened(self) -> None:
-        """A connection was opened in a reserved slot: it has that slot now."""
+    def opened(self) -> int:
+        """A connection was opened in a reserved slot, which it has now; how many more slots are reserved, where some wait
+        since opening failed.
+        """
         with self.lock:
             self.opening -= 1
+            if self.most_opening >= self.size:
+                return 0
+            self.most_opening = min(self.size, self.most_opening * 2)
+            return self._reserve(0, coming=1)
 
     def add(self, record: S) -> None:
         """One more open connection, which has a slot already."""
