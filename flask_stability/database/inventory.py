@@ -332,8 +332,8 @@ class Inventory(Generic[S]):
             return True
 
     def opened(self) -> int:
-        """A connection was opened in a reserved slot, which it has now; how many more slots are reserved, where some wait
-        since opening failed.
+        """A connection was opened in a reserved slot, which it has now; how many more slots are reserved, where some
+        wait since opening failed.
         """
         with self.lock:
             self.opening -= 1
