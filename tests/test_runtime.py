@@ -33,6 +33,7 @@ CONSTANT = {
     ("environment.py", "_defaults"): "what the configuration gave, before any fork",
     ("errors/handlers.py", "unavailable"): "tests for an outage, the same for all apps",
     ("errors/hooks.py", "_previous"): "Python's hooks that were there before; a child inherits ours with them",
+    ("request.py", "held"): "as `inflight`",
     ("request.py", "inflight"): "the table itself; the part `requests` clears it",
     ("scoreboard/black_box.py", "_claiming"): "the runtime has it renewed, below which it is",
     ("scoreboard/black_box.py", "places"): "as `_claiming`",

@@ -61,9 +61,13 @@ def away(make_pool: MakePool, mariadb: MariaDB, proxy: FaultProxy, worker: Worke
         pool = make_pool(db_url=proxy.url_for(mariadb), **{"db_outage_patience": 60.0, "db_timeout": 60.0, **settings})
         pool.start()
         proxy.refuse()
-        with pytest.raises(DatabaseUnavailable):
-            pool.connection()
-        wait_until(lambda: pool.availability.breaker.open)
+
+        def known() -> bool:
+            with pytest.raises(DatabaseUnavailable):
+                pool.connection()
+            return pool.availability.breaker.open
+
+        wait_until(known)
         return pool
 
     return make
@@ -174,9 +178,10 @@ def test_a_request_that_holds_a_connection_is_not_held(away: Callable[..., Pool]
 def test_wait_false_fails_at_once(away: Callable[..., Pool], make_pool: MakePool, mariadb: MariaDB,
                                   worker: Worker) -> None:
     """While the database is away, while it is just going, and while others have all connections."""
+    pool = away()
     with serving():
         with pytest.raises(CircuitOpen):
-            away().connection(wait=False)
+            pool.connection(wait=False)
         going = make_pool(db_url=mariadb.url_for(1), db_timeout=600.0)
         with pytest.raises(CircuitOpen):
             going.connection(wait=False)
