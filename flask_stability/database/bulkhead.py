@@ -75,7 +75,9 @@ class Bulkhead:
                 self._hurried = now
                 self.hurry()  # with every thread inside nobody else would look
             return False
-        return not self._more() and (self.away or waited > self._slow)
+        if self._more() or len(self.inside) < self.threads - spare:  # another one got some meanwhile
+            return False
+        return self.away or waited > self._slow
 
     def _more(self) -> bool:
         """The worker got spare threads."""

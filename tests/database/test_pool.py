@@ -700,6 +700,23 @@ def test_a_slow_database_gets_spare_threads(make_pool: MakePool, four_threads: N
         runtime.more_threads = None
 
 
+def test_threads_that_another_request_got_will_do(make_pool: MakePool, four_threads: None) -> None:
+    """Two ask at once, and the first one gets all that are to be had."""
+    pool = make_pool()
+
+    def give(number: int) -> bool:
+        runtime.my_row().words[scoreboard.W_THREADS] = number
+        return False
+
+    runtime.more_threads = give
+    try:
+        with serving():
+            pool.bulkhead.inside.update({number: time.monotonic() - 5 for number in (1, 2, 3)})
+            pool.connection().close()
+    finally:
+        runtime.more_threads = None
+
+
 def test_the_bulkhead_can_be_switched_off(make_pool: MakePool, four_threads: None) -> None:
     """STABILITY_DB_BULKHEAD=off."""
     pool = make_pool(db_bulkhead=False)
