@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import Settings
 from ..exceptions import CircuitOpen
-from ..presence import client_gone
+from ..presence import client_gone, clients_gone
 from ..request import NO_HOLD, RequestRecord, held
 from ..runtime import Part, runtime
 from .breaker import Breaker
@@ -219,9 +219,10 @@ class Hold:
         if now - self._looked < PRESENCE_INTERVAL or not self._inventory.waiters:
             return
         self._looked = now
-        gone = {waiter for waiter in self._inventory.waiting() if self.client_left(waiter, now)}
+        gone = set(map(id, clients_gone([waiter.request for waiter in self._inventory.waiting()
+                                         if waiter.request is not None and now - waiter.since > PRESENCE_INTERVAL])))
         if gone:  # as long as it is in the queue its thread waits, and the socket that was looked at is its own
-            self.refuse("the client has left", lambda waiter: waiter in gone)
+            self.refuse("the client has left", lambda waiter: id(waiter.request) in gone)
 
     def refuse(self, reason: str, which: Callable[[Waiter[Any]], bool] = lambda waiter: True) -> None:
         """Send those away that wait, or some of them."""
