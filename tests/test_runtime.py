@@ -184,7 +184,7 @@ request.inflight[threading.get_ident()] = mine
 
 held, end = threading.Barrier(2), threading.Event()
 locks = [runtime._making, apps.lock, state._lock, state.pool.inventory.lock, runtime.my_row().lock, refused._lock,
-         runtime.parts["logs"].storms._lock, runtime.parts["kept_answers"].lock,
+         runtime.parts["stacks"].lock, runtime.parts["logs"].storms._lock, runtime.parts["kept_answers"].lock,
          *(handler.lock for handler in runtime.parts["logs"].handlers.values())]
 
 def hold():
