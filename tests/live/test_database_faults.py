@@ -249,8 +249,9 @@ def _refused(result: Result, server: Supervised) -> None:
 
 def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: MariaDB) -> None:
     """gthread: what needs none is served throughout, the rest waits until the database is back, nothing lost."""
+    # as much time and as many threads as it takes where this takes longer
     server = start(mariadb.url, STABILITY_DB_OUTAGE_PATIENCE="60", STABILITY_REQUEST_TIMEOUT="120",
-                   STABILITY_DB_TIMEOUT="60")
+                   STABILITY_DB_TIMEOUT="60", STABILITY_DB_OUTAGE_THREADS="1500", STABILITY_SPARE_MAX="1500")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, gthread") as fault:
         mariadb.freeze()
