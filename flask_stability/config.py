@@ -102,6 +102,10 @@ class Settings:
     db_bulkhead: bool | None = _setting(
         None, switch, "keep one thread of a worker, a spare one if need be, out of a slow database",
         shown="on for gthread")
+    db_outage_patience: float = _setting(10.0, seconds, "for which requests wait while the database is away, from the "
+                                         "outage's begin; 0 = they are refused at once", unit="s")
+    db_outage_threads: int = _setting(256, number(0, 4000, whole=True), "requests of a worker that wait for a database "
+                                      "that is away or slow, at the most; within STABILITY_SPARE_MAX")
     db_connect_timeout: float = _setting(5.0, positive, "to connect", unit="s")
     db_query_timeout: float = _setting(30.0, seconds, "of one statement; 0 = none", unit="s")
     db_idle_timeout: float = _setting(300.0, positive, "after which an idle connection is closed", unit="s")
@@ -169,7 +173,7 @@ class Settings:
     client_min_rate: float = _setting(
         500.0, seconds, "a client that sends a body more slowly, over 20 s of waiting for it, is cut off, and one that "
         "takes a response more slowly while others wait; 0 = none is", scope="worker", unit="bytes/s")
-    spare_max: int = _setting(128, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
+    spare_max: int = _setting(320, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
                               "worker, at the most; fewer where memory or rows of the scoreboard are short",
                               scope="master")
     memory_limit: int | None = _setting(None, parse_size, "a worker's own memory (anonymous, private) above "

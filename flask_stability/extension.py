@@ -94,17 +94,21 @@ class StabilityExt:
 
     # -- what an app's code uses ---------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None) -> PooledConnection:
+    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None,
+                   wait: bool = True) -> PooledConnection:
         """A connection to the app's database, in autocommit.
 
         With ``with`` it is given back at the end of the block, else when the request or app context ends.
 
-        :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, and never longer than the request may.
+        :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, or STABILITY_DB_OUTAGE_PATIENCE while
+            the database is away; never longer than the request may.
         :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
             0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
+        :param wait: False: fail at once while the database is away or all connections are in use, for code that has a
+            fallback.
         :raises DatabaseUnavailable: if none can be had in that time.
         """
-        connection = self._state().pool.connection(timeout, query_timeout=query_timeout)
+        connection = self._state().pool.connection(timeout, query_timeout=query_timeout, wait=wait)
         if has_app_context():
             # registered here, since it costs every request of an app (4 µs); first, since it has to run last
             if _give_back not in current_app.teardown_appcontext_funcs:

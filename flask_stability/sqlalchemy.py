@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool as BasePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from . import exceptions, scoreboard
+from . import exceptions, request, scoreboard
 from .config import Settings
 from .database.connector import Connector
 from .database.engine_driver import EngineDriver
@@ -42,8 +42,6 @@ not_the_app.append(os.path.dirname(os.path.abspath(sqlalchemy.__file__)))
 #: Connections of an engine without a limit of its own (max_overflow=-1).
 _UNLIMITED = 10_000
 _A_YEAR = 365 * 86400.0
-#: Spare threads that a worker gets for such an engine at the most.
-_MOST_THREADS = 100
 #: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
@@ -129,6 +127,7 @@ class _House(Pool):
     """Our pool behind an engine."""
 
     _connector_class = _Connector
+    _holds_longer = True
 
     def __init__(self, settings: Settings, driver: EngineDriver, *, lifo: bool) -> None:
         self._lifo = lifo
@@ -137,7 +136,8 @@ class _House(Pool):
     def _wire(self) -> None:
         super()._wire()
         self.inventory.fifo = not self._lifo
-        self.bulkhead.most = min(self.bulkhead.most, _MOST_THREADS)
+        # the engine's check need not wait for its time
+        self.availability.changed = lambda: runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
     def _lend(self, entry: ConnectionRecord) -> Any:
         record = entry.steady
@@ -227,6 +227,10 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         if self._in_memory():
             return self._shared
         house = self._house or self._open()
+        if not house.calls.watched:  # before the first connection: while there is none to be had, requests are held
+            serving = request.current()
+            if serving is not None and serving.supervised:
+                house.start()
         while True:
             try:
                 patience = self._patience()
@@ -241,8 +245,6 @@ class StabilityPool(BasePool):  # type: ignore[misc]
                     record.entry.request.drop(record)
                 house.connector.discard(record.entry)
                 continue
-            if not house.calls.watched and record.entry.request is not None and record.entry.request.supervised:
-                house.start()
             return record
 
     def _do_return_conn(self, record: Any) -> None:

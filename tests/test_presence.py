@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flask_stability.presence import client_gone, gone
+from flask_stability.presence import client_gone, clients_gone, gone
 from flask_stability.request import OVER, RequestRecord
 from support import wait_until
 
@@ -87,3 +87,18 @@ def test_a_socket_that_we_closed_is_gone(pair: tuple[socket.socket, socket.socke
     """Nobody can be answered on it."""
     pair[0].close()
     assert client_gone(_record(pair[0]))
+
+
+def test_of_many_those_are_found_that_have_left() -> None:
+    """With one question; a request without a client is none of them."""
+    pairs = [socket.socketpair() for _ in range(4)]
+    records = [_record(ours) for ours, _ in pairs]
+    try:
+        assert not clients_gone([*records, RequestRecord({}, 0)])
+        pairs[1][1].close()
+        pairs[3][0].close()  # on our side
+        assert clients_gone([*records, RequestRecord({}, 0)]) == [records[1], records[3]]
+    finally:
+        for pair in pairs:
+            for one in pair:
+                one.close()

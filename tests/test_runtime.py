@@ -33,6 +33,7 @@ CONSTANT = {
     ("environment.py", "_defaults"): "what the configuration gave, before any fork",
     ("errors/handlers.py", "unavailable"): "tests for an outage, the same for all apps",
     ("errors/hooks.py", "_previous"): "Python's hooks that were there before; a child inherits ours with them",
+    ("request.py", "held"): "as `inflight`",
     ("request.py", "inflight"): "the table itself; the part `requests` clears it",
     ("scoreboard/black_box.py", "_claiming"): "the runtime has it renewed, below which it is",
     ("scoreboard/black_box.py", "places"): "as `_claiming`",
@@ -183,7 +184,7 @@ request.inflight[threading.get_ident()] = mine
 
 held, end = threading.Barrier(2), threading.Event()
 locks = [runtime._making, apps.lock, state._lock, state.pool.inventory.lock, runtime.my_row().lock, refused._lock,
-         runtime.parts["logs"].storms._lock, runtime.parts["kept_answers"].lock,
+         runtime.parts["stacks"].lock, runtime.parts["logs"].storms._lock, runtime.parts["kept_answers"].lock,
          *(handler.lock for handler in runtime.parts["logs"].handlers.values())]
 
 def hold():

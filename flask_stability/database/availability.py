@@ -1,6 +1,7 @@
 """Whether the database answers: what calls, connects and probes have seen comes together here.
 
-While it does not, nobody waits for a connection. Once it does again, what was suspended goes on.
+While it does not, nobody opens a connection, and requests are held or refused (`hold`). Once it does again, what was
+suspended goes on.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 
 from ..dberrors import CONSEQUENCES, COUNTS, WAITS, ErrorClass, proves_alive
 from ..exceptions import CircuitOpen, DatabaseUnavailable, TooManyRequests
+from ..request import RequestRecord
 from .breaker import Breaker
 from .bulkhead import Bulkhead
 from .drivers import Driver
 from .events import Events
-from .guarded_calls import GuardedCalls
+from .guarded_calls import LINK_LOST, GuardedCalls
+from .hold import Hold, hosted
 from .inventory import IN_USE, Inventory
 from .record import ConnectionRecord
 from .stats import Counters
@@ -29,7 +32,7 @@ MISSES = 2
 #: Probes under way at once: a slow one must not delay the one that finds the database back.
 PROBES = 3
 #: What a call of before the outage gets to end by itself once the database is back, seconds.
-GRACE = 0.25
+GRACE = 2.0
 
 
 class Availability:
@@ -38,35 +41,49 @@ class Availability:
     :ivar last_error: why the latest connect failed, None if it did not.
     :ivar misses: probes in a row that got no answer.
     :ivar wake: tells the housekeeper to look at once.
+    :ivar back: called when the database is back: opens connections for those that wait.
+    :ivar changed: called when the database is found to be away, and when it is back.
     """
 
     def __init__(self, driver: Driver, inventory: Inventory[ConnectionRecord], calls: GuardedCalls,
-                 bulkhead: Bulkhead, counters: Counters, events: Events, window: float) -> None:
-        self.breaker = Breaker()
+                 bulkhead: Bulkhead, breaker: Breaker, hold: Hold, counters: Counters, events: Events,
+                 window: float) -> None:
+        self.breaker = breaker
+        self.back: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
         self.last_error: BaseException | None = None
         self.wake = threading.Event()
         self._driver, self._inventory, self._calls = driver, inventory, calls
-        self._bulkhead, self._counters, self._events, self._window = bulkhead, counters, events, window
+        self._bulkhead, self._hold = bulkhead, hold
+        self._counters, self._events, self._window = counters, events, window
+        bulkhead.hurry = self.wake.set
         self._asked = 0.0
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
         self._probes = self.misses = 0
         self._probed = self._answered = 0.0
+        self._before: list[tuple[ConnectionRecord, float]] = []  # calls of before the outage, and when they began
+        self._grace_until = 0.0
+
+    @property
+    def watched(self) -> bool:
+        """A housekeeper looks after the pool."""
+        return self._calls.watched
 
     # -- whether to use a connection, or to wait for one ---------------------------------------------------------
 
-    def refuse_if_gone(self) -> None:
-        """Let nobody wait for a database that does not answer.
+    def refuse_if_gone(self, request: RequestRecord | None) -> None:
+        """Let nobody wait for a database that does not answer but a request that may be held.
 
         :raises CircuitOpen: while the breaker is open.
         """
-        if self.breaker.open and not self._may_ask():
+        if self.breaker.open and self._hold.refuses(request, monotonic()) and not self._may_ask():
             raise CircuitOpen(f"the database does not answer ({self.breaker.reason}); asked again every "
                               f"{PROBE_INTERVAL} s")
 
     def _may_ask(self) -> bool:
         """Where no housekeeper does, one checkout asks whether the database is back."""
         now = monotonic()
-        if self._calls.watched or now - max(self._asked, self.breaker.opened) < PROBE_INTERVAL:
+        if self.watched or now - max(self._asked, self.breaker.opened) < PROBE_INTERVAL:
             return False
         self._asked = now
         return True
@@ -108,18 +125,30 @@ class Availability:
     def answered(self) -> None:
         """The database answered: whatever was suspended goes on."""
         if self.breaker.success():
-            self._bulkhead.forgiven = monotonic()
-            self._events.log("database_back", level="INFO")
+            self._follow()
 
-    def gone(self, reason: str) -> None:
-        """The breaker opened: nobody has to wait."""
-        self._inventory.generation += 1
-        self._send_away(reason)
-        self._events.log("database_gone", reason=reason)
-        self.wake.set()
+    def gone(self) -> None:
+        """The breaker opened: those wait that may be held."""
+        self._follow()
 
-    def _send_away(self, reason: str) -> None:
-        self._inventory.send_all_away(lambda: CircuitOpen(f"the database does not answer ({reason})"))
+    def _follow(self) -> None:
+        """Do what the breaker's state asks for; whoever has changed it calls this, in whichever order."""
+        with self._turn:
+            away = self.breaker.open
+            if away == self._bulkhead.away:
+                return
+            self._bulkhead.away = away
+            if away:
+                self._inventory.generation += 1
+                if self.watched:
+                    self._inventory.pause()
+                self._hold.begin(self.breaker.reason)
+                self.wake.set()
+            else:
+                self._bulkhead.forgiven = monotonic()
+                self._hold.end()
+                self.back()
+            self.changed()
 
     def connected(self) -> None:
         """A connect worked."""
@@ -139,9 +168,10 @@ class Availability:
         if connecting is COUNTS:
             reason = f"error {code}: {remedy}" if remedy else f"error {code}"
             if self.breaker.failure(reason, started, lost=kind is ErrorClass.LINK_LOST):
-                self.gone(reason)
-            elif self.breaker.open:
-                self._send_away(reason)
+                self.gone()
+            else:
+                self._hold.refuse(f"the database does not answer ({reason})",
+                                  lambda waiter: waiter.hasty or (self.breaker.open and waiter.request is None))
             return not self.breaker.open
         if connecting is WAITS:
             return True
@@ -196,14 +226,21 @@ class Availability:
     def _found(self) -> None:
         with self._lock:
             self._answered, self.misses = monotonic(), 0
-            self._bulkhead.silent = False
         if not self.breaker.open:
             return
-        limit = monotonic() + GRACE
-        for record in self._inventory.snapshot():  # a link that was cut off without a reset may never answer
-            if record.inside and record.request is not None:
-                record.limit = limit
+        self._before = [(record, record.inside) for record in self._inventory.snapshot()
+                        if record.inside and record.request is not None]
+        self._grace_until = monotonic() + GRACE
         self.answered()
+
+    def end_lost(self, now: float) -> None:
+        """From the housekeeper: end what began before an outage and has got no answer since; its link was cut off
+        without a reset. What is still to come of it counts as a lost link.
+        """
+        if self._before and now >= self._grace_until:
+            before, self._before = self._before, []
+            for record, inside in before:
+                self._calls.cancel(record, inside, LINK_LOST)
 
     def _missed(self, started: float, code: Any) -> None:
         with self._lock:
@@ -211,11 +248,9 @@ class Availability:
                 return
             self.misses += 1
             misses = self.misses
-            self._bulkhead.silent = True
         if misses >= MISSES and self.breaker.trip(f"error {code}", started):
-            self.gone(f"error {code}")
-        threads = self._bulkhead.threads
-        if threads and len(self._calls.inside) >= threads:
+            self.gone()
+        if self._bulkhead.helpless() and not (self._bulkhead.threads == 1 and hosted()):
             self.release_youngest()
 
     # -- one thread of the worker stays free ---------------------------------------------------------------------
@@ -232,7 +267,7 @@ class Availability:
 
     def keep_one_free(self, now: float) -> None:
         """If every thread of the worker is inside, one of them for long, the latest of them to wait is sent away."""
-        if not self._bulkhead.full(now, room=self._inventory.has_room()):
+        if not self._bulkhead.full(now):
             return
         inside = self._calls.inside
         thread = self._inventory.send_latest_away(inside, TooManyRequests(self._bulkhead.why()))

@@ -35,6 +35,11 @@ class Breaker:
         """For people: "open" or "closed"."""
         return "open" if self.open else "closed"
 
+    @property
+    def failing(self) -> bool:
+        """The latest connect failed."""
+        return self.open or self._failures > 0
+
     def failure(self, reason: str, started: float, *, lost: bool = False) -> bool:
         """Count one more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker.
 

@@ -23,6 +23,8 @@ from .stats import Counters
 
 #: Between attempts to connect at the most, seconds.
 LONGEST_PAUSE = 0.25
+#: No connection has come back for so long, seconds: the queue is long by now.
+STANDSTILL = 1.0
 
 
 class Connector:
@@ -32,6 +34,7 @@ class Connector:
                  availability: Availability, counters: Counters) -> None:
         self._settings, self._driver, self._inventory = settings, driver, inventory
         self._availability, self._counters = availability, counters
+        availability.back = lambda: self.fill(inventory.resume(paced=availability.watched))
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -45,6 +48,13 @@ class Connector:
                 self._inventory.send_all_away(
                     lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
                 return
+
+    def pace(self, now: float) -> None:
+        """From the housekeeper: those that wait after an outage or a standstill get their turn, few at a time."""
+        if self._inventory.waiters and now - self._inventory.given_at > STANDSTILL:
+            self._inventory.throttle()
+        else:
+            self.fill(self._inventory.spread())
 
     def open_ahead(self) -> None:
         """Open what is missing of STABILITY_DB_MIN_IDLE."""
@@ -68,8 +78,9 @@ class Connector:
             if self._inventory.release_slot_unless_needed():
                 return
             time.sleep(random.uniform(0.02, min(LONGEST_PAUSE, 0.05 * 2 ** attempt)))
-        self._inventory.opened()
+        more = self._inventory.opened()
         self.publish(record)
+        self.fill(more)
 
     def open_instead(self, record: ConnectionRecord, query_timeout: float, deadline: float) -> ConnectionRecord:
         """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds; 0 = no limit.

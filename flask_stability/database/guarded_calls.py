@@ -26,6 +26,9 @@ T = TypeVar("T")
 PATIENCE = 2.0
 #: A statement that takes so much longer than it may is one that the server does not end by itself, seconds.
 LATE = 1.0
+#: Why a call was cancelled whose link had gone during an outage: the driver's own error says it, and what follows from
+#: a lost link follows.
+LINK_LOST = "its link was lost while the database was away"
 _NOT_TO_BE_MENDED = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT, ErrorClass.STALE, ErrorClass.ROLLED_BACK,
                                ErrorClass.LOCK_WAIT, ErrorClass.TIMED_OUT})
 
@@ -67,7 +70,8 @@ class GuardedCalls:
         except self._driver.dbapi.Error as error:
             given_up = bool(record.backstop) and not record.cut and self._given_up(record, error)
             self._failed(record, error)
-            if record.cut and not (given_up and unit is None):  # else the driver's own error says it
+            # else the driver's own error says it
+            if record.cut and record.cut is not LINK_LOST and not (given_up and unit is None):
                 raise DeadlineExceeded(f"the call to the database was cut off: {record.cut}") from error
             raise
         except Exception:

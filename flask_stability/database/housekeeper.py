@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .availability import Availability
+from .connector import Connector
 from .events import Events
 from .guarded_calls import GuardedCalls
+from .hold import Hold
 from .inventory import IDLE, Inventory
 from .leaks import Leaks
 from .record import ConnectionRecord
@@ -29,6 +31,8 @@ class House(Protocol):
     inventory: Inventory[ConnectionRecord]
     calls: GuardedCalls
     availability: Availability
+    hold: Hold
+    connector: Connector
     leaks: Leaks
     upkeep: Upkeep
     events: Events
@@ -90,7 +94,10 @@ class Housekeeper:
             house.calls.cancel_if_due(record, now)
         house.leaks.look(records, now)
         house.upkeep.leave_moved(records, now)
+        house.availability.end_lost(now)
         house.availability.keep_one_free(now)
+        house.hold.look(now)
+        house.connector.pace(now)
         house.availability.probe_if_due(records, now, self._help)
         self._maintain_if_due(house, records, now)
         if now - self.looked >= 1.0:

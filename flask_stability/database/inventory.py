@@ -1,7 +1,8 @@
 """Which connections there are, and who has them: bookkeeping under one lock, without I/O and without a driver.
 
 What always holds: `taken` and idle connections together are no more than `size`; and where a connection is idle while
-a thread waits, one of those that wait has been called and is on its way, or the first looks every few milliseconds.
+a thread waits, one of those that wait has been called and is on its way, or the first looks every few milliseconds, or
+`most_used` are taken, and `spread` goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from ..exceptions import PoolClosed
+from ..request import RequestRecord
 from .waiters import LOOK_INTERVAL, Waiter
+
+#: Connections that may be taken when the database is back, while many wait.
+AT_FIRST = 2
+#: Connections that may be opened at once after one could not be.
+FEW = 5
 
 IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
 
@@ -51,6 +58,11 @@ class Inventory(Generic[S]):
     :ivar opening: slots of connections that are being opened.
     :ivar waiters: who waits, the first to come first.
     :ivar generation: rises with each failure; what was checked in an older one is asked before it is used.
+    :ivar most_used: how many may be taken: `size`, but 0 while the database is away, and few while a queue of those
+        that have waited for long gets its turn.
+    :ivar most_opening: how many may be opened at once: `size`, but few while opening fails, and twice as many with each
+        one that is open: those that wait must not run over a server that has no connection left, or hardly one.
+    :ivar given_at: when a connection came back last, `time.monotonic`.
     :ivar requests: checkouts so far.
     :ivar usage: seconds that connections were in use.
     """
@@ -62,7 +74,8 @@ class Inventory(Generic[S]):
         self.idle: list[S] = []
         self.waiters: collections.deque[Waiter[S]] = collections.deque()
         self.taken = self.opening = self.generation = self.requests = 0
-        self.usage = 0.0
+        self.most_used = self.most_opening = size
+        self.usage = self.given_at = 0.0
         self.closed = False
         self._called: Waiter[S] | None = None
         self._renewed = 0.0
@@ -98,7 +111,8 @@ class Inventory(Generic[S]):
         """The warmest idle connection if it was known to be good less than `window` seconds ago."""
         with self.lock:
             self.requests += 1
-            if not self.idle or self.closed or (self.waiters and now >= self.waiters[0].hand_over_from):
+            if (not self.idle or self.closed or self.taken >= self.most_used
+                    or (self.waiters and now >= self.waiters[0].hand_over_from)):
                 return None
             record = self.idle[-1]
             if (record.generation != self.generation or now >= record.expires or now - record.checked > window):
@@ -109,27 +123,32 @@ class Inventory(Generic[S]):
             record.state = IN_USE
             return record
 
-    def take_or_join(self, waiter: Waiter[S] | None, now: float, deadline: float,
-                     refuse: Callable[[], None]) -> tuple[S | None, Waiter[S], int]:
+    def take_or_join(self, waiter: Waiter[S] | None, now: float, deadline: float, refuse: Callable[[], None],
+                     request: RequestRecord | None = None, *, hasty: bool = False
+                     ) -> tuple[S | None, Waiter[S], int]:
         """A reserved connection that was idle, or a place in the queue, and for how many slots one is to be opened.
 
         :param waiter: of who has waited already and was served badly: it is the first again.
+        :param request, hasty: the new waiter's.
         :param refuse: raises where nobody is to wait; called under the lock, so that who sends all waiters away
             misses none.
         :raises PoolClosed: after `close`.
         """
-        place: Waiter[S] = Waiter(waiter.since if waiter else now, deadline)
+        place: Waiter[S] = Waiter(waiter.since if waiter else now, deadline, request, hasty=hasty)
         with self.lock:
             if self.closed:
                 raise _closed()
             refuse()
-            if self.idle and (waiter or not self.waiters or now < self.waiters[0].hand_over_from):
+            if self._available() and (waiter or not self.waiters or now < self.waiters[0].hand_over_from):
                 return self._take_idle(), place, 0
             if waiter:
                 self.waiters.appendleft(place)
             else:
                 self.waiters.append(place)
             return None, place, self._reserve(0)
+
+    def _available(self) -> bool:
+        return bool(self.idle) and self.taken < self.most_used
 
     def _take_idle(self) -> S:
         record = self.idle.pop()  # last in, first out: the warmest
@@ -159,15 +178,15 @@ class Inventory(Generic[S]):
         """Who was called is here. If there is nothing any more, it keeps its place and looks by itself from now on."""
         if self._called is waiter:
             self._called = None
-        waiter.in_vain = not self.idle
-        if self.idle:
+        waiter.in_vain = not self._available()
+        if not waiter.in_vain:
             self.waiters.remove(waiter)
             waiter.record = self._take_idle()
             self._call()
 
     def _call(self) -> None:
         """Where there is something for somebody, the first is on its way, or will look soon."""
-        if self.idle and self.waiters and self._called is None and not self.waiters[0].in_vain:
+        if self._available() and self.waiters and self._called is None and not self.waiters[0].in_vain:
             self._called = self.waiters[0]
             self._called.gate.release()
 
@@ -190,6 +209,11 @@ class Inventory(Generic[S]):
             self._call()
         return called
 
+    def waiting(self) -> list[Waiter[S]]:
+        """Return those that wait, the first to come first."""
+        with self.lock:
+            return list(self.waiters)
+
     def waiting_since(self) -> float:
         """When the first of those came that wait, 0.0 if nobody does."""
         with self.lock:
@@ -197,10 +221,11 @@ class Inventory(Generic[S]):
 
     # -- sending away --------------------------------------------------------------------------------------------
 
-    def send_all_away(self, make_error: Callable[[], BaseException] = _closed) -> None:
-        """Let all waiters fail, each with an error of its own."""
+    def send_all_away(self, make_error: Callable[[], BaseException] = _closed,
+                      which: Callable[[Waiter[S]], bool] = lambda waiter: True) -> None:
+        """Let all waiters fail, or those that `which` chooses, each with an error of its own."""
         with self.lock:
-            for waiter in list(self.waiters):
+            for waiter in [waiter for waiter in self.waiters if which(waiter)]:
                 self._send_away(waiter, make_error())
 
     def send_latest_away(self, threads: Container[int], error: BaseException) -> int | None:
@@ -227,10 +252,12 @@ class Inventory(Generic[S]):
         """
         with self.lock:
             self.usage += used
+            self.given_at = now
             if record.cut or self.closed or now >= record.expires:
                 return False
             if self.waiters:
-                if now >= self.waiters[0].hand_over_from or len(self.idle) >= self.max_idle:
+                if self.taken <= self.most_used and (now >= self.waiters[0].hand_over_from
+                                                     or len(self.idle) >= self.max_idle):
                     self._hand_over(record)
                     return True
             elif len(self.idle) >= self.max_idle:
@@ -267,9 +294,10 @@ class Inventory(Generic[S]):
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
-    def _reserve(self, ahead: int) -> int:
-        room = self.size - self.taken - len(self.idle)
-        count = max(0, min(room, max(len(self.waiters), ahead) - self.opening))
+    def _reserve(self, ahead: int, *, coming: int = 0) -> int:
+        room = self.most_used - self.taken - len(self.idle)
+        wanted = min(max(len(self.waiters) - coming, ahead), self.most_opening) - self.opening
+        count = max(0, min(room, wanted))
         self.taken += count
         self.opening += count
         return count
@@ -292,18 +320,27 @@ class Inventory(Generic[S]):
             self.taken -= count
 
     def release_slot_unless_needed(self) -> bool:
-        """Give up the slot of a connection that could not be opened; False if somebody waits, for one more try."""
+        """Give up the slot of a connection that could not be opened; False for one more try, if somebody waits and few
+        others try.
+        """
         with self.lock:
-            if self.waiters and not self.closed:
+            self.most_opening = min(self.size, FEW)
+            if self.waiters and not self.closed and self.opening <= self.most_opening:
                 return False
             self.opening -= 1
             self.taken -= 1
             return True
 
-    def opened(self) -> None:
-        """A connection was opened in a reserved slot: it has that slot now."""
+    def opened(self) -> int:
+        """A connection was opened in a reserved slot, which it has now; how many more slots are reserved, where some
+        wait since opening failed.
+        """
         with self.lock:
             self.opening -= 1
+            if self.most_opening >= self.size:
+                return 0
+            self.most_opening = min(self.size, self.most_opening * 2)
+            return self._reserve(0, coming=1)
 
     def add(self, record: S) -> None:
         """One more open connection, which has a slot already."""
@@ -319,6 +356,43 @@ class Inventory(Generic[S]):
                 self.idle.remove(record)
                 self.taken += 1
         return chosen[::-1]
+
+    # -- after an outage, or a standstill ------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """The database is away: reserve no slots, take nothing."""
+        with self.lock:
+            self.most_used = 0
+
+    def resume(self, *, paced: bool) -> int:
+        """The database is back: a few may be taken, more with each `spread`; how many slots are reserved now.
+
+        :param paced: somebody calls that; else as many as there are may be taken.
+        """
+        with self.lock:
+            self.most_used = min(self.size, AT_FIRST) if paced else self.size
+            return self._reserve(0)
+
+    def throttle(self) -> None:
+        """Nothing comes back: when it does, a queue that is longer than the pool gets its turn as after an outage."""
+        with self.lock:
+            if self.taken >= self.size and len(self.waiters) > self.size:
+                self.most_used = min(self.size, AT_FIRST)
+
+    def spread(self) -> int:
+        """More may be taken, as many as there are once nobody waits; how many slots are reserved now.
+
+        As in TCP's slow start, a server that has just come back is not run over, and this process still serves others.
+        """
+        with self.lock:
+            if not 0 < self.most_used < self.size:
+                return 0
+            self.most_used = min(self.size, max(self.most_used + 1, self.most_used * 11 // 10))
+            if not self.waiters:
+                self.most_used = self.size
+            while self._available() and self.waiters:
+                self._hand_over(self._take_idle())
+            return self._reserve(0)
 
     # -- all of them ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ it does its I/O under its lock, so its bookkeeping, waiting, giving back and clo
 from __future__ import annotations
 
 import collections
+import math
 import sys
 import threading
 import weakref
@@ -16,9 +17,10 @@ from typing import Any
 
 from .. import request
 from ..config import Settings
-from ..exceptions import PoolTimeout, TooManyRequests
+from ..exceptions import CircuitOpen, DatabaseUnavailable, PoolTimeout, TooManyRequests
 from ..runtime import Part, runtime
 from .availability import Availability
+from .breaker import Breaker
 from .bulkhead import Bulkhead
 from .connection import PooledConnection
 from .connector import Connector
@@ -26,6 +28,7 @@ from .credentials import Source
 from .drivers import Driver, make_driver
 from .events import Events
 from .guarded_calls import GuardedCalls
+from .hold import Hold
 from .housekeeper import Housekeeper
 from .inventory import IN_USE, REMOVED, Inventory
 from .leaks import Leaks
@@ -52,6 +55,21 @@ class _Pools(Part):
 _pools = runtime.add("pools", _Pools())
 
 
+class _Wish:
+    """What a checkout asks for. Times are `time.monotonic` seconds.
+
+    :ivar deadline: until when it waits.
+    :ivar limit: until when it may wait at the most, whatever the database does.
+    :ivar request, hasty: see `Waiter`.
+    """
+
+    __slots__ = ("deadline", "hasty", "limit", "request", "since")
+
+    def __init__(self, since: float, deadline: float, limit: float, *, hasty: bool) -> None:
+        self.since, self.deadline, self.limit, self.hasty = since, deadline, limit, hasty
+        self.request: request.RequestRecord | None = None
+
+
 class Pool:
     """A bounded pool of connections of one app in one process. Opens nothing before it is asked for a connection.
 
@@ -65,6 +83,8 @@ class Pool:
     """
 
     _connector_class: type[Connector] = Connector
+    #: A request may be held for longer than the `timeout` that is given for it, which is a setting's.
+    _holds_longer = False
 
     def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
                  credentials: Source | None = None, driver: Driver | None = None) -> None:
@@ -82,11 +102,14 @@ class Pool:
         self.lost: collections.deque[ConnectionRecord] = collections.deque()
         self.counters = Counters()
         self.bulkhead = Bulkhead(settings)
-        self.inventory: Inventory[ConnectionRecord] = Inventory(settings.db_max_size, settings.db_max_idle)
+        inventory = self.inventory = Inventory[ConnectionRecord](settings.db_max_size, settings.db_max_idle)
+        self.bulkhead.given_at = lambda: inventory.given_at
         self.events = Events(driver, self.inventory)
+        breaker = Breaker()
+        self.hold = Hold(settings, self.inventory, breaker, self.events)
         self.calls = GuardedCalls(driver, self.inventory, self.counters, self.bulkhead.inside)
-        self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, self.counters, self.events,
-                                         self._window)
+        self.availability = Availability(driver, self.inventory, self.calls, self.bulkhead, breaker, self.hold,
+                                         self.counters, self.events, self._window)
         self.connector = self._connector_class(settings, driver, self.inventory, self.availability, self.counters)
         self.upkeep = Upkeep(settings, driver, self.inventory, self.availability, self.connector, self.events)
         self.leaks = Leaks(settings, self.inventory, self.counters, self.events)
@@ -98,13 +121,19 @@ class Pool:
 
     # -- taking --------------------------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None) -> PooledConnection:
+    def connection(self, timeout: float | None = None, *, query_timeout: float | None = None,
+                   wait: bool = True) -> PooledConnection:
         """A connection within `timeout` seconds (default STABILITY_DB_TIMEOUT), and never beyond the request's time.
+
+        While the database is away, a request is held for STABILITY_DB_OUTAGE_PATIENCE instead (see `hold`), but no
+        longer than a `timeout` that was given.
 
         :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
             0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
+        :param wait: False: neither for a database that is away nor for a connection that others use; for code that has
+            a fallback. To open a connection may still take STABILITY_DB_CONNECT_TIMEOUT.
         :raises PoolTimeout: if none became free, or none could be opened, in that time.
-        :raises CircuitOpen: at once, while the database is known not to answer.
+        :raises CircuitOpen: while the database is known not to answer: at once, or if it has been so for too long.
         :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
         :raises PoolClosed: after `close`.
         """
@@ -118,7 +147,7 @@ class Pool:
                 self._admit(now)
             record = self._warm(now)
             if record is None:
-                record = self._patiently(now, self.settings.db_timeout if timeout is None else timeout, serving)
+                record = self._patiently(now, timeout, serving, wait)
             if query_timeout is not None:
                 record = self._limited(record, query_timeout, now + (timeout or self.settings.db_timeout))
             record.taken(ident, serving, sys._getframe(1))
@@ -126,8 +155,10 @@ class Pool:
             if serving is not None:
                 serving.hold(connection)
             return connection
-        except BaseException:
+        except BaseException as error:
             self.counters.add("requests_errors")
+            if serving is not None and isinstance(error, DatabaseUnavailable):
+                self.hold.count_refused()
             if record is not None:
                 self.connector.discard(record)
             raise
@@ -142,7 +173,7 @@ class Pool:
 
     def _admit(self, now: float) -> None:
         try:
-            self.bulkhead.admit(now, room=self.inventory.has_room())
+            self.bulkhead.admit(now)
         except TooManyRequests:
             self.inventory.count_request()
             raise
@@ -173,31 +204,37 @@ class Pool:
         self.connector.discard(record)
         return None
 
-    def _patiently(self, now: float, timeout: float, serving: request.RequestRecord | None) -> ConnectionRecord:
+    def _patiently(self, now: float, timeout: float | None, serving: request.RequestRecord | None,
+                   wait: bool) -> ConnectionRecord:
         """Whatever it takes, within the time that there is."""
-        deadline = now + timeout
+        wish = _Wish(now, now + (self.settings.db_timeout if timeout is None else timeout),
+                     math.inf if timeout is None or self._holds_longer else now + timeout, hasty=not wait)
         if serving is None:
-            return self._take(now, deadline)
+            return self._take(wish)
         left = request.remaining()
         if left is not None:
-            deadline = min(deadline, now + left - 1.0)
+            wish.limit = min(wish.limit, now + left - 1.0)
+            wish.deadline = min(wish.deadline, wish.limit)
+        if wait and self.calls.watched:
+            wish.request = self.hold.candidate(serving)
         ident, inside = threading.get_ident(), self.bulkhead.inside
         inside[ident] = now
         try:
-            return self._take(now, deadline)
+            return self._take(wish)
         finally:
             inside.pop(ident, None)
 
-    def _take(self, now: float, deadline: float) -> ConnectionRecord:
+    def _take(self, wish: _Wish) -> ConnectionRecord:
         """An idle connection that is alive, else whatever comes first: one given back or a new one."""
         waiter: Waiter[ConnectionRecord] | None = None
         while True:
-            record, waiter, wanted = self.inventory.take_or_join(waiter, now, deadline,
-                                                                 self.availability.refuse_if_gone)
+            record, waiter, wanted = self.inventory.take_or_join(
+                waiter, wish.since, wish.deadline, lambda: self.availability.refuse_if_gone(wish.request),
+                wish.request, hasty=wish.hasty)
             if record is None:
-                record = self._wait(waiter, wanted, deadline)
+                record = self._wait(waiter, wanted, wish)
             try:
-                usable = self.availability.check(record, deadline)
+                usable = self.availability.check(record, wish.deadline)
             except BaseException:
                 self.connector.discard(record)
                 raise
@@ -205,16 +242,25 @@ class Pool:
                 return record
             self.connector.discard(record)
 
-    def _wait(self, waiter: Waiter[ConnectionRecord], wanted: int, deadline: float) -> ConnectionRecord:
-        inventory = self.inventory
+    def _wait(self, waiter: Waiter[ConnectionRecord], wanted: int, wish: _Wish) -> ConnectionRecord:
+        inventory, hold, served = self.inventory, self.hold, False
         try:
             self.connector.fill(wanted)
-            if not inventory.wait(waiter, deadline):
-                raise PoolTimeout(f"no connection within {monotonic() - waiter.since:.1f} s: {inventory!r}"
-                                  ) from self.availability.last_error
+            if wish.hasty and not wanted:
+                raise PoolTimeout(f"no connection at once: {inventory!r}") from self.availability.last_error
+            hold.join(waiter)
+            while not inventory.wait(waiter, wish.deadline):
+                now = monotonic()
+                wish.deadline = min(hold.until(waiter, now), wish.limit)
+                if wish.deadline <= now:
+                    raise PoolTimeout(f"no connection within {now - waiter.since:.1f} s: {inventory!r}"
+                                      ) from self.availability.last_error
             if waiter.error is not None:
                 raise waiter.error
+            if hold.client_left(waiter, monotonic()):
+                raise CircuitOpen("the client has left")
             assert waiter.record is not None
+            served = True
             return waiter.record
         except BaseException:
             record = inventory.leave(waiter)
@@ -222,6 +268,7 @@ class Pool:
                 self.connector.publish(record)
             raise
         finally:
+            hold.leave(waiter, served=served)
             self.counters.add("requests_queued")
             self.counters.add("requests_wait_ms", (monotonic() - waiter.since) * 1000)
 

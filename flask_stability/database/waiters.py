@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Generic, TypeVar
 
+from ..request import RequestRecord
+
 R = TypeVar("R")
 
 #: So long a thread that comes by may be faster than one that waits, seconds. To hand each connection over costs a
@@ -22,12 +24,16 @@ class Waiter(Generic[R]):
     :ivar since: when it came, `time.monotonic`.
     :ivar in_vain: it was called once, and another was faster.
     :ivar hand_over_from: from then on a connection is handed to it, and to nobody who came later.
+    :ivar request: the request that may be held while the database is away; None: it fails at once.
+    :ivar hasty: it does not wait for a second attempt to connect.
     """
 
-    __slots__ = ("error", "gate", "hand_over_from", "in_vain", "record", "since", "thread_id")
+    __slots__ = ("error", "gate", "hand_over_from", "hasty", "in_vain", "record", "request", "since", "thread_id")
 
-    def __init__(self, since: float, deadline: float) -> None:
+    def __init__(self, since: float, deadline: float, request: RequestRecord | None = None, *,
+                 hasty: bool = False) -> None:
         self.since, self.thread_id = since, threading.get_ident()
+        self.request, self.hasty = request, hasty
         self.hand_over_from = since + min(PATIENCE, (deadline - since) / 4)
         self.in_vain = False
         self.record: R | None = None

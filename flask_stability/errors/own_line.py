@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
-from types import FrameType, TracebackType
+from types import TracebackType
+
+from ..stacks import frame_of
 
 LONGEST = 160  #: characters
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -24,7 +25,7 @@ def of_trace(trace: TracebackType | None) -> str:
 
 def of_thread(thread_id: int) -> str:
     """Return the same for where a thread is now; "" if it has ended."""
-    frame: FrameType | None = sys._current_frames().get(thread_id)
+    frame = frame_of(thread_id)
     return _own((item.f_code.co_filename, line, item.f_code.co_name) for item, line in traceback.walk_stack(frame)) if (
         frame is not None) else ""
 

@@ -6,7 +6,6 @@ Authorization, query value or local variable.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import traceback
@@ -17,6 +16,7 @@ from typing import Any
 from .. import logs, scoreboard
 from ..request import RequestRecord, current
 from ..runtime import Part, runtime
+from ..stacks import frame_of
 from . import own_line
 
 _MARK = "__flask_stability_recorded__"
@@ -149,7 +149,7 @@ def frames(trace: TracebackType | None) -> list[str]:
 
 def stack_of(thread_id: int) -> list[str]:
     """Where a thread is now; empty if it has ended."""
-    frame = sys._current_frames().get(thread_id)
+    frame = frame_of(thread_id)
     if frame is None:
         return []
     return [f"{item.f_code.co_filename}:{line} {item.f_code.co_name}"

@@ -54,6 +54,7 @@ class Sample(NamedTuple):
     answers_3xx: float = 0.0
     answers_4xx: float = 0.0
     status: float = 0.0
+    db_held: float = 0.0
     failed_rounds: float = 0.0
 
 
@@ -65,7 +66,7 @@ class Memory(NamedTuple):
     rss: int
 
 
-_SAMPLE = struct.Struct("=21d")
+_SAMPLE = struct.Struct("=22d")
 _BEATS = struct.Struct("=Q")  # two bits a check: 0 unknown, 1 pass, 2 warn, 3 fail
 _MEMORY = struct.Struct("=HHI")  # slot, age, KiB; a worker that holds nothing is none
 _RECORD = _SAMPLE.size + _BEATS.size + WORKERS * _MEMORY.size

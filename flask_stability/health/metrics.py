@@ -28,6 +28,7 @@ _COUNTERS = (("exceptions", "Recorded exceptions.", board.W_EXCEPTIONS),
              ("log_drops", "Log records that were lost.", board.W_LOG_DROPS),
              ("alerts_lost", "Alerts that could not be delivered.", board.W_ALERTS_LOST))
 _CONNECTIONS = (("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE), ("waiting", board.W_DB_WAITING))
+_KEPT = (("fresh", board.W_KEPT_FRESH), ("stale", board.W_KEPT_STALE), ("made", board.W_KEPT_MADE))
 
 
 class NotInstalled(Exception):
@@ -105,6 +106,10 @@ class _Collector:
         yield labelled(Gauge, "disk_free_bytes", "Free space.", "mount", _free(found))
         yield labelled(Gauge, "db_pool_connections", "Connections, and threads waiting for one.", "state",
                        ((state, _sum(rows, word)) for state, word in _CONNECTIONS))
+        yield labelled(Counter, "kept_answers", "Answers of views with keep, by where they came from.", "source",
+                       ((source, totals.counters[word]) for source, word in _KEPT))
+        yield Gauge(_PREFIX + "db_requests_held", "Requests that wait for a database that is away.",
+                    value=_sum(rows, board.W_DB_HELD))
         for name, text, word in _COUNTERS:
             yield Counter(_PREFIX + name, text, value=totals.counters[word])
         yield labelled(Gauge, "release_workers", "Workers by release.", "release", _by_release(rows))

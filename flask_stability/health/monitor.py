@@ -285,7 +285,8 @@ class Monitor:
             db_idle=pool["idle"], db_waiting=pool["waiting"], db_latency_ms=database.get("latency_ms") or 0.0,
             restarts=sum(totals.restarts.values()), rss_max=max((one.rss for one in memory), default=0),
             memory_limit=min((limit for limit in limits if limit), default=0), answers_2xx=by_class[2],
-            answers_3xx=by_class[3], answers_4xx=by_class[4], status=ORDER[document["status"]])
+            answers_3xx=by_class[3], answers_4xx=by_class[4], status=ORDER[document["status"]],
+            db_held=pool["held"])
         checks = {name: part["status"] for name, part in document["detailed"]["checks"].items()}
         worst, self._worst = self._worst, {}
         self._history.append(sample, memory, {name: max(worst.get(name, 0), ORDER[status])

@@ -125,7 +125,7 @@ def _database(rows: list[Row], found: Results, totals: board.Totals) -> dict[str
     pool: dict[str, Any] = {
         name: sum(int(row.words[word]) for row in rows)
         for name, word in (("size", board.W_DB_SIZE), ("idle", board.W_DB_AVAILABLE), ("in_use", board.W_DB_IN_USE),
-                           ("waiting", board.W_DB_WAITING), ("max", board.W_DB_MAX))}
+                           ("waiting", board.W_DB_WAITING), ("held", board.W_DB_HELD), ("max", board.W_DB_MAX))}
     pool.update({name: totals.counters[word] for name, word in (
         ("requests", board.W_DB_REQUESTS), ("errors", board.W_DB_ERRORS), ("lost", board.W_DB_LOST),
         ("leaks_suspected", board.W_DB_LEAKS), ("retries", board.W_DB_RETRIES),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .process import collect
+from .process import collect, trim
 
-__all__ = ["collect"]
+__all__ = ["collect", "trim"]

@@ -89,9 +89,14 @@ def collect() -> int:
     """Collect garbage and give free memory back to the system; the bytes of resident memory that this freed."""
     before = resident()
     gc.collect()
+    trim()
+    return before - resident()
+
+
+def trim() -> None:
+    """Give free memory back to the system, without looking for garbage; milliseconds, in which other threads run."""
     if _malloc_trim is not None:
         _malloc_trim(0)
-    return before - resident()
 
 
 def _find_trim() -> Callable[[int], Any] | None:

@@ -61,7 +61,7 @@ class SlowClients:
         if late:
             self._cut[HEAD] = self._cut.get(HEAD, 0) + late
         self._blocked = []
-        for thread, served in list(self._connections.serving.items()):
+        for thread, served in self._connections.serving.copy().items():  # `list(….items())` may collect garbage midway
             self._one(now, served, _outermost(inflight.get(thread)), pressed)
         self.waiting = sum(since < now or served.watched.waits_for != HEAD for since, served, _ in self._blocked)
         if self._cut and now >= self._tell_at:

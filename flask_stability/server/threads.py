@@ -45,7 +45,7 @@ class Stuck:
         self.since = now
         self._first = self._first or now
         self.times += 1
-        wanted = min(self._threads + self.added, MOST * self._threads - self.added)
+        wanted = max(0, min(self._threads + self.added, MOST * self._threads - self.added))
         self.added += wanted
         return wanted
 

@@ -271,7 +271,7 @@ class Exchange(RequestRecord):
                     end = self.begun_ns
                 row.observe(environ["REQUEST_METHOD"], self.rule.endpoint,
                             scoreboard.REFUSED if self.code == 503 and self.refused else self.code,
-                            end - self.started_ns)
+                            end - self.started_ns - self.held_ns)
                 if self.code >= 400:
                     self.boundary.note(self.code, self)
             except Exception as error:

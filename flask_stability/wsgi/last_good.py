@@ -34,11 +34,11 @@ from flask.sessions import SecureCookieSession
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from .. import logs
+from .. import logs, scoreboard
 from ..config import Settings
 from ..dburl import DatabaseURL
 from ..errors import report
-from ..request import SOCKET, current, remaining
+from ..request import NO_HOLD, SOCKET, current, remaining
 from ..runtime import Part, runtime
 from ..scoreboard import default_run_dir
 from .answer_store import Answer, AnswerStore, KeyLock
@@ -99,9 +99,14 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
             if last_good is None or not last_good.applies(kept):
                 return run()
             found = last_good.find(kept)
+            if found is None:
+                return run()
+            row = runtime.my_row()
             if isinstance(found, Flight):
+                row.add(scoreboard.W_KEPT_MADE)
                 return found.make(run)
-            return run() if found is None else _response(found)
+            row.add(scoreboard.W_KEPT_FRESH if found.age < found.fresh else scoreboard.W_KEPT_STALE)
+            return _response(found)
 
         return answered  # type: ignore[return-value]
 
@@ -353,7 +358,10 @@ class Flight:
 
     :ivar query: names of the query parameters that the view may see.
     :ivar reached: the view was run, or begun.
+    :cvar is_connection: a request that holds one may wait for a database that is away.
     """
+
+    is_connection = False
 
     def __init__(self, owner: LastGood, store: AnswerStore, key: str, kept: Kept, lock: KeyLock,
                  event: threading.Event | None = None) -> None:
@@ -538,7 +546,7 @@ def _as_a_refresh(environ: dict[str, Any], flight: Flight) -> dict[str, Any]:
                 "HTTP_UPGRADE", "wsgi.websocket", "wsgi.file_wrapper", "wsgi.input_terminated"}
     made = {name: value for name, value in environ.items()
             if name not in left_out and not name.startswith(("werkzeug.", "flask.", "gunicorn."))}
-    made.update({"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), _FLIGHT: flight,
+    made.update({"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), _FLIGHT: flight, NO_HOLD: True,
                  "QUERY_STRING": urlencode(_named(flight.query))})
     return made
 

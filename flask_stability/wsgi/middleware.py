@@ -93,7 +93,7 @@ class StabilityMiddleware:
         exchange.head = exchange.writer = exchange.source = exchange.iterator = None
         exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = exchange.place = -1
-        exchange.taken_ns = 0
+        exchange.taken_ns = exchange.held_ns = 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
         client = environ.get(SOCKET)

@@ -76,7 +76,7 @@ class Model:
             record = Fake()
             record.generation = inventory.generation
             inventory.add(record)
-            inventory.opened()
+            self.slots += inventory.opened()
             self.give(record)
         elif what == "fail" and self.slots:
             if inventory.release_slot_unless_needed():
@@ -142,7 +142,7 @@ class Model:
                 record = Fake()
                 record.generation = self.inventory.generation
                 self.inventory.add(record)
-                self.inventory.opened()
+                self.slots += self.inventory.opened()
                 self.give(record)
             check(self.inventory)
         assert not self.waiting, "somebody waits for ever"
@@ -224,7 +224,7 @@ class Crowd:
     def _connect(self) -> None:
         record = Fake()
         self.inventory.add(record)
-        self.inventory.opened()
+        self._open(self.inventory.opened())
         self._give(record)
 
     def _give(self, record: Fake) -> None:
@@ -253,6 +253,29 @@ def full(size: int = 1) -> tuple[Inventory[Fake], Fake]:
     assert inventory.give(record, 0.0)
     assert inventory.take_warm(0.0, 1e9) is record
     return inventory, record
+
+
+def test_a_server_that_takes_no_connection_is_not_run_over() -> None:
+    """While opening fails few connections are tried at once; once one is open, twice as many each time."""
+    inventory: Inventory[Fake] = Inventory(20, 20)
+    for _ in range(30):
+        join(inventory, 0.0)
+    assert inventory.opening == 20
+    released = sum(inventory.release_slot_unless_needed() for _ in range(20))
+    assert inventory.opening == 20 - released == 5
+    for _ in range(5):
+        join(inventory, 0.0)
+        assert not inventory.release_slot_unless_needed()  # they try again
+    assert inventory.opening == 5
+    seen = []
+    while inventory.taken < 20:
+        record = Fake()
+        inventory.add(record)
+        inventory.opened()
+        assert inventory.give(record, 100.0)
+        seen.append(inventory.opening)
+    assert seen == [10, 18]
+    assert inventory.most_opening == 20
 
 
 def join(inventory: Inventory[Fake], now: float, deadline: float = 1e9) -> waiters.Waiter[Fake]:

@@ -667,39 +667,52 @@ def test_the_bulkhead_keeps_one_thread_free(make_pool: MakePool, four_threads: N
     pool.connection().close()  # no request's thread
 
 
-def test_a_slow_database_that_answers_gets_spare_threads(make_pool: MakePool, four_threads: None) -> None:
-    """For who has a connection or may have one; not while it is silent, and not for who would wait for a connection."""
+@pytest.mark.parametrize("back", [1000, -1000], ids=["moving", "standing still"])
+def test_a_slow_database_gets_spare_threads(make_pool: MakePool, four_threads: None, back: int) -> None:
+    """For requests that have a connection, that may have one, and that wait for one, as long as there are more."""
     pool = make_pool(db_max_size=2)
     now = time.monotonic()
     most: list[int] = []
 
     def give(number: int) -> bool:
         most.append(number)
-        return len(most) < 3
+        return len(most) < 4
 
     runtime.more_threads = give
     try:
         with serving():
-            slow = {1: now - 2, 2: now, 3: now}
-            pool.bulkhead.inside.update(slow)
+            pool.bulkhead.inside.update({1: now - 2, 2: now, 3: now})
+            pool.bulkhead.given_at = lambda: now + back
             connection = pool.connection()
             connection.execute("SELECT 1")
-            assert most == [2, 2]  # once for the connection, once for the statement
-            with pytest.raises(TooManyRequests):
-                connection.execute("SELECT 1")  # there are no more
-            most.clear()
-            pool.bulkhead.silent = True
+            with pool.connection(), pytest.raises(TooManyRequests):  # both are in use
+                pool.connection(timeout=0.01)
+            assert most == [256, 256, 256, 256]  # for two connections, a statement, and the last one in vain
             with pytest.raises(TooManyRequests):
                 connection.execute("SELECT 1")
-            pool.bulkhead.silent = False
-            pool.bulkhead.inside.clear()
-            pool.connection()
-            pool.bulkhead.inside.update(slow)
-            with pytest.raises(TooManyRequests):
-                pool.connection()  # both are in use
-            assert not most
-            connection.execute("SELECT 1")
-            assert most == [2]
+            most.clear()
+            other = pool.connection()
+            with pytest.raises(PoolTimeout):
+                pool.connection(timeout=0.01)
+            other.close()
+            assert most == [256, 256]
+    finally:
+        runtime.more_threads = None
+
+
+def test_threads_that_another_request_got_will_do(make_pool: MakePool, four_threads: None) -> None:
+    """Two ask at once, and the first one gets all that are to be had."""
+    pool = make_pool()
+
+    def give(number: int) -> bool:
+        runtime.my_row().words[scoreboard.W_THREADS] = number
+        return False
+
+    runtime.more_threads = give
+    try:
+        with serving():
+            pool.bulkhead.inside.update({number: time.monotonic() - 5 for number in (1, 2, 3)})
+            pool.connection().close()
     finally:
         runtime.more_threads = None
 
@@ -779,8 +792,8 @@ def test_an_interrupted_wait_loses_nothing(make_pool: MakePool, monkeypatch: pyt
             return True
 
     class Slow(waiters.Waiter[Any]):
-        def __init__(self, since: float, deadline: float) -> None:
-            super().__init__(since, deadline)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             self.gate = Gate()  # type: ignore[assignment]
 
     monkeypatch.setattr(inventory, "Waiter", Slow)

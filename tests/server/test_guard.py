@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +14,14 @@ import pytest
 
 from flask_stability import scoreboard
 from flask_stability.config import Settings
-from flask_stability.request import RequestRecord, inflight
-from flask_stability.scoreboard import Row, Scoreboard
+from flask_stability.memory.sampler import Action, Decision
+from flask_stability.request import RequestRecord, held, inflight
+from flask_stability.scoreboard import Reason, Row, Scoreboard
 from flask_stability.server.guard import Guard, one_thread
 from flask_stability.server.guard import guard as module
+from flask_stability.server.guard.holding import Holding
 from flask_stability.server.guard.one_thread import SOON, OneThread
+from flask_stability.server.gunicorn import spare_threads
 from support import wait_until
 
 THREADS = 2
@@ -68,10 +73,9 @@ def test_threads_that_are_busy_for_long_with_work_queued_are_stuck(guard: Guard,
 def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard, worker: SimpleNamespace, row: Row) -> None:
     """As many again as there are threads each time; what was queued is taken, and they count as the worker's."""
     tpool = worker.tpool
-    row.words[scoreboard.W_THREADS] = THREADS
     given = [guard.threads.give(5) for _ in range(4)]
     assert given == [True, True, True, False]
-    assert tpool._max_workers == row.words[scoreboard.W_THREADS] == THREADS + 5
+    assert THREADS + guard.threads.spares.number == row.words[scoreboard.W_THREADS] == THREADS + 5
     wait_until(lambda: tpool._work_queue.qsize() == 0, message="what was queued is taken")
     assert _stuck(guard, row, time.monotonic()) == 0
     worker.alive = False
@@ -82,17 +86,17 @@ def test_spare_threads_of_a_stuck_worker_count_as_its_own(guard: Guard, worker: 
     """The bulkhead and the status must know of them."""
     row.words[scoreboard.W_THREADS] = THREADS
     assert _stuck(guard, row, time.monotonic()) == 1
-    assert row.words[scoreboard.W_THREADS] == worker.tpool._max_workers > THREADS
+    assert row.words[scoreboard.W_THREADS] == THREADS + guard.threads.spares.number > THREADS
 
 
 def test_no_more_threads_to_be_had_is_told_and_no_error(guard: Guard, worker: SimpleNamespace,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's RuntimeError when the system refuses another thread."""
-    def refuse() -> None:
+    def refuse(**options: object) -> None:
         raise RuntimeError("can't start new thread")
 
     told: list[str] = []
-    monkeypatch.setattr(worker.tpool, "_adjust_thread_count", refuse)
+    monkeypatch.setattr(spare_threads, "threading", SimpleNamespace(Thread=refuse))
     monkeypatch.setattr(module.logs, "error", lambda event, **fields: told.append(event))
     assert not guard.threads.give(5)
     assert told == ["guard_failed"]
@@ -161,3 +165,50 @@ def test_a_sync_worker_that_lets_others_wait_without_a_request_is_deaf(worker: S
     assert [thread.deaf_for(105.0), thread.deaf_for(106.0)] == [0.0, 1.0]
     worker.alive = False
     assert thread.deaf_for(107.0) == 0.0
+
+
+def test_requests_that_are_held_are_neither_stuck_nor_hung(guard: Guard, row: Row,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the worker replaced for its memory meanwhile, but at the hard limit."""
+    decision = Decision(Action.RETIRE, Reason.MEMORY, "too much")
+    monkeypatch.setattr(guard.memory, "_watch", SimpleNamespace(tick=lambda now: decision))
+    inflight[-1].thread_id = -1  # type: ignore[union-attr]
+    held[-1] = time.monotonic() - AGO
+    try:
+        assert _stuck(guard, row, time.monotonic()) == 0
+        guard.requests.show_hung(time.monotonic())
+        found = row.hung.read_json()
+        assert isinstance(found, list)
+        assert len(found) == 1, "the other one"
+        guard.memory.look_at_memory(time.monotonic())
+        assert not row.words[scoreboard.W_RETIRE_REASON]
+        decision = Decision(Action.RETIRE_NOW, Reason.MEMORY_HARD, "far too much")
+        guard.memory.look_at_memory(time.monotonic())
+        assert row.words[scoreboard.W_RETIRE_REASON]
+    finally:
+        held.pop(-1)
+
+
+def test_a_sync_worker_holds_a_request_while_another_is_idle() -> None:
+    """Not while that one holds one itself, or is kept by a long request, or is not ready; nor while clients wait."""
+    board = Scoreboard.anonymous(2)
+    mine, other = (row for age in (1, 2) if (row := board.allocate(age)) is not None)
+    mine.words[scoreboard.W_PID], other.words[scoreboard.W_PID] = os.getpid(), os.getpid() + 1
+    failures: list[BaseException] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = SimpleNamespace(sockets=[listener])
+        holding = Holding(worker, board, mine, 1, lambda name, error: failures.append(error))
+        assert not holding.may_hold()
+        other.words[scoreboard.W_STATE] = scoreboard.STATE_READY
+        assert holding.may_hold()
+        for word in (scoreboard.W_DB_HELD, scoreboard.W_STUCK):
+            other.words[word] = 1
+            assert not holding.may_hold()
+            other.words[word] = 0
+        with socket.create_connection(listener.getsockname()):
+            wait_until(lambda: not holding.may_hold(), message="a client waits")
+        assert not failures
+        worker.sockets = [None]
+        assert not holding.may_hold()
+        assert failures
+    assert Holding(worker, board, mine, 4, lambda name, error: None).may_hold(), "a gthread worker gets threads"

@@ -15,9 +15,10 @@ from flask import Flask, Request, Response, abort, g, make_response, request, se
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from flask_stability import DatabaseUnavailable, StabilityExt, logs
+from flask_stability import DatabaseUnavailable, StabilityExt, logs, scoreboard
 from flask_stability.config import Settings
 from flask_stability.request import in_flight
+from flask_stability.runtime import runtime
 from flask_stability.wsgi import last_good
 from flask_stability.wsgi.answer_store import NAME
 from support import wait_until
@@ -120,6 +121,26 @@ def test_a_stale_answer_is_given_at_once_while_one_is_made(make: Make) -> None:
     go.set()
     refreshed()
     assert service.get().data == b"new"
+
+
+def test_where_answers_come_from_is_counted(make: Make) -> None:
+    """Made by the view, fresh from the store, stale from it; not where the view runs without the store."""
+    words = (scoreboard.W_KEPT_MADE, scoreboard.W_KEPT_FRESH, scoreboard.W_KEPT_STALE)
+    before = [runtime.my_row().words[word] for word in words]
+
+    def counted() -> list[int]:
+        return [runtime.my_row().words[word] - was for word, was in zip(words, before, strict=True)]
+
+    service = make()
+    service.get()
+    service.get()
+    service.get(headers={"Cookie": "user=1"})
+    assert counted() == [1, 1, 0]
+    stale = make(fresh=0)
+    stale.get("/b/stale")
+    stale.get("/b/stale")
+    refreshed()
+    assert counted() == [3, 1, 1]
 
 
 @pytest.mark.parametrize("failure", [DatabaseUnavailable("gone"), ValueError("bug"), SystemExit(3)])

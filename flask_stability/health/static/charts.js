@@ -45,7 +45,8 @@ const KINDS = {
     ["5xx", "--line-3", rate("errors")])},
   memory: {write: bytes, lines: memoryLines, marks: true, binary: true},
   pool: {write: count, database: true, lines: fixed([t("in_use"), "--line-0", plain("db_in_use"), true],
-    [t("idle"), "--line-5", plain("db_idle")], [t("waiting"), "--line-3", plain("db_waiting")])},
+    [t("idle"), "--line-5", plain("db_idle")], [t("waiting"), "--line-3", plain("db_waiting")],
+    [t("held"), "--line-2", plain("db_held")])},
   latency: {write: ms, decades: true, database: true, lines: fixed([t("round_trip"), "--line-4", plain("db_latency_ms", false), true])},
 };
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from ... import logs, scoreboard
 from ...config import Settings
-from ...request import in_flight
+from ...database import hold
+from ...request import held, in_flight
 from ...scoreboard import Row, Scoreboard
 from ...wsgi.takeover import Farewells
 from ..gunicorn.listeners import let_go
@@ -66,6 +67,8 @@ class Closing:
             self._begin(now)
         grace = float(self._worker.cfg.graceful_timeout)
         self._farewells.look(now, in_flight(), late=now - self.since > grace - FAREWELL - 2.0)
+        if held and now - self.since > grace / 2:  # they need time to answer
+            hold.let_go("the database does not answer, and the worker ends")
         if not self.cut_told and in_flight() and now - self.since > max(0.5, grace - 1.5):
             self.cut_told = True
             tell_cut()

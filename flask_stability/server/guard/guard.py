@@ -12,6 +12,7 @@ from typing import Any
 
 from ... import logs, scoreboard
 from ...config import Settings
+from ...database import hold
 from ...request import in_flight
 from ...runtime import runtime
 from ...scoreboard import Row, Scoreboard
@@ -19,6 +20,7 @@ from ..gunicorn.connections import Connections
 from ..gunicorn.gthread import queued
 from ..slow_clients import SlowClients
 from .closing import Closing
+from .holding import Holding
 from .memory import Memory
 from .one_thread import SOON, OneThread, hangs
 from .requests import Requests
@@ -47,7 +49,8 @@ class Guard:
         self._worker, self._row, self._settings = worker, row, settings
         clients = SlowClients(connections, settings) if connections is not None else None
         self.retirement = retirement = Retirement(worker, board, row, supervised=supervised)
-        self.threads = Threads(worker, row, settings, clients, retirement, self._tell_failure)
+        self.threads = Threads(worker, row, settings, connections, clients, retirement, self._tell_failure)
+        self.holding = Holding(worker, board, row, self.threads.own, self._tell_failure)
         self.one_thread = OneThread(worker, board, row, retirement)
         self.requests = Requests(board, row, clients, retirement)
         # a tick of the master, and the time in which kept-alive connections are closed
@@ -59,6 +62,7 @@ class Guard:
         self._wake = threading.Event()
         if connections is not None:
             connections.hurry = self._wake.set
+            connections.give_way = self.holding.give_way
         self._thread = threading.Thread(target=self.run, name="stability-guard", daemon=True)
         self.looks: tuple[Look, ...] = (
             self.threads.slow_clients, self.beat, self.requests.requests, self.requests.show_hung,
@@ -71,6 +75,7 @@ class Guard:
         self.two_releases.look(time.monotonic())
         if self.threads.own > 1:
             runtime.more_threads = self.threads.give
+        hold.hosted_by(self.holding)
         self._thread.start()
 
     def kept(self) -> bool:
@@ -129,4 +134,5 @@ class Guard:
         if orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_READY:
             words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING
         self.memory.collect(now)
+        self.threads.trim()
         self.retirement.go_alone(now)

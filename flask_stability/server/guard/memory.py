@@ -10,7 +10,7 @@ from ...config import Settings
 from ...memory import autopsy, collect
 from ...memory.sampler import Action, MemoryWatch
 from ...memory.trackers import descriptors
-from ...request import in_flight
+from ...request import held, in_flight
 from ...scoreboard import Reason, Row, Scoreboard, black_box
 from ..descriptors import Filling, limit, make_room
 from ..gunicorn.connections import clients
@@ -51,7 +51,8 @@ class Memory:
     def look_at_memory(self, now: float) -> None:
         """Take a sample, and do what follows from it."""
         decision = self._watch.tick(now)
-        if decision.action in (Action.RETIRE, Action.RETIRE_NOW):
+        # what requests need that are held for the database goes with them: only the hard limit counts meanwhile
+        if decision.action is Action.RETIRE_NOW or (decision.action is Action.RETIRE and not held):
             self._retirement.ask(decision.reason, decision.text)
         resident = int(self._row.words[scoreboard.W_RSS])
         for record in in_flight():

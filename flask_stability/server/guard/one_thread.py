@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ... import scoreboard
-from ...request import in_flight
+from ...request import held, in_flight
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
@@ -33,9 +33,12 @@ class OneThread:
         """Publish whether it has been in one request for long, and whether other clients wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        if any(record.taken_ns for record in records):
-            self._worker.notify()  # the thread serves a WebSocket: that is no silence for gunicorn's timeout
-        seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)
+        if held or any(record.taken_ns for record in records):
+            self._worker.notify()  # the thread waits, or serves a WebSocket: that is no silence for gunicorn's timeout
+        if held:  # another worker serves the rest, or the request would not be held
+            seconds = 0.0
+        else:
+            seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)
         self.lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
         if self._computed[1] - before > 0.5 * (now - then) or any(record.resources for record in records):

@@ -7,7 +7,7 @@ from typing import Any
 from ... import logs, scoreboard
 from ...errors import own_line
 from ...errors.report import request_fields, stack_of
-from ...request import RequestRecord, in_flight
+from ...request import RequestRecord, held, in_flight
 from ...scoreboard import Reason, Row, Scoreboard
 from ...signals import request_overdue, send
 from ..slow_clients import SlowClients
@@ -49,8 +49,9 @@ class Requests:
             return
         self._hung_at = now
         after = SHOWN_ON_TRIAL if self._master[scoreboard.M_KEEP_CODE] else SHOWN_AFTER
-        found = sorted((record for record in in_flight() if record.seconds() > after
-                        and not record.response_started and not record.taken_ns), key=lambda record: record.started_ns)
+        found = sorted((record for record in in_flight() if record.thread_id not in held
+                        and record.seconds() - record.held_ns / 1e9 > after and not record.response_started
+                        and not record.taken_ns), key=lambda record: record.started_ns)
         if found or self._hung:
             entries = [{"method": record.method[:16], "route": record.route[:200], "endpoint": record.endpoint[:200],
                         "path": record.path[:200], "started_ns": record.started_ns, "request_id": record.id,

@@ -7,39 +7,50 @@ replaced.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ... import logs, scoreboard
 from ...config import Settings
-from ...memory import cgroup
-from ...request import in_flight
+from ...memory import cgroup, trim
+from ...request import held, in_flight
 from ...scoreboard import Reason, Row
-from ..gunicorn.gthread import add_threads, number, queued
+from ..gunicorn.connections import Connections
+from ..gunicorn.gthread import queued
+from ..gunicorn.spare_threads import SpareThreads
 from ..slow_clients import SlowClients
 from ..threads import Stuck, for_clients, room
 from .requests import with_stack
 from .retirement import Retirement
 
+TOLD_AGAIN = 60.0  #: seconds between two lines that spare threads came for the database's sake
+
 
 class Threads:
     """The threads of one worker. A sync worker has one; of it, only the slow clients are looked at here.
 
-    :param clients: its slow clients, None if they are not watched.
+    :param connections: those of its clients, None if they are not watched.
+    :param clients: the slow ones among them.
     :param failed: gets the name of a look and the exception that must go no further.
     :ivar own: configured threads.
+    :ivar spares: those beside them.
     :ivar back: when the guard returned from a look that delayed the threads, monotonic seconds.
     :ivar pressed: requests wait for a thread.
     :ivar growing: the last look added spare threads.
     """
 
-    def __init__(self, worker: Any, row: Row, settings: Settings, clients: SlowClients | None, retirement: Retirement,
+    def __init__(self, worker: Any, row: Row, settings: Settings, connections: Connections | None,
+                 clients: SlowClients | None, retirement: Retirement,
                  failed: Callable[[str, BaseException], None]) -> None:
         self._worker, self._row, self._settings = worker, row, settings
         self._clients, self._retirement, self._failed = clients, retirement, failed
         self.own = int(worker.cfg.threads) if hasattr(worker, "tpool") else 1
         self._stuck = Stuck(self.own)
-        self._spare, self._given = threading.Lock(), 0
+        self._giving = threading.Lock()
+        self.spares = SpareThreads(worker, lambda: len(in_flight() if connections is None else connections.serving),
+                                   self._changed)
+        self._told_at, self._trim_asked = -TOLD_AGAIN, False
         self.back = 0.0
         self.pressed = self.growing = False
         self._told_clients = self._sockets_told = False
@@ -51,37 +62,39 @@ class Threads:
         return bool(self._stuck.since)
 
     def give(self, most: int) -> bool:
-        """Add as many spare threads as are configured, for requests that wait for a slow database. Never raises.
+        """Add spare threads for requests that wait for the database: as many as are configured, then twice as many each
+        time, since on a busy machine they start slowly. Never raises.
 
         Return False if there are `most` spare threads already, or none can be added.
         """
-        failed: Exception | None = None
-        with self._spare:
-            more = min(self.own, most - self._given, self._room())
-            if more <= 0 or not self._worker.alive:
-                return False
-            try:
-                given = add_threads(self._worker, more)
-            except Exception as error:
-                given, failed = False, error
-            if given:
-                self._given += more
-                self._stuck.added += more
-                self._row.add(scoreboard.W_THREADS, more)
-                first = self._given == more
-            else:
-                self._given = most  # no more can be had: do not try again
-        if failed is not None:
-            self._failed("give_threads", failed)
-        if not given:
+        try:
+            with self._giving:
+                more = min(max(self.own, self.spares.number), most - self.spares.number, self._room())
+                given = self.spares.add(more) if more > 0 and self._worker.alive else 0
+        except Exception as error:
+            self._failed("give_threads", error)
             return False
-        if first:
+        now = time.monotonic()
+        if given and self.spares.number > self.own and now - self._told_at >= TOLD_AGAIN:
+            self._told_at = now
             logs.process("spare_threads", level="WARNING", reason="the database is slow", threads=self.own, most=most)
-        return True
+        return given > 0
+
+    def _changed(self, number: int) -> None:
+        self._row.add(scoreboard.W_THREADS, number)
+        self._stuck.added = self.spares.number
+        if not self.spares.number:
+            self._trim_asked = True  # what the threads had allocated is in fragments
+
+    def trim(self) -> None:
+        """Return to the system what spare threads have left, once all of them have ended."""
+        if self._trim_asked:
+            self._trim_asked = False
+            trim()
 
     def _room(self) -> int:
         """Return how many more threads this worker may have."""
-        return room(number(self._worker) - self.own, self._settings.spare_max, cgroup.available())
+        return room(self.spares.number, self._settings.spare_max, cgroup.available())
 
     def slow_clients(self, now: float) -> None:
         """Add spare threads for those that wait for slow clients, and cut clients that are too slow."""
@@ -100,18 +113,16 @@ class Threads:
             self._in_their_place(self._clients, now, waits, waiting)
 
     def _in_their_place(self, clients: SlowClients, now: float, waits: int, waiting: int) -> None:
-        with self._spare:
-            more = for_clients(self.own, number(self._worker), waiting, self._room())
-            if more and add_threads(self._worker, more):
-                self._row.add(scoreboard.W_THREADS, more)
-                self._stuck.added += more
+        with self._giving:
+            more = for_clients(self.own, self.own + self.spares.number, waiting, self._room())
+            if more and self.spares.add(more):
                 self.growing = True
                 if not self._told_clients:
                     self._told_clients = True
                     logs.process("spare_threads", level="WARNING", reason="slow clients", threads=self.own,
                                  most=self._settings.spare_max)
                 return
-        if waiting + self.own > number(self._worker):
+        if waiting > self.spares.number:
             clients.give_way(now, max(waits, waiting // 4))
 
     def _clients_to_blame(self) -> bool:
@@ -124,14 +135,14 @@ class Threads:
         """If all threads are stuck while work waits, add spare threads; if those do not suffice, retire."""
         if self.own < 2:
             return
-        if self._clients_to_blame():
+        if held or self._clients_to_blame():
             self._stuck.since = 0.0
             return
         records = in_flight()
         progress = (self._worker.nr, frozenset(record.started_ns for record in records))
         began = [max(self.back, record.started_ns / 1e9) for record in records]
         before = self._stuck.times
-        with self._spare:
+        with self._giving:
             wanted = self._stuck.look(now, queued(self._worker), progress, began)
         if self._stuck.times == before:
             return
@@ -139,11 +150,8 @@ class Threads:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self.own, queued=queued(self._worker),
                        requests=[with_stack(record) for record in records[:8]])
-        with self._spare:
-            more = min(wanted, self._room())
-            given = more > 0 and add_threads(self._worker, more)
-            if given:
-                self._row.add(scoreboard.W_THREADS, more)
+        with self._giving:
+            given = self.spares.add(min(wanted, self._room()))
         if sum(not record.taken_ns for record in records) < self.own:
             if not self._sockets_told and wanted == 0:
                 self._sockets_told = True

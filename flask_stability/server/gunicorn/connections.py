@@ -118,6 +118,7 @@ class Connections:
     :ivar aside: kept aside, by descriptor, the oldest first.
     :ivar hurry: called, not too often, while requests wait for a thread.
     :ivar limited: it takes fewer than it could: what waits to be accepted is for others.
+    :ivar give_way: called before a connection is accepted; may wait for a moment, so that another worker is faster.
     """
 
     can_limit = True  #: whether `limit` does anything
@@ -126,6 +127,7 @@ class Connections:
         self.worker = worker
         self.serving: dict[int, Served] = {}
         self.aside: dict[int, Waiting] = {}
+        self.give_way: Callable[[], None] = lambda: None
         self.ending = self.limited = False
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0

@@ -160,31 +160,8 @@ def queued(worker: Any) -> int:
         return 0
 
 
-def number(worker: Any) -> int:
-    """How many threads a gthread worker has, or may have as soon as it needs them."""
-    return int(getattr(getattr(worker, "tpool", None), "_max_workers", 1))
-
-
 def _full(worker: Any) -> bool:
     return bool(worker.nr_conns >= worker.worker_connections)
-
-
-def add_threads(worker: Any, number: int) -> bool:
-    """Give a gthread worker more threads, and as many connections; False if this Python's pool has not what that
-    needs.
-    """
-    pool = getattr(worker, "tpool", None)
-    if not (hasattr(pool, "_max_workers") and hasattr(pool, "_adjust_thread_count")):
-        return False
-    assert pool is not None
-    with getattr(pool, "_shutdown_lock", None) or contextlib.nullcontext():
-        pool._max_workers += number
-        for _ in range(min(number, queued(worker))):
-            pool._adjust_thread_count()
-    with contextlib.suppress(AttributeError, OSError):
-        worker.worker_connections += number
-        worker.method_queue.defer(int)  # its loop looks at that number after each event
-    return True
 
 
 # -- its connections ---------------------------------------------------------------------------------------------
@@ -201,6 +178,13 @@ class Threaded(Connections):
         worker.poller.register(self._epoll, selectors.EVENT_READ, self.dispatch)
         if not hasattr(worker, "set_accept_enabled"):
             worker.accept = self.accept_23
+        accept = worker.accept
+
+        def give_way_and_accept(*args: Any) -> None:
+            self.give_way()
+            accept(*args)
+
+        worker.accept = give_way_and_accept
         on_leaving(worker, self.end)
 
     @property
