@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ... import scoreboard
-from ...request import in_flight
+from ...request import HANDED_OVER, in_flight
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
@@ -33,8 +33,8 @@ class OneThread:
         """Publish whether it has been in one request for long, and whether other clients wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        if any(record.taken_ns for record in records):
-            self._worker.notify()  # the thread serves a WebSocket: that is no silence for gunicorn's timeout
+        if any(record.taken_ns or record.recorded is HANDED_OVER for record in records):
+            self._worker.notify()  # it serves a WebSocket, or waits for the isolation worker: no silence
         seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)
         self.lasts = seconds >= SOON or bool(self._deaf_since)
         (then, before), self._computed = self._computed, (now, time.process_time())
