@@ -232,6 +232,12 @@ class Isolation:
         self.publish()
         self.end()
 
+    def turned_back(self, begun: float) -> None:
+        """A release was refused: what crashed since it began may have been its fault, and its worker has its code."""
+        self.quarantine.forget(begun)
+        self.publish()
+        self.end()
+
     def forget(self, child: Child) -> None:
         """A new worker's counts begin anew."""
         self._counts.pop(self._requests.part_of(child), None)

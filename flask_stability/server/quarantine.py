@@ -84,7 +84,7 @@ class Conviction:
     """What crashed alone: requests of one exact fingerprint.
 
     :ivar seen: one of them.
-    :ivar index, crashes, last, successes: as of a `Case`.
+    :ivar index, crashes, first, last, successes: as of a `Case`.
     :ivar state: `REFUSED`, `ISOLATED` after that, or `WATCHED` once it was cleared.
     :ivar until: end of its refusal, monotonic seconds.
     :ivar wait: seconds of its next refusal.
@@ -92,6 +92,7 @@ class Conviction:
 
     seen: Seen
     index: int
+    first: float
     crashes: int = 0
     last: float = 0.0
     state: str = REFUSED
@@ -182,7 +183,7 @@ class Quarantine:
         if one is None:
             if len(self.convicted) >= MOST_CONVICTED:
                 del self.convicted[min(self.convicted, key=self._worth)]
-            one = self.convicted[exact] = Conviction(found[0], self._take_index())
+            one = self.convicted[exact] = Conviction(found[0], self._take_index(), now)
         one.crashes, one.last, one.successes = one.crashes + 1, now, 0
         one.state, one.until = REFUSED, now + one.wait
         told = [Told(event="poison_refused", fields={**about(one.seen), "crashes": one.crashes, "seconds": one.wait})]
@@ -266,10 +267,11 @@ class Quarantine:
         self.version += 1
         return len(cases) + len(convicted) + len(routes)
 
-    def forget(self) -> None:
-        """Forget everything."""
-        for table in (self.cases, self.convicted, self.routes):
-            table.clear()
+    def forget(self, since: float = float("-inf")) -> None:
+        """Forget everything whose first crash was at `since` or later, monotonic seconds."""
+        self.cases = {one: case for one, case in self.cases.items() if case.first < since}
+        self.convicted = {exact: one for exact, one in self.convicted.items() if one.first < since}
+        self.routes = {name: one for name, one in self.routes.items() if one.first < since}
         self.version += 1
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -124,6 +124,15 @@ class Releases:
         """No worker of the old release is replaced: its place would be the new one's."""
         return self.held or self.phase in (Phase.JUDGING, Phase.CONFIRMING)
 
+    @property
+    def begun(self) -> float:
+        """When the latest trial began, monotonic seconds."""
+        return self._begun
+
+    def on_trial(self, child: Child) -> bool:
+        """Whether its release is being judged: what it crashes of is its release's fault until then."""
+        return self.phase is Phase.JUDGING and self.is_new(child)
+
     def is_new(self, child: Child) -> bool:
         """Whether it is of the release on trial."""
         return self.comparing and not child.alone and int(child.worker.age) > self._newest

@@ -228,7 +228,7 @@ class Supervisor:
         """See `Fleet`."""
         self.arbiter.restore_former()
         self.undo_on_reload()
-        self.isolation.end()  # it may have the refused code
+        self.isolation.turned_back(self.releases.begun)
 
     def boot_patience(self) -> float:
         """See `Fleet`."""
@@ -354,7 +354,7 @@ class Supervisor:
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
         doing = self.requests.of(child)
-        judged = self._judged(child, reason, doing)
+        judged = self._judged(child, reason, doing) if not self.releases.on_trial(child) else {}
         if child.row is not None:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
@@ -380,7 +380,8 @@ class Supervisor:
     def _hung(self, child: Child) -> None:
         """Its interpreter hangs: what it serves now is to blame, also if the end that follows is a good one."""
         child.hung = self.requests.of(child)
-        self._judged(child, Reason.STUCK, child.hung)
+        if not self.releases.on_trial(child):
+            self._judged(child, Reason.STUCK, child.hung)
 
     def _judged(self, child: Child, reason: Reason, doing: list[InFlight]) -> dict[str, Any]:
         try:
@@ -515,7 +516,7 @@ class Supervisor:
         self.state = step.state
         if step.action is Action.NOTHING:
             return
-        reason = step.state.reason or before.reason
+        reason = step.reason or step.state.reason or before.reason
         for child in [child for child in self.children.values() if child.pid in step.pids]:
             if not child.asked and reason:
                 child.ask(reason)

@@ -67,7 +67,8 @@ class _List:
             self.convicted.setdefault(fingerprint, {})[exact] = index, until
         self.closed = bool(found.get("closed"))
         self.routes = frozenset(found.get("routes", []))
-        self.rules: list[dict[str, Any]] = found.get("rules", [])
+        self.rules = [{name: str(rule[name]) for name in ("route", "method", "path", "action")}
+                      for rule in found.get("rules", [])]
         self.path = str(found.get("path", ""))
         self._table: Routes | None = None
 
@@ -88,7 +89,7 @@ class _List:
             route = self._route_of(method, path)
         for rule in self.rules:
             if _meets(rule, method, path, route):
-                return str(rule["action"])
+                return rule["action"]
         _, isolated = self.cases.get(fingerprint, (0, False))
         return "isolate" if isolated or (route and route in self.routes) else ""
 
@@ -99,7 +100,7 @@ class _List:
         return self._table.of(method, path)
 
 
-def _meets(rule: dict[str, Any], method: str, path: str, route: str | None) -> bool:
+def _meets(rule: dict[str, str], method: str, path: str, route: str | None) -> bool:
     return ((not rule["method"] or rule["method"] == method) and (not rule["route"] or rule["route"] == route)
             and (not rule["path"] or fnmatchcase(path, rule["path"])))
 

@@ -203,6 +203,20 @@ def test_new_code_is_given_a_chance_alone() -> None:
     assert found.crashed_alone(3.0, [seen(1)], 11)[0][0].fields["seconds"] == 60
 
 
+def test_a_release_that_is_refused_takes_its_suspects_along() -> None:
+    """Those of before stay."""
+    found = Quarantine()
+    suspect(found, 1)
+    found.crashed(50.0, [seen(2)], 100)
+    found.crashed(51.0, [seen(2)], 200)
+    found.crashed_alone(52.0, [seen(2)], 22)
+    found.forget(since=40.0)
+    assert list(found.cases) == [1]
+    assert found.convicted == {}
+    found.forget()
+    assert found.cases == {}
+
+
 def test_an_operator_clears_one_or_all() -> None:
     """Their times are forgotten as well."""
     found = Quarantine()
