@@ -134,7 +134,8 @@ _BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
     # MaxScale: a result larger than its filter allows; a replica that lags in a read-only transaction
     1226: (("_per_hour|max_(?:questions|queries|updates|connections)", ErrorClass.QUOTA),
            ("resultset", ErrorClass.OTHER), ("", ErrorClass.FULL)),
-    1792: (("causal read", ErrorClass.LOCK_WAIT), ("", ErrorClass.READ_ONLY)),
+    # of the session or of the app's own transaction, so of this connection alone
+    1792: (("causal read", ErrorClass.LOCK_WAIT), ("", ErrorClass.STALE)),
     # ProxySQL: past mysql-default_query_timeout; MariaDB has another meaning
     1907: (("query_timeout", ErrorClass.TIMED_OUT),),
     # with the number of the operating system's error: ENOSPC, EDQUOT, EIO, EROFS, table full, index full; or of

@@ -1,14 +1,18 @@
 """What a run cost: processor seconds, the share of time in which no core worked, the counts of several passes together.
 
-The figures are the whole machine's: what else runs on it counts.
+The figures of a run are the whole machine's: what else runs on it counts. Those of a test are of its process and of the
+programs that ended in it: what a fixture of a module started is in the figure of its last test.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +51,11 @@ class Meter:
                 "own": sum(own[:4]), "idle": self._idle / max(1, self._looks)}
 
 
+COSTLIEST = 15  #: tests, and files, whose processor seconds are printed
+_COST = "processor seconds"
 _METER = pytest.StashKey[Meter]()
 _LINES = pytest.StashKey[list[str]]()
+_SPENT = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +68,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin to measure, in the process that directs."""
     if config.getoption("--measure") and not hasattr(config, "workerinput"):
         config.stash[_METER] = Meter()
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Remember what had been spent before the test."""
+    item.stash[_SPENT] = _spent()
+    yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Put what the test has spent into its last report, which comes to the process that directs."""
+    report = (yield).get_result()
+    if call.when == "teardown":
+        report.user_properties.append((_COST, _spent() - item.stash[_SPENT]))
+
+
+def _spent() -> float:
+    return sum(os.times()[:4])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -76,9 +102,23 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(
             f"{figures['seconds']:.0f} s; processor seconds: {figures['machine']:.0f} of the machine, "
             f"{figures['own']:.0f} of these processes; all cores idle for {figures['idle']:.0%} of the time")
+        _show_costs(terminalreporter)
     if path := config.getoption("--tally"):
         path.write_text(json.dumps([*passes, one]))
         config.stash[_LINES] = _sum([*passes, one])
+
+
+def _show_costs(terminalreporter: Any) -> None:
+    tests: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if cost := dict(getattr(report, "user_properties", ())).get(_COST):
+            tests[report.nodeid] += cost
+            files[report.nodeid.partition("::")[0]] += cost
+    for costs in (files, tests):
+        terminalreporter.section(f"processor seconds: the {COSTLIEST} costliest of {len(costs)}", "-")
+        for name, cost in costs.most_common(COSTLIEST):
+            terminalreporter.write_line(f"{cost:7.1f}  {name}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

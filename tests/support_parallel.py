@@ -6,6 +6,7 @@ does one after the other.
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from support import ROOT
 
 _FOLDERS = pytest.StashKey[list[str]]()
 
@@ -28,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Scoreboards lie in the run directory. MariaDB deletes the temporary files of every server that shares its temporary
     folder.
     """
+    if not hasattr(config, "workerinput"):
+        _compile()
     folders = config.stash[_FOLDERS] = []
 
     def make(variable: str, parent: str | None) -> None:
@@ -39,6 +44,15 @@ def pytest_configure(config: pytest.Config) -> None:
         make("TMPDIR", None)
         os.chmod(folders[-1], 0o755)  # some tests become another user
         tempfile.tempdir = None  # read the variable again
+
+
+def _compile() -> None:
+    """Keep the project's bytecode for the hundreds of servers that the tests start.
+
+    Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each of them would compile the whole package again.
+    """
+    for name in ("flask_stability", "sample_app"):
+        compileall.compile_dir(ROOT / name, quiet=2)
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 SUITE = '''
 import os, tempfile, time
@@ -82,6 +84,32 @@ def test_both_passes_together_run_everything_once(tmp_path: Path) -> None:
     code, output = _pytest(tmp_path, "--alone")
     assert code == 1
     assert output.splitlines()[-1].startswith("===== all passes: 1 failed, 2 passed in "), output
+
+
+BUSY = '''
+import subprocess, sys, time
+
+def test_busy():
+    end = time.process_time() + 0.5
+    while time.process_time() < end:
+        pass
+
+def test_busy_program():
+    subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 1.5: pass"], check=True)
+'''
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "2")])
+def test_the_costliest_tests_are_told(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """By the processor seconds of theirs and of the programs that they ran, whichever process they were in."""
+    (tmp_path / "test_it.py").write_text(BUSY)
+    code, output = _pytest(tmp_path, "--measure", *arguments)
+    assert code == 0, output
+    told = re.findall(r"^ +(\d+\.\d)  test_it\.py(\S*)$", output, re.MULTILINE)
+    assert [name for _, name in told] == ["", "::test_busy_program", "::test_busy"], output
+    assert float(told[0][0]) >= 2.0
+    assert float(told[1][0]) >= 1.5
+    assert float(told[2][0]) >= 0.5
 
 
 def test_what_a_test_leaves_to_the_collector_is_blamed_on_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from ..dberrors import CONSEQUENCES, COUNTS, WAITS, proves_alive
+from ..dberrors import CONSEQUENCES, COUNTS, WAITS, ErrorClass, proves_alive
 from ..exceptions import CircuitOpen, DatabaseUnavailable, TooManyRequests
 from .breaker import Breaker
 from .bulkhead import Bulkhead
@@ -134,10 +134,11 @@ class Availability:
         remedy = driver.remedy(error)
         if driver.kind != "sqlite" and proves_alive(error):
             self.answered()
-        connecting = CONSEQUENCES[driver.classify(error)].connecting
+        kind = driver.classify(error)
+        connecting = CONSEQUENCES[kind].connecting
         if connecting is COUNTS:
             reason = f"error {code}: {remedy}" if remedy else f"error {code}"
-            if self.breaker.failure(reason, started):
+            if self.breaker.failure(reason, started, lost=kind is ErrorClass.LINK_LOST):
                 self.gone(reason)
             elif self.breaker.open:
                 self._send_away(reason)

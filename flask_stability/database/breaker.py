@@ -9,6 +9,8 @@ import threading
 import time
 
 FAILURES = 5
+#: A link that is lost within so many seconds of the begin of its connect was still being set up.
+SET_UP = 1.0
 
 
 class Breaker:
@@ -22,7 +24,7 @@ class Breaker:
         self._threshold = threshold
         self._lock = threading.Lock()
         self._failures = 0
-        self._succeeded = 0.0
+        self._succeeded = self._failed = 0.0
         #: When it opened last, `time.monotonic` seconds.
         self.opened = 0.0
         self.open = False
@@ -33,15 +35,21 @@ class Breaker:
         """For people: "open" or "closed"."""
         return "open" if self.open else "closed"
 
-    def failure(self, reason: str, started: float) -> bool:
-        """One more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker."""
+    def failure(self, reason: str, started: float, *, lost: bool = False) -> bool:
+        """Count one more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker.
+
+        :param lost: the server was reached, and the link was lost. What ends several links in their set-up at once (a
+            KILL of all sessions, a proxy that restarts) is one failure: the next to count began after it.
+        """
+        now = time.monotonic()
         with self._lock:
-            if started < self._succeeded:
+            if started < self._succeeded or (lost and started < self._failed and now - started < SET_UP):
                 return False
             self._failures += 1
+            self._failed = now
             if self.open or self._failures < self._threshold:
                 return False
-            self.open, self.opened, self.reason = True, time.monotonic(), reason
+            self.open, self.opened, self.reason = True, now, reason
             return True
 
     def trip(self, reason: str, started: float) -> bool:

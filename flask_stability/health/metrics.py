@@ -82,6 +82,8 @@ class _Collector:
                     requests.add_metric([method, endpoint, f"{kind}xx" if kind else "cut"], number)
         yield requests
         yield Counter(_PREFIX + "http_requests_refused", "Answers of 503 given on purpose.", value=totals.refused)
+        yield Counter(_PREFIX + "http_requests_abandoned", "Requests that were not begun, since their client had left.",
+                      value=totals.counters[board.W_ABANDONED])
         duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to the first byte of the answer.",
                              labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)

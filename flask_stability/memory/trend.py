@@ -58,12 +58,11 @@ def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float 
     """
     if len(floors) < SHORTEST:
         return False
-    pieces = _parts(floors)
-    first, last = min(pieces[0]), min(pieces[-1])
+    first, last = (min(_part(floors, number)) for number in (0, PARTS - 1))
     growth = last - first
     if growth < max(least, share * first):
-        return False  # as nearly always: the other pieces need no look
-    parts = [first, *map(min, pieces[1:-1]), last]
+        return False  # as nearly always: the other parts need no look
+    parts = [min(_part(floors, number)) for number in range(PARTS)]
     if mann_kendall(parts) < 2.3:
         return False
     half = PARTS // 2
@@ -74,12 +73,14 @@ def leaks(floors: Sequence[float], loads: Sequence[float] = (), *, least: float 
         return False  # the top or the bottom of a wave
     if max(b - a for a, b in itertools.pairwise(parts)) > 0.4 * growth:
         return False
-    return len(loads) != len(floors) or not _follows(parts, [sum(part) / len(part) for part in _parts(loads)])
+    return len(loads) != len(floors) or not _follows(
+        parts, [sum(part) / len(part) for part in (_part(loads, number) for number in range(PARTS))])
 
 
-def _parts(values: Sequence[float]) -> list[Sequence[float]]:
+def _part(values: Sequence[float], number: int) -> Sequence[float]:
+    """One of the `PARTS`, from 0."""
     size = len(values) / PARTS
-    return [values[int(i * size):int((i + 1) * size)] for i in range(PARTS)]
+    return values[int(number * size):int((number + 1) * size)]
 
 
 def _follows(floors: Sequence[float], loads: Sequence[float]) -> bool:

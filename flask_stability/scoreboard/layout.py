@@ -79,6 +79,7 @@ W_ALERTS_SENT = WORKER.counter("alerts sent")
 W_ENGINE_ERRORS = WORKER.counter("checkouts of an SQLAlchemy engine that failed")
 W_STREAMS = WORKER.counter("answers that were streamed for long")
 W_STREAM_MS = WORKER.counter("time that they were streamed, ms")
+W_ABANDONED = WORKER.counter("requests that were not begun, since their client had left")
 W_PARKED = WORKER.word("1 = the worker accepts no connection, as O_PARK asks")
 
 FIGURES = Words("A worker's floating-point words", "F_", writer="the worker", room=16)

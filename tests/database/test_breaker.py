@@ -35,3 +35,20 @@ def test_what_began_before_the_latest_success_does_not_count() -> None:
     assert not breaker.failure("old news", started)
     assert not breaker.trip("old news", started)
     assert not breaker.open
+
+
+def test_links_lost_at_once_in_their_set_up_are_one_failure() -> None:
+    """A KILL of all sessions meets several: the server lives. One that is lost again and again is gone after all."""
+    breaker = Breaker(threshold=2)
+    started = time.monotonic()
+    assert not any(breaker.failure("error 2013", started, lost=True) for _ in range(9))
+    assert breaker.state == "closed"
+    assert breaker.failure("error 2013", time.monotonic(), lost=True)
+    assert breaker.state == "open"
+
+
+def test_connects_that_reach_no_server_count_each_also_at_once() -> None:
+    """Five requests that meet a closed port need not try it one after the other."""
+    breaker = Breaker(threshold=2)
+    started = time.monotonic()
+    assert [breaker.failure("error 2003", started) for _ in range(2)] == [False, True]

@@ -288,6 +288,23 @@ def test_the_breaker_closes_without_a_request(make_pool: MakePool, proxy: FaultP
         connection.execute("SELECT 1")
 
 
+def test_links_that_are_lost_at_once_in_their_set_up_close_no_door(make_pool: MakePool, proxy: FaultProxy,
+                                                                   mariadb: MariaDB) -> None:
+    """A proxy that restarts, or a KILL of all sessions: everybody who was connecting tries again, nobody is refused."""
+    pool = make_pool(db_url=proxy.url_for(mariadb), db_timeout=60)
+    pool.start()
+    proxy.delay(0.5)
+    before = proxy.connections
+    requests = [Request(pool, "SELECT 1") for _ in range(8)]
+    wait_until(lambda: proxy.connections - before >= 8, message="all are connecting")
+    proxy.cut_all()
+    proxy.delay(0)
+    for request in requests:
+        request.join(60)
+        assert request.result == ((1,),)
+    assert pool.availability.breaker.state == "closed"
+
+
 @pytest.mark.usefixtures("patient_keeper")
 def test_a_full_server_counts_as_answering(make_pool: MakePool, mariadb: MariaDB) -> None:
     """max_connections reached is no black hole: the probe's refusal is an answer."""

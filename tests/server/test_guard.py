@@ -78,6 +78,13 @@ def test_spare_threads_for_a_slow_database_come_up_to_a_limit(guard: Guard, work
     assert not guard.threads.give(9)  # it is ending
 
 
+def test_spare_threads_of_a_stuck_worker_count_as_its_own(guard: Guard, worker: SimpleNamespace, row: Row) -> None:
+    """The bulkhead and the status must know of them."""
+    row.words[scoreboard.W_THREADS] = THREADS
+    assert _stuck(guard, row, time.monotonic()) == 1
+    assert row.words[scoreboard.W_THREADS] == worker.tpool._max_workers > THREADS
+
+
 def test_no_more_threads_to_be_had_is_told_and_no_error(guard: Guard, worker: SimpleNamespace,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's RuntimeError when the system refuses another thread."""

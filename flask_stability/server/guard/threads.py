@@ -139,7 +139,11 @@ class Threads:
         if self._stuck.times == 1:
             logs.error("worker_stuck", threads=self.own, queued=queued(self._worker),
                        requests=[with_stack(record) for record in records[:8]])
-        given = add_threads(self._worker, min(wanted, self._room()))
+        with self._spare:
+            more = min(wanted, self._room())
+            given = more > 0 and add_threads(self._worker, more)
+            if given:
+                self._row.add(scoreboard.W_THREADS, more)
         if sum(not record.taken_ns for record in records) < self.own:
             if not self._sockets_told and wanted == 0:
                 self._sockets_told = True

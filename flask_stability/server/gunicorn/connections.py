@@ -26,12 +26,17 @@ from typing import Any
 
 from gunicorn import util
 
+from ... import scoreboard
+from ...presence import gone
+from ...runtime import runtime
 from ..descriptors import limit
 
 PEEK = 1 << 14  #: bytes; a head that is longer is read by a thread
 MOST = 1000  #: connections kept aside by a worker at the most, the oldest goes
 LEAVING = 2.0  #: seconds in which a head that is on its way may still arrive at a worker that leaves
 LINGER = 2.0  #: seconds in which a client that was answered may close its side
+WAITED = 0.01  #: seconds: a request that a thread takes sooner has not waited
+PATIENCE = 1.0  #: seconds of waiting after which a client that sends no more counts as one that has left
 EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -177,6 +182,22 @@ class Connections:
                     return True
             return True  # it goes on and on
         return False
+
+    def has_left(self, sock: Any, waited: float) -> bool:
+        """Return whether the client of a request that has waited has gone, and count it then; never waits.
+
+        A reset connection counts always. A client that only sends no more may still read: it counts as one that has
+        left once it has waited for `PATIENCE`.
+
+        :param waited: seconds.
+        """
+        try:
+            left = gone(sock.fileno(), half_closed=waited > PATIENCE)
+        except (OSError, ValueError):
+            left = True
+        if left:
+            runtime.my_row().add(scoreboard.W_ABANDONED)
+        return left
 
     def _keep(self, waiting: Waiting) -> None:
         while len(self.aside) >= self._most:

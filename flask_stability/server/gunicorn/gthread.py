@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .connections import Connections, Served, Waiting, ident
+from .connections import WAITED, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import knocking, let_go
 
@@ -271,6 +271,7 @@ class Threaded(Connections):
     def _serve(self, connection: Any) -> None:
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
+        connection.stability_since = time.monotonic()
         self._enqueue(connection)
         if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
             self._hurried = time.monotonic()
@@ -292,6 +293,9 @@ class Threaded(Connections):
 
     def handle(self, connection: Any) -> Any:
         """gunicorn's, in a thread."""
+        waited = time.monotonic() - connection.stability_since
+        if waited > WAITED and self.has_left(connection.sock, waited):
+            return False if hasattr(self.worker, "set_accept_enabled") else (False, connection)
         thread = ident()
         served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
         try:

@@ -11,10 +11,12 @@ import threading
 import time
 from typing import Any
 
-from .connections import LEAVING, Connections, Served, Waiting, ident
+from ..arrival import kernel_age
+from .connections import LEAVING, WAITED, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import let_go
 
+SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
 DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
 
 
@@ -28,6 +30,7 @@ class Single(Connections):
         worker.wait_fds.append(self._epoll)
         self._ready: list[Waiting] = []
         self._parked = False
+        self._began, self._looks, self._queued = 0.0, 0, False
         for listener in worker.sockets:
             with contextlib.suppress(OSError, AttributeError):
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
@@ -72,8 +75,25 @@ class Single(Connections):
         return True
 
     def _serve(self, waiting: Waiting) -> None:
+        if self._nobody_waits_for(waiting):
+            waiting.sock.close()
+            return
         waiting.sock.setblocking(True)
         self.worker.handle(waiting.listener, waiting.sock, waiting.address)
+
+    def _nobody_waits_for(self, waiting: Waiting) -> bool:
+        """Return whether the client has gone while its request waited, in the kernel's queue for the most part.
+
+        To look costs system calls: it is done after a request that took long or had waited itself, and now and then.
+        """
+        now = time.monotonic()
+        took, self._began = now - self._began, now
+        self._looks += 1
+        if took < WAITED and not self._queued and self._looks % SAMPLE:
+            return False
+        age = kernel_age(waiting.sock)
+        self._queued = age is not None and age > WAITED
+        return (self._queued or age is None) and self.has_left(waiting.sock, age or 0.0)
 
     def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
         """gunicorn's."""
