@@ -20,7 +20,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Bound requests and slow clients", ("REQUEST_*", "HEADER_*", "CLIENT_*", "SPARE_*", "GUARD_*", "QUEUE_*",
                                         "ADMISSION*", "OVERLOAD*", "PRIORITY*")),
     ("Bound memory", ("MEMORY_*", "MIN_WORKER_UPTIME", "GC_*")),
-    ("Restart and replace workers", ("SURGE", "RETIRE_*", "CRASH_*", "RESTART_*", "MAX_RESTARTS")),
+    ("Restart and replace workers", ("SURGE", "RETIRE_*", "CRASH_*", "RESTART_*", "MAX_RESTARTS", "QUARANTINE")),
     ("Start, reload and stop", ("DRAIN_*", "RUN_*", "RELEASE_*", "SERVICE_*")),
     ("Show details to operators only", ("HEALTH_DETAILS", "HEALTH_TOKEN*", "ADMIN_*")),
     ("Be alerted", ("ALERT_*", "SLO", "HEALTH_ERROR*", "HEALTH_FAIL_*")),

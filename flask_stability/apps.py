@@ -114,8 +114,11 @@ class Apps(Part):
         self.monitor: Monitor | None = None
         self._watched: weakref.WeakSet[Pool] = weakref.WeakSet()
 
-    def start(self) -> None:
-        """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent."""
+    def start(self, *, checks: bool = True) -> None:
+        """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent.
+
+        :param checks: run health checks and send alerts; the isolation worker leaves that to the others.
+        """
         with self.lock:
             if self.monitor is not None:
                 return
@@ -125,7 +128,8 @@ class Apps(Part):
             self._watched = weakref.WeakSet()
             for state in states:
                 self._watch(state)
-            self.monitor.start()
+            if checks:
+                self.monitor.start()
         _warn_of_disagreement(states)
 
     def join(self, state: AppState) -> None:

@@ -211,6 +211,8 @@ class Settings:
                                     "0 = they leave at once", scope="master", unit="s")
     release_probes: tuple[str, ...] = _setting((), paths, "paths that a new worker asks itself (GET) before it serves; "
                                                "5xx or no answer refuses the release", scope="master", shown="none")
+    quarantine: bool = _setting(True, switch, "a request that was in flight in two crashes is served alone by a worker "
+                                "of its own; off: only what an operator names is", scope="master")
     drain_delay: float = _setting(0.0, seconds, "to keep serving after SIGTERM with /health/ready at 503",
                                   scope="master", unit="s")
     gc_freeze: bool = _setting(False, switch, "gc.freeze() before forking, with preload_app", scope="master")

@@ -254,3 +254,13 @@ def open_existing(path: str, flags: int) -> int:
         os.close(descriptor)
         raise PermissionError(errno.EPERM, "it is no regular file with one name", path)
     return descriptor
+
+
+@contextlib.contextmanager
+def reachable(path: str) -> Iterator[str]:
+    """Yield a name for `path` that fits into a socket's address (107 bytes); its folder cannot be swapped meanwhile."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)

@@ -52,6 +52,8 @@ _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
 #: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
 SOCKET, WEBSOCKET = "gunicorn.socket", "wsgi.websocket"
+#: `RequestRecord.recorded` of one that the isolation worker answers.
+HANDED_OVER = "handed over"
 _MIN_RATE = "flask_stability.client_min_rate"
 #: In the environ of a request that must not be held, since nobody waits for its answer.
 NO_HOLD = "flask_stability.no_hold"

@@ -19,8 +19,8 @@ from .scoreboard import STATE_READY, W_PID, W_READY_NS, W_STARTED_NS, W_STATE, R
 
 #: Every part, in the order in which a forked child resets them, after its row: what others use while they are reset
 #: comes first, and the server's comes last, since it lets signals in again.
-ORDER = ("logs", "stacks", "requests", "exceptions", "memory", "pools", "holds", "stored_answers", "kept_answers",
-         "access", "apps", "server")
+ORDER = ("logs", "stacks", "requests", "quarantine", "exceptions", "memory", "pools", "holds", "stored_answers",
+         "kept_answers", "access", "apps", "server")
 
 
 class Part:

@@ -15,6 +15,7 @@ from .clean_logs import clean_logs_command
 from .doctor import doctor_command
 from .drill.command import drill_command
 from .orders import gc_command, mute_command, retire_command, unmute_command
+from .quarantine import quarantine_command
 from .release_commands import releases_command, reload_command
 from .stacks import stacks_command
 from .status import status_command
@@ -25,7 +26,7 @@ def stability() -> None:
     """Look after a running service."""
 
 
-for _command in (status_command, stacks_command, reload_command, releases_command, retire_command, gc_command,
-                 mute_command, unmute_command, alert_test_command, drill_command, check_db_command, clean_logs_command,
-                 doctor_command):
+for _command in (status_command, stacks_command, quarantine_command, reload_command, releases_command, retire_command,
+                 gc_command, mute_command, unmute_command, alert_test_command, drill_command, check_db_command,
+                 clean_logs_command, doctor_command):
     stability.add_command(_command)

@@ -10,7 +10,8 @@ import socket
 import time
 from typing import Any
 
-from ..server.control import CREDENTIALS, MOST, ControlError, reachable
+from ..files import reachable
+from ..server.control import CREDENTIALS, MOST, ControlError
 
 
 def ask(path: str, order: dict[str, Any], timeout: float = 10.0, master: int | None = None,

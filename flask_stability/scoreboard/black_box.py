@@ -13,6 +13,7 @@ SipHash, whose key this process and those forked from it share, and no other pro
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import secrets
 import struct
@@ -24,11 +25,14 @@ from .primitives import Blob
 
 SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
 SLOT_BYTES = 384
-HEAD_BYTES = 64
+COUNTS = 256  #: places in which a worker counts answers to watched requests
+_PREFIX_BYTES, _EXACT_AT, _BEAT_AT = 64, 48, 56
+HEAD_BYTES = _PREFIX_BYTES + COUNTS * 8
 ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 ID_BYTES = 128
 ROUTES_BYTES = 2 * 65536 + Blob.HEAD
-_COMMON_BYTES = (ROUTES_BYTES + 63) & ~63
+QUARANTINE_BYTES = 2 * 65536 + Blob.HEAD
+_COMMON_BYTES = (64 + ROUTES_BYTES + QUARANTINE_BYTES + 63) & ~63
 
 # A slot's words. The first sixteen, two cache lines, are packed; the others are written where they are needed.
 (_KEY, _KIND, _ANSWERING, _BEFORE, _GROWN, _BODY, _PATH) = range(7)
@@ -40,6 +44,11 @@ _PACKED = struct.Struct(f"@q{(_PATH - _KIND) * 8}x{_SHORT}sq")
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER")
 METHOD_CODES: dict[str | None, int] = {name: code for code, name in enumerate(_METHODS)}
+_EXACT = frozenset({"REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE", "CONTENT_LENGTH"})
+#: Headers that differ from one attempt to the next: proxies add them, and browsers when a page is loaded again.
+_OF_PROXIES = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_REQUEST_", "HTTP_X_CORRELATION_",
+               "HTTP_X_AMZN_", "HTTP_X_CLOUD_TRACE", "HTTP_X_B3_", "HTTP_X_ENVOY_", "HTTP_TRACEPARENT",
+               "HTTP_TRACESTATE", "HTTP_CF_", "HTTP_VIA", "HTTP_X_STABILITY_", "HTTP_CACHE_CONTROL", "HTTP_PRAGMA")
 _LONG, _GIVEN = 256, 512  #: in the kind's word: of the path, and of the id, more stands behind the packed words
 
 
@@ -76,13 +85,19 @@ class BlackBox:
     """The mapping of all workers' parts.
 
     :param rows: how many workers there can be, the scoreboard's number.
-    :ivar routes: the rules of the app, as `server.routes` reads them; written by any worker that has loaded it.
+    :ivar listed: one word: 0 while no request is watched or quarantined, else the number of the list's version.
+    :ivar quarantine: what is watched or quarantined, as `wsgi.quarantine` reads it; written by the master.
+    :ivar routes: the rules of the app, as `wsgi.routes` reads them; written by any worker that has loaded it.
     """
 
     def __init__(self, rows: int) -> None:
         self._view = memoryview(mmap.mmap(-1, _COMMON_BYTES + max(1, rows) * ROW_BYTES))
         self.rows = rows
-        self.routes = Blob(self._view[:ROUTES_BYTES])
+        self.listed = self._view[:8].cast("q")
+        self.routes = Blob(self._view[64:64 + ROUTES_BYTES])
+        start = 64 + (ROUTES_BYTES + 7 & ~7)
+        self.quarantine = Blob(self._view[start:start + QUARANTINE_BYTES])
+        self._version = 0
 
     def part(self, row: int) -> memoryview:
         """The bytes of a row's part."""
@@ -92,6 +107,29 @@ class BlackBox:
     def clear(self, row: int) -> None:
         """Forget what a worker was doing. Only by the master, while no worker has the row."""
         self.part(row)[:] = bytes(ROW_BYTES)
+
+    def answered(self, row: int) -> list[int]:
+        """How many answers to each watched request the worker of a row has counted."""
+        return list(struct.unpack_from(f"@{COUNTS}q", self.part(row), _PREFIX_BYTES))
+
+    def exact(self, row: int) -> int:
+        """The exact fingerprint of the request that the isolation worker served last, 0 = none."""
+        return int(struct.unpack_from("@q", self.part(row), _EXACT_AT)[0])
+
+    def heartbeat(self, row: int) -> int:
+        """When the worker of a row gave its last sign of life by `beat`, `time.monotonic_ns`; 0 = it gave none."""
+        return int(struct.unpack_from("@q", self.part(row), _BEAT_AT)[0])
+
+    def list_quarantine(self, data: bytes, *, empty: bool) -> bool:
+        """By the master: have all workers read a new list at their next request; False if it is too long.
+
+        :param empty: nothing is on it: requests are not looked at any more.
+        """
+        if not self.quarantine.write(data):
+            return False
+        self._version += 1
+        self.listed[0] = 0 if empty else self._version
+        return True
 
     def read(self, row: int) -> list[InFlight]:
         """What the worker of a row is doing, or was doing when it ended, the oldest request first."""
@@ -148,6 +186,23 @@ def fingerprint_of(environ: dict[str, Any]) -> int:
     return fingerprint(method, path.encode("utf-8", "replace")[:PATH_BYTES].rstrip(b"\0"), key_of(environ, path))
 
 
+def exact_of(environ: dict[str, Any], body: bytes) -> int:
+    """Return the exact fingerprint of a request: keyed, of everything in it that its sender chooses.
+
+    Two clients have the same one only where they send the same request, cookies and credentials included. What proxies
+    add to each request, such as ids and addresses, is left out.
+
+    :param body: the beginning of it.
+    """
+    made = hashlib.blake2b(key=_secret.encode(), digest_size=8)
+    parts = [(name, environ[name]) for name in sorted(environ) if type(environ[name]) is str and (
+        name in _EXACT or (name.startswith("HTTP_") and not name.startswith(_OF_PROXIES)))]
+    for name, value in parts:
+        made.update(b"%b\0%b\0" % (name.encode("utf-8", "replace"), value.encode("utf-8", "replace")))
+    made.update(body)
+    return int.from_bytes(made.digest(), "big", signed=True) or 1
+
+
 def key_of(environ: dict[str, Any], path: str) -> int:
     """Return the hash of what else makes the request; 0 for one without query, body and longer path."""
     query, length = environ.get("QUERY_STRING"), environ.get("CONTENT_LENGTH")
@@ -166,6 +221,10 @@ slots: memoryview = memoryview(bytearray(SLOTS * SLOT_BYTES))
 words: memoryview = slots.cast("q")
 #: By thread the place of its slot: of the slot's last packed word among `words`.
 places: dict[int, int] = {}
+#: `BlackBox.listed` of this process's box.
+listed: memoryview = memoryview(bytearray(8)).cast("q")
+_counts: memoryview = memoryview(bytearray(COUNTS * 8)).cast("q")
+_head: memoryview = memoryview(bytearray(_PREFIX_BYTES)).cast("q")
 _pack = _PACKED.pack_into
 _BACK = STARTED * 8
 
@@ -207,6 +266,22 @@ def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int,
     words[first + _BODY] = int(length) if length.isdecimal() and len(length) < 19 else 0
     words[place] = started_ns
     return place
+
+
+def note_exact(exact: int) -> None:
+    """By the isolation worker: what it serves now."""
+    _head[_EXACT_AT // 8] = exact
+
+
+def beat() -> None:
+    """Give a sign of life where there is no row for it."""
+    _head[_BEAT_AT // 8] = time.monotonic_ns()
+
+
+def count(index: int) -> None:
+    """Count an answer to a watched request."""
+    with _claiming:
+        _counts[index] += 1
 
 
 def _claim(thread: int) -> int:
@@ -269,11 +344,14 @@ def install(row: int, prefix: str) -> None:
 
     :param prefix: of the ids of its requests.
     """
+    global listed, _counts, _head
     if _box is None or not 0 <= row < _box.rows:
         return
     area = _box.part(row)
     area[:16] = prefix.encode("ascii")[:16].ljust(16, b"\0")
     _use(area[HEAD_BYTES:])
+    listed, _counts = _box.listed, area[_PREFIX_BYTES:HEAD_BYTES].cast("q")
+    _head = area[:_PREFIX_BYTES].cast("q")
 
 
 def _use(area: memoryview) -> None:
@@ -283,7 +361,10 @@ def _use(area: memoryview) -> None:
 
 def after_fork() -> None:
     """In a forked child, called by the runtime: the slots are the parent's."""
+    global _counts, _head
     _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
+    _counts = memoryview(bytearray(COUNTS * 8)).cast("q")
+    _head = memoryview(bytearray(_PREFIX_BYTES)).cast("q")
 
 
 _claiming = threading.Lock()

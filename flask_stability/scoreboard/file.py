@@ -19,6 +19,7 @@ from .. import files, processes
 
 PREFIX = "flask_stability-"
 SUFFIX = ".board"
+ISOLATION = ".isolation"  #: of the isolation worker's socket, beside the board
 CONTROL = ".control"  #: of the master's control socket, beside the board
 SHARED = "/dev/shm"
 _NAME = re.compile(rf"{PREFIX}(\d{{1,9}})(?:-[0-9a-f]{{8}})?{re.escape(SUFFIX)}")
@@ -229,7 +230,7 @@ def _remove_stale(run_dir: str) -> None:
         except (OSError, OverflowError):
             gone = False
         if gone:
-            for one in (path, path.removesuffix(SUFFIX) + CONTROL):
+            for one in (path, *(path.removesuffix(SUFFIX) + end for end in (CONTROL, ISOLATION))):
                 with contextlib.suppress(OSError):
                     os.unlink(one)
 

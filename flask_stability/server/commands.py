@@ -21,13 +21,15 @@ MOST_MUTES = 32
 
 def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iterable[Child],
               doing: Callable[[Child], list[dict[str, Any]]] = lambda child: [],
-              reload: Callable[[bool], dict[str, Any]] | None = None) -> dict[str, Any]:
+              reload: Callable[[bool], dict[str, Any]] | None = None,
+              quarantine: Callable[[dict[str, Any], int], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Carry out one order.
 
     :param order: ``command``, and what it needs: ``pid`` (retire, gc; without it all), ``check`` and ``seconds``.
     :param uid: of the user who asks, for the log.
     :param reload: begins a reload, whose release is judged or not.
     :param doing: the requests that a worker serves.
+    :param quarantine: carries out the orders about it.
     :returns: what was done.
     :raises ControlError: if it cannot be done.
     """
@@ -50,19 +52,25 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
         if not found:
             raise ControlError(f"there is no worker {pid}" if pid is not None else "there is no worker")
         return stacks.answer(found, doing)  # it changes nothing: no record
+    elif command == "quarantine" and quarantine is not None:
+        done = quarantine(order, uid)
+        if order.get("what") == "list":
+            return done
+        done = {"what": order.get("what"), **done}
     elif command == "mute":
         done = _mute(board, order, uid)
     elif command == "unmute":
         done = _unmute(board, order)
     else:
-        raise ControlError(f"{str(command)[:50]!r} is no order: reload, retire, gc, stacks, mute or unmute")
+        raise ControlError(f"{str(command)[:50]!r} is no order: reload, retire, gc, stacks, quarantine, mute or unmute")
     logs.process("order", command=command, uid=uid, **done)
     return done
 
 
 def _serving(children: Iterable[Child], pid: Any) -> list[Child]:
     """The workers that are meant and serve, and know what SIGUSR2 means."""
-    found = [child for child in children if child.pid and child.serves() and pid in (None, child.pid)]
+    found = [child for child in children if child.pid and child.serves() and not child.alone
+             and pid in (None, child.pid)]
     if not found:
         raise ControlError(f"no worker {pid} is serving" if pid is not None else "no worker is serving")
     return found

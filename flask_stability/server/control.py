@@ -16,10 +16,11 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ..exceptions import StabilityError
+from ..files import reachable
 from ..scoreboard import file as scoreboard_file
 
 MOST = 8192  #: bytes of an order, and of an answer
@@ -39,17 +40,7 @@ def path_of(board: str) -> str:
     return board.removesuffix(scoreboard_file.SUFFIX) + scoreboard_file.CONTROL
 
 
-@contextlib.contextmanager
-def reachable(path: str) -> Iterator[str]:
-    """Yield a name for `path` that fits into a socket's address (107 bytes); its folder cannot be swapped meanwhile."""
-    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
-    finally:
-        os.close(folder)
-
-
-def _is_own(folder: str) -> bool:
+def is_own(folder: str) -> bool:
     """Whether nobody but this process's user can make a file in a folder."""
     found = os.stat(folder)
     return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -81,7 +72,7 @@ class Listener:
                     if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
                         os.unlink(name)  # of an earlier process with this number
                 listener.bind(name)
-                if self._uid != -1 and _is_own(os.path.dirname(name)):
+                if self._uid != -1 and is_own(os.path.dirname(name)):
                     os.chown(name, self._uid, -1, follow_symlinks=False)
             listener.listen(CLIENTS)
         except OSError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..scoreboard import Reason, black_box
 from ..scoreboard.black_box import InFlight
-from . import routes
-from .routes import Routes
+from ..wsgi import routes
+from ..wsgi.routes import Routes
+from .workers import Child
 
 MOST = 10  #: requests that one record names
 #: Exits in which memory is to blame: the heaviest request comes first.
@@ -21,27 +22,43 @@ class LastRequests:
     def __init__(self) -> None:
         self._routes, self._read = Routes(), 0
 
-    def forget(self, slot: int) -> None:
-        """A new worker gets this row."""
+    @staticmethod
+    def part_of(child: Child) -> int:
+        """Number of a worker's part of the black box: its row's, the last for the isolation worker, -1 = none."""
         box = black_box.current()
-        if box is not None and slot < box.rows:
-            box.clear(slot)
+        if box is None:
+            return -1
+        part = box.rows - 1 if child.alone else child.row.slot if child.row is not None else -1
+        return part if part < box.rows else -1
 
-    def of(self, slot: int) -> list[InFlight]:
-        """What the worker of a row does or did, the oldest first."""
-        box = black_box.current()
+    def forget(self, child: Child) -> None:
+        """A new worker gets its part."""
+        box, part = black_box.current(), self.part_of(child)
+        if box is not None and part >= 0:
+            box.clear(part)
+
+    def of(self, child: Child) -> list[InFlight]:
+        """What a worker does or did, the oldest first."""
+        box, part = black_box.current(), self.part_of(child)
         try:
-            return box.read(slot) if box is not None and slot < box.rows else []
+            return box.read(part) if box is not None and part >= 0 else []
         except Exception:  # a worker wrote it, and may have written anything
             return []
 
     def route_of(self, request: InFlight) -> str:
         """The rule that it matches, "" if that is not known."""
+        return self._table().of(request.method, request.path)
+
+    def endpoints_of(self, route: str) -> set[str]:
+        """The app's names of a rule."""
+        return self._table().endpoints_of(route)
+
+    def _table(self) -> Routes:
         box = black_box.current()
         if box is not None and box.routes.writes != self._read:
             self._read = box.routes.writes
             self._routes = routes.decode(box.routes.read())
-        return self._routes.of(request.method, request.path)
+        return self._routes
 
     def in_words(self, requests: list[InFlight], reason: str, now_ns: int | None = None) -> dict[str, Any]:
         """Fields of the record of an exit: the oldest and heaviest requests first.

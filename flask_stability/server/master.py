@@ -60,7 +60,7 @@ def on_starting(server: Any) -> None:
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     runtime.install(board, None)
-    black_box.make(rows)
+    black_box.make(rows + 1)  # the last is the isolation worker's, which has no row
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
     arbiter = supervise(server)

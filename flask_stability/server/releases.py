@@ -124,9 +124,18 @@ class Releases:
         """No worker of the old release is replaced: its place would be the new one's."""
         return self.held or self.phase in (Phase.JUDGING, Phase.CONFIRMING)
 
+    @property
+    def begun(self) -> float:
+        """When the latest trial began, monotonic seconds."""
+        return self._begun
+
+    def on_trial(self, child: Child) -> bool:
+        """Whether its release is being judged: what it crashes of is its release's fault until then."""
+        return self.phase is Phase.JUDGING and self.is_new(child)
+
     def is_new(self, child: Child) -> bool:
         """Whether it is of the release on trial."""
-        return self.comparing and int(child.worker.age) > self._newest
+        return self.comparing and not child.alone and int(child.worker.age) > self._newest
 
     def aside(self, children: Iterable[Child]) -> list[Child]:
         """Those of the release that does not count: the new ones until it is accepted, then the old ones."""
@@ -405,7 +414,7 @@ class Releases:
 
     def _side(self, *, new: bool) -> list[Child]:
         return [child for child in self._fleet.children.values()
-                if self.is_new(child) is new and child.pid and not (child.killed or _leaves(child))]
+                if self.is_new(child) is new and child.pid and not (child.alone or child.killed or _leaves(child))]
 
     def _figures(self, children: list[Child]) -> dict[int, Figures]:
         return release_figures.read(child for child in children if child.ready_at)

@@ -101,11 +101,15 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: what to do to whom, and what is under way after it."""
+    """One pass: what to do to whom, and what is under way after it.
+
+    :ivar reason: why, where neither state says so.
+    """
 
     action: Action
     pids: tuple[int, ...]
     state: Replacement
+    reason: Reason = Reason.NONE
 
 
 def reloaded(old: Sequence[Seen], now: float) -> Replacement:
@@ -207,7 +211,7 @@ def _surging(state: Replacement, alive: Sequence[Seen], going: tuple[int, ...], 
 def _close(state: Replacement, pids: tuple[int, ...], reason: Reason, now: float, close_time: float, *,
            covered: bool = True) -> Step:
     if not close_time or reason in NO_CLOSING:
-        return Step(Action.TERM, pids, _idle(state))
+        return Step(Action.TERM, pids, _idle(state), reason)
     return Step(Action.CLOSE, pids, Replacement(Phase.CLOSING, frozenset(pids), reason, now, state.quiet_until,
                                                 covered and reason not in BROKEN))
 

@@ -20,11 +20,14 @@ from ..config import Settings
 from ..memory import cgroup
 from ..memory.policy import SETTLED, growth_pause
 from ..scoreboard import CRASHES, Reason, Scoreboard
+from ..scoreboard.black_box import InFlight
 from . import exit_reasons, replacement, spare_workers, stacks
 from .commands import carry_out
 from .control import Listener, path_of
 from .fleet_memory import FleetMemory
 from .gunicorn.arbiter import EndOfService, SupervisedArbiter
+from .isolation import Isolation
+from .isolation import Listener as IsolationListener
 from .last_requests import LastRequests
 from .releases import Releases, half
 from .reload import Reload, closing, replaced_by_it
@@ -58,13 +61,17 @@ class Supervisor:
         #: Puts back what our own hook on_reload has changed.
         self.undo_on_reload: Callable[[], None] = lambda: None
         self.requests = LastRequests()
+        self.isolation = Isolation(board, self.requests, self._start_alone, self.kill_timeout,
+                                   automatic=settings.quarantine)
+        self._starting_alone = False
+        self._oom = 0
         self.fleet = FleetMemory(board, settings, lambda: arbiter.base)
         self.notifier = Notifier()
         self.control: Listener | None = None
         self.spares = 0
         self.due = 0.0
         self.stopping = self.ever_ready = False
-        self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again)
+        self._unresponsive = Unresponsive(settings, self.kill_timeout, self.look_again, self._hung)
         self._growth = Pace(lambda early: growth_pause(self.settings.min_worker_uptime, early))
         self._boots: deque[float] = deque(maxlen=8)
         self._stillborn: list[Reason] = []
@@ -78,7 +85,7 @@ class Supervisor:
     def tick(self) -> int | None:
         """See `Supervision`."""
         now = time.monotonic()
-        wanted = max(self.arbiter.base, len(self.arbiter.pids))
+        wanted = max(self.arbiter.base, len(self.ordinary))
         try:
             wanted = self._tick(now)
         except EndOfService:
@@ -89,7 +96,7 @@ class Supervisor:
         if self.stopping or self.restarts.held(now):
             self.look_again(self.restarts.hold_until)
             return None
-        most = len(self.arbiter.pids) + self.board.free()
+        most = len(self.arbiter.pids) - (len(self.children) - len(self.ordinary)) + self.board.free()
         if wanted > most:
             self._tell_rows(now)
         return min(wanted, most)
@@ -97,6 +104,16 @@ class Supervisor:
     def sign_of_life(self) -> None:
         """See `Supervision`."""
         self._tell_systemd(time.monotonic())
+
+    @property
+    def ordinary(self) -> list[Child]:
+        """The workers without the isolation worker."""
+        return [child for child in self.children.values() if not child.alone]
+
+    def is_alone(self, worker: Any) -> bool:
+        """See `Supervision`."""
+        child = self.children.get(worker)
+        return child is not None and child.alone
 
     def may_fork(self) -> bool:
         """No worker without a row: nobody could see what it does."""
@@ -116,7 +133,7 @@ class Supervisor:
         problem = former.problem() if former is not None else "the configuration of before is not known"
         if problem:
             return problem
-        serving = sum(child.serves() and not child.asked for child in self.children.values())
+        serving = sum(child.serves() and not child.asked for child in self.ordinary)
         if serving < max(1, half(base)):
             return f"{serving} of {base} old workers serve well"
         if self._upgrading():
@@ -137,11 +154,11 @@ class Supervisor:
         self.restarts.hold(time.monotonic() + 1.0)
         self._drop_unborn()
 
-    def collected(self, pid: int, status: int) -> None:
+    def collected(self, pid: int, status: int, peak: int = 0) -> None:
         """See `Supervision`."""
         for child in self.children.values():
             if pid and child.pid == pid:
-                child.status = status
+                child.status, child.peak = status, peak
 
     def timed_out(self, pid: int) -> None:
         """See `Supervision`. What the row says later is of no use: SIGABRT ends a call that hung, and then the worker
@@ -168,7 +185,7 @@ class Supervisor:
 
     def begin_reload(self) -> bool:
         """See `Supervision`."""
-        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.children.values(),
+        begun = self.reloads.begin(replacement.Replacement() if self.stopping else self.state, self.ordinary,
                                    wait=self.releases.waits() and not self.stopping)
         if begun:
             self.releases.before_reload(time.monotonic())
@@ -182,7 +199,8 @@ class Supervisor:
         self.reloads.begun = False
         if self.releases.reloaded(newest):
             return
-        old = replaced_by_it(self.children.values(), newest)
+        self.isolation.reloaded()
+        old = replaced_by_it(self.ordinary, newest)
         self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
 
     def reload_failed(self, error: BaseException) -> str:
@@ -201,6 +219,7 @@ class Supervisor:
 
     def replace_all(self, old: list[Child], now: float) -> None:
         """See `Fleet`."""
+        self.isolation.reloaded()
         for child in old:
             child.ask(Reason.RELOAD)
         self.state = replacement.reloaded([self._seen(child, now) for child in old], now)
@@ -209,6 +228,7 @@ class Supervisor:
         """See `Fleet`."""
         self.arbiter.restore_former()
         self.undo_on_reload()
+        self.isolation.turned_back(self.releases.begun)
 
     def boot_patience(self) -> float:
         """See `Fleet`."""
@@ -270,6 +290,7 @@ class Supervisor:
     def configure(self, settings: Settings) -> None:
         """Take the settings of a reload; what has happened so far counts on under them."""
         self.settings = self.fleet.settings = self._unresponsive.settings = self.releases.settings = settings
+        self.isolation.learn(settings.quarantine)
         self.restarts.limit(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                             min_uptime=settings.crash_min_uptime)
 
@@ -278,10 +299,12 @@ class Supervisor:
 
         :param uid: the workers' user, if it is another.
         """
+        self.isolation.uid = uid
         if self.board.path is None:
             return ""  # there is no file to put it beside, which was told
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
-            order, user, self.board, self.children.values(), self.doing, self._order_reload), uid)
+            order, user, self.board, self.children.values(), self.doing, self._order_reload,
+            self.isolation.carry_out), uid)
         return self.control.open()
 
     def _order_reload(self, force: bool) -> dict[str, Any]:
@@ -294,16 +317,29 @@ class Supervisor:
         """The requests that a worker serves, for `flask stability stacks`."""
         now = time.monotonic_ns()
         return [{**self.requests.fields(one, now), "thread": one.thread_id}
-                for one in (self.requests.of(child.row.slot) if child.row is not None else [])]
+                for one in self.requests.of(child)]
+
+    def _start_alone(self, listener: IsolationListener) -> None:
+        self._starting_alone = True
+        try:
+            self.arbiter.spawn_alone(listener)
+        finally:
+            self._starting_alone = False
+        self._drop_unborn()
 
     def forking(self, worker: Any) -> None:
         """pre_fork: a row for the worker."""
-        row = self.board.allocate(worker.age)
+        row = self.board.allocate(worker.age) if not self._starting_alone else None
         worker.stability_row = row
-        if row is not None:
-            self.requests.forget(row.slot)
-        self.children[worker] = child = Child(worker, row, time.monotonic(), dump=stacks.make())
-        self.releases.forking(child)
+        child = self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make(),
+                                              alone=self._starting_alone)
+        if row is not None or child.alone:
+            self.requests.forget(child)
+            self.isolation.forget(child)
+        if child.alone:
+            self.isolation.child = child
+        else:
+            self.releases.forking(child)
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
@@ -317,29 +353,42 @@ class Supervisor:
         uptime = now - child.started
         self.board.add_restart(reason, child.pid, uptime, child.row.slot if child.row is not None else -1, detail)
         answered = child.row is not None and child.row.requests > 0
-        doing = self.requests.of(child.row.slot) if child.row is not None else []
+        doing = self.requests.of(child)
+        judged = self._judged(child, reason, doing) if not self.releases.on_trial(child) else {}
         if child.row is not None:
             if uptime >= SETTLED:
                 self.fleet.past_floors.append(int(child.row.words[scoreboard.W_WARM_FLOOR]))
             self.board.release(child.row)
-        on_trial = not self.stopping and self.releases.exited(child, reason, detail)
-        crash = reason in CRASHES and not self.stopping and not on_trial
+        on_trial = not (self.stopping or child.alone) and self.releases.exited(child, reason, detail)
+        crash = reason in CRASHES and not (self.stopping or on_trial or child.alone)
         if child.ready_at:
             self._now_worked()
         elif crash and not self._worked():
             self._stillborn.append(reason)
         if crash and self.restarts.crashed(now, uptime, served=now - child.ready_at if child.ready_at else None,
                                            answered=answered,
-                                           others=any(other.serves() and alive(other.pid)
-                                                      for other in self.children.values())):
+                                           others=any(other.serves() and alive(other.pid) for other in self.ordinary)):
             self.canary = self.arbiter.newest
         logs.process("worker_exit", level="ERROR" if crash else "INFO", worker_pid=child.pid, reason=reason,
                      detail=detail, uptime_s=round(uptime, 1), recent_crashes=self.restarts.recent(now),
-                     **self.requests.in_words(doing, reason))
+                     **self.requests.in_words(doing or child.hung or [], reason), **judged)
         self._unresponsive.gone(child)
         stacks.drop(child.dump)
         if reason is Reason.BOOT_FAILURE and (self.state.reason is Reason.RELOAD or self.releases.under_way):
             self.reloads.stall()
+
+    def _hung(self, child: Child) -> None:
+        """Its interpreter hangs: what it serves now is to blame, also if the end that follows is a good one."""
+        child.hung = self.requests.of(child)
+        if not self.releases.on_trial(child):
+            self._judged(child, Reason.STUCK, child.hung)
+
+    def _judged(self, child: Child, reason: Reason, doing: list[InFlight]) -> dict[str, Any]:
+        try:
+            return self.isolation.ended(child, reason, doing, oom=self._oom > 0) if not self.stopping else {}
+        except Exception as error:
+            self.failed("quarantine", error)
+            return {}
 
     def _reason_of(self, child: Child) -> exit_reasons.Exit:
         kills = cgroup.oom_kills()
@@ -348,7 +397,7 @@ class Supervisor:
             aborted=bool(getattr(child.worker, "aborted", False)), ready=bool(child.ready_at), stopping=self.stopping,
             client=child.kept_by_client, max_requests=bool(self.arbiter.cfg.max_requests),
             left=child.row is not None and child.ending(), oom_kills=kills - self._oom_kills)
-        self._oom_kills = kills
+        self._oom, self._oom_kills = kills - self._oom_kills, kills
         return exit_reasons.reason_of(child.status, known)
 
     def left(self) -> None:
@@ -357,14 +406,15 @@ class Supervisor:
             self.notifier.hand_over(self.arbiter.successor)
         if self.control is not None:
             self.control.close()
+        self.isolation.close()
 
     def _tell_systemd(self, now: float) -> None:
         if not self.notifier.wanted or self.arbiter.predecessor:
             return  # after SIGUSR2 the first master speaks, as long as it is there
         waits = self.state.reason is Reason.RELOAD
-        aside = self.releases.aside(self.children.values())
+        aside = self.releases.aside(self.ordinary)
         self.notifier.follow(Service(
-            sum(bool(child.ready_at) and not child.term_at and child not in aside for child in self.children.values()),
+            sum(bool(child.ready_at) and not child.term_at and child not in aside for child in self.ordinary),
             self.arbiter.base,
             ever_ready=self.ever_ready, reloading=self.reloads.under_way(self.state) or self.releases.under_way,
             stalled=waits and self.reloads.stalled, draining=self.settings.drain_delay if self._drain_until else 0.0,
@@ -385,7 +435,7 @@ class Supervisor:
         if self.control is not None:
             self.control.serve(now)
         for step in (self._unresponsive.thaw, self._unresponsive.silent, self._unresponsive.write_down,
-                     self.fleet.relieve, self.fleet.learn, self._again):
+                     self.fleet.relieve, self.fleet.learn, self._again, self._isolate):
             try:
                 step(now, children)
             except Exception as error:
@@ -422,7 +472,7 @@ class Supervisor:
     def _look(self, now: float) -> list[Child]:
         """Take over what the workers say of themselves."""
         pids = self.arbiter.pids
-        children = [child for child in self.children.values() if child.pid in pids]
+        children = [child for child in self.ordinary if child.pid in pids]
         for child in children:
             booting = not child.ready_at
             child.look(now)
@@ -466,7 +516,7 @@ class Supervisor:
         self.state = step.state
         if step.action is Action.NOTHING:
             return
-        reason = step.state.reason or before.reason
+        reason = step.reason or step.state.reason or before.reason
         for child in [child for child in self.children.values() if child.pid in step.pids]:
             if not child.asked and reason:
                 child.ask(reason)
@@ -494,6 +544,10 @@ class Supervisor:
             self.words[scoreboard.M_GROWTH_AFTER_NS] = int(self._growth.until * 1e9)
             self.words[scoreboard.M_GROWTH_PATIENCE] = int(now - child.started < SETTLED)
         child.send(signal.SIGTERM)
+
+    def _isolate(self, now: float, children: list[Child]) -> None:
+        if not self.stopping:
+            self.isolation.tick(now, not self.releases.frozen)
 
     def _again(self, now: float, children: list[Child]) -> None:
         """A SIGTERM that came before the worker's signal handlers were there was lost: send it again. Never to a

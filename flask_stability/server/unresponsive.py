@@ -21,11 +21,12 @@ class Unresponsive:
 
     :param kill_timeout: gives the seconds that a retiring worker may take to end.
     :param look_again: asks for a tick at a monotonic time.
+    :param hung: is told of a worker whose interpreter hangs.
     """
 
     def __init__(self, settings: Settings, kill_timeout: Callable[[], float],
-                 look_again: Callable[[float], None]) -> None:
-        self.settings, self._kill_timeout, self._look_again = settings, kill_timeout, look_again
+                 look_again: Callable[[float], None], hung: Callable[[Child], None] = lambda child: None) -> None:
+        self.settings, self._kill_timeout, self._look_again, self._hung = settings, kill_timeout, look_again, hung
         self._looked = 0.0
         self._telling: dict[Child, float] = {}
 
@@ -70,6 +71,7 @@ class Unresponsive:
                 self._telling[child] = now + TELLING
                 self._look_again(now + TELLING)
                 child.ask(Reason.STUCK)
+                self._hung(child)
 
     def write_down(self, now: float, children: list[Child]) -> None:
         """Append the stacks that silent workers have told to error.log."""

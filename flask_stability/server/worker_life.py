@@ -16,15 +16,17 @@ from ..errors import hooks as process_hooks
 from ..request import in_flight
 from ..runtime import runtime
 from ..scoreboard import Reason, black_box
-from ..wsgi import last_good
+from ..wsgi import handover, last_good, quarantine, routes
 from ..wsgi.middleware import outermost
-from . import probes, routes, stacks
+from . import probes, stacks
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, wake_master
 from .gunicorn.compat import is_a
 from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
 from .process import contained, process
 from .timeouts import breaches
+
+LONGEST_ALONE = 300.0  #: seconds after which the isolation worker gives up a request without a deadline
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -34,6 +36,9 @@ def post_fork(server: Any, worker: Any) -> None:
         for other, child in process.supervisor.children.items():
             if other is not worker:
                 stacks.drop(child.dump)
+        quarantine.here.alone = process.supervisor.is_alone(worker)
+        if not quarantine.here.alone:
+            process.supervisor.isolation.end(inherited=True)
     if process.once is not None:
         tell_bad_settings_once(worker, process.once.first)
     row = getattr(worker, "stability_row", None)
@@ -42,6 +47,9 @@ def post_fork(server: Any, worker: Any) -> None:
         row.words[scoreboard.W_AGE] = worker.age
         row.words[scoreboard.W_STARTED_NS] = time.monotonic_ns()
         black_box.install(row.slot, request.id_prefix())
+    elif quarantine.here.alone:
+        box = black_box.current()
+        black_box.install(box.rows - 1 if box is not None else -1, request.id_prefix())
     logs.process("worker_boot", worker_pid=os.getpid(), age=worker.age, slot=row.slot if row is not None else None)
 
 
@@ -74,6 +82,10 @@ def _wrap_app(worker: Any) -> None:
     settings = next((state.settings for state in apps.all()), process.settings)
     if is_a(type(worker), "sync", "gthread", "base_async", "gtornado"):
         wrap_app(worker, lambda app: outermost(app, settings))
+    if quarantine.here.alone:
+        wrap_app(worker, handover.restored)
+        return
+    quarantine.here.knock = lambda: wake_master(worker)
     if worker.age > 1:
         return  # told once
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
@@ -90,7 +102,7 @@ def _tell_stacks(worker: Any) -> None:
 
 
 def _watch_connections(worker: Any) -> None:
-    if is_a(type(worker), "sync", "gthread"):
+    if not quarantine.here.alone and is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
         runtime.watches_uploads = worker.stability_connections is not None
 
@@ -107,6 +119,12 @@ def _start_guard(worker: Any) -> None:
         worker, board, row, process.settings, int(worker.cfg.workers),
         supervised=not board.master.words[scoreboard.M_UNSUPERVISED] and process.supervisor is not None,
         connections=getattr(worker, "stability_connections", None))
+    if quarantine.here.alone:
+        def patient(now: float) -> None:
+            black_box.beat()
+            if not any(record.overdue or record.seconds() > LONGEST_ALONE for record in in_flight()):
+                worker.notify()  # gunicorn's timeout is for an interpreter that hangs
+        guard.looks = (*guard.looks, patient)
     signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
     ignore(signal.SIGHUP)
@@ -121,6 +139,8 @@ def _leave_well(worker: Any) -> None:
             return process.guard is None or not process.guard.kept()
         if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
             return True
+        if quarantine.here.alone:
+            return False  # what waits is the next one's: the master keeps the socket
         return None if process.supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
@@ -135,15 +155,18 @@ def _watch_forks(worker: Any) -> None:
 
 def _tell_routes(worker: Any) -> None:
     box = black_box.current()
-    app = next((state.app for state in apps.all()), None)
-    if box is not None and app is not None:
-        data = routes.encode(app.url_map, box.routes.capacity)
-        if box.routes.read() != data:
-            box.routes.write(data)
+    if box is None or quarantine.here.alone:
+        return
+    rules = routes.rules_of(worker.wsgi)
+    for state in apps.all()[:1] if not rules else ():  # something that cannot be seen through lies around the app
+        rules = routes.of_map(state.app.url_map) if state.app is not None else []
+    data = routes.encode(rules, box.routes.capacity)
+    if rules and box.routes.read() != data:
+        box.routes.write(data)
 
 
 def _start_process(worker: Any) -> None:
-    apps.start()
+    apps.start(checks=not quarantine.here.alone)
 
 
 def _prove(worker: Any) -> None:

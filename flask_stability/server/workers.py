@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import scoreboard
 from ..scoreboard import Reason, Row
+from ..scoreboard.black_box import InFlight
 
 
 @dataclass(eq=False)
@@ -25,6 +26,9 @@ class Child:
     :ivar killed: the reason we killed it for.
     :ivar kept_by_client: a slow client kept it when gunicorn's timeout ended it.
     :ivar dump: descriptor of the file that it writes its stacks to, -1 without one.
+    :ivar hung: what was in flight when its interpreter was found to hang, None = it was not.
+    :ivar alone: it is the isolation worker.
+    :ivar peak: bytes of memory that it had at the most, 0 = not known; it is gone.
     :ivar status: as `os.waitpid` gave it, None while it was not collected.
     """
 
@@ -39,6 +43,9 @@ class Child:
     thawed: bool = False
     kept_by_client: bool = False
     dump: int = -1
+    hung: list[InFlight] | None = None
+    alone: bool = False
+    peak: int = 0
     status: int | None = None
 
     @property

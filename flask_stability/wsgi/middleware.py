@@ -29,6 +29,7 @@ from ..request import NO_RULE, SOCKET, WEBSOCKET, RequestRecord, current, inflig
 from ..runtime import runtime
 from ..scoreboard import black_box
 from ..scoreboard.black_box import begin
+from . import quarantine
 from .exchange import END, Exchange, closable, plain, wrong_chunk
 from .takeover import AppSocket
 from .upload import Upload
@@ -38,7 +39,6 @@ WSGIApp = Callable[..., Iterable[bytes]]
 MARK = "flask_stability.wrapped"
 
 _now = time.monotonic_ns
-
 
 
 class StabilityMiddleware:
@@ -115,8 +115,10 @@ class StabilityMiddleware:
                 if exchange.outer is None:  # a thread has one slot
                     exchange.place = begin(environ, path, thread, exchange.started_ns, exchange.given_id)
                 exchange.early = self.wrapped
-                source = (self._app(environ, exchange.start_response) if self._owner is None
-                          else self._app(self._owner(), environ, exchange.start_response))
+                source = quarantine.look(exchange, environ, self.settings) if black_box.listed[0] else None
+                if source is None:
+                    source = (self._app(environ, exchange.start_response) if self._owner is None
+                              else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
             if exchange.taken_ns:
                 raise StopIteration  # whatever the app returned: the conversation is over
@@ -165,6 +167,12 @@ class StabilityMiddleware:
         if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
             return None
         return cast("Iterator[Any]", iter(source))
+
+    @property
+    def inner(self) -> Callable[..., Any] | None:
+        """The app that it wraps; None once that is gone."""
+        owner = self._owner() if self._owner is not None else None
+        return self._app if self._owner is None else MethodType(self._app, owner) if owner is not None else None
 
     def _inside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """An outer layer does the work; only the health endpoints are still ours."""

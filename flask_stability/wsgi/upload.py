@@ -4,6 +4,7 @@ question about a client that takes a response: `Meter`, which is pure.
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,27 @@ from werkzeug.exceptions import RequestTimeout
 SMALL, LARGE = 8192, 1 << 20  #: bytes read in one go: from a slow client, and from a fast one at the most
 FAST = 0.5  #: seconds within which one piece arrives from a client that is given larger ones
 WINDOW = 20.0  #: seconds of waiting for a client after which its rate is judged
+
+
+class _Again(io.RawIOBase):
+    """Bytes, then a file."""
+
+    def __init__(self, first: bytes, body: Any) -> None:
+        self._first, self._body = first, body
+
+    def readable(self) -> bool:
+        """As of a file."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of a file."""
+        size = len(buffer)
+        if self._first:
+            data, self._first = self._first[:size], self._first[size:]
+        else:
+            data = self._body.read(size)
+        buffer[:len(data)] = data
+        return len(data)
 
 
 class Upload:
@@ -35,6 +57,11 @@ class Upload:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
+
+    def put_back(self, first: bytes) -> None:
+        """Have the next reads begin with what was read already, all of it so far."""
+        self._body = io.BufferedReader(_Again(first, self._body))
+        self.received -= len(first)
 
     def _take(self, method: Any, *arguments: Any) -> bytes:
         begun = time.monotonic()

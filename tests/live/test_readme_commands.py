@@ -92,12 +92,13 @@ def test_the_code_is_an_app_and_every_command_to_operate_it_works(tmp_path: Path
         "pip install '/path/to/this/clone[mysql,metrics,cli]'",
         "gunicorn -c python:flask_stability.server.conf app:app",
         "flask stability status", "flask stability reload --wait", "flask stability releases", "flask stability stacks",
-        "flask stability retire", "flask --app app stability check-db",
+        "flask stability quarantine", "flask stability retire", "flask --app app stability check-db",
         "flask stability doctor -c gunicorn.conf.py 'app:app'", "flask stability drill 'app:app'"]
-    _, gunicorn, status, reload, releases, stacks, retire, check_db, doctor, _ = steps
+    _, gunicorn, status, reload, releases, stacks, quarantine, retire, check_db, doctor, _ = steps
     with _service(tmp_path, tmp_path, *gunicorn.split()[1:]) as run:
         for step, said in ((status, r"master \d+, up .* workers\n"), (reload, "release .* serves"),
-                           (releases, "release .* serves"), (stacks, r"Thread|thread"), (check_db, "ok")):
+                           (releases, "release .* serves"), (stacks, r"Thread|thread"),
+                           (quarantine, "nothing is in quarantine"), (check_db, "ok")):
             done = run(step)
             assert done.returncode == 0, (step, done.stdout, done.stderr)
             assert re.search(said, done.stdout), (step, done.stdout, done.stderr)

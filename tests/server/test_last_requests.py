@@ -7,8 +7,8 @@ from werkzeug.routing import Map, Rule
 
 from flask_stability.scoreboard import black_box
 from flask_stability.scoreboard.black_box import InFlight
-from flask_stability.server import routes
 from flask_stability.server.last_requests import LastRequests
+from flask_stability.wsgi import routes
 
 SECOND = 1_000_000_000
 
@@ -46,10 +46,10 @@ def test_the_master_knows_a_workers_routes(monkeypatch: pytest.MonkeyPatch) -> N
     assert box is not None
     reader = LastRequests()
     assert reader.route_of(request("/users/7", 1)) == ""
-    box.routes.write(routes.encode(Map([Rule("/users/<int:id>", endpoint="user")]), box.routes.capacity))
+    box.routes.write(routes.encode(routes.of_map(Map([Rule("/users/<int:id>", endpoint="user")])), box.routes.capacity))
     assert reader.route_of(request("/users/7", 1)) == "/users/<int:id>"
     assert reader.route_of(request("/users/x", 1)) == ""
-    box.routes.write(b'[["/users/<colour(\\"red\\"):id>", ["GET"]], ["<<<", null], ["/b/", null]]')
+    box.routes.write(b'[["/users/<colour(\\"red\\"):id>", ["GET"], "x"], ["<<<", null, "y"], ["/b/", null, "z"]]')
     assert reader.route_of(request("/users/x", 1)) == '/users/<colour("red"):id>'
     assert reader.route_of(request("/b", 1)) == ""
     box.routes.write(b"no rules")
@@ -58,6 +58,6 @@ def test_the_master_knows_a_workers_routes(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_app_of_more_rules_than_fit_publishes_a_part() -> None:
     """What is left out has no route; nothing fails."""
-    data = routes.encode(Map([Rule(f"/rule/{number}", endpoint="x") for number in range(500)]), 4000)
+    data = routes.encode(routes.of_map(Map([Rule(f"/rule/{number}", endpoint="x") for number in range(500)])), 4000)
     assert len(data) <= 4000
     assert routes.decode(data).of("GET", "/rule/1") == "/rule/1"

@@ -126,6 +126,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releases.time, "monotonic", lambda: 100.0)
 
 
+def test_the_isolation_worker_is_of_no_release() -> None:
+    """Started during the trial it is neither judged, nor refused with the others, nor counted among them."""
+    trial = Trial()
+    alone = trial.fleet.children["alone"] = Child(Worker(4_000_009, 9), None, 1.0, ready_at=1.0, alone=True)
+    trial.run(1.0)
+    assert not trial.releases.is_new(alone)
+    assert not trial.releases.on_trial(alone)
+    assert trial.releases.on_trial(trial.new)
+    assert trial.releases.aside([*trial.old, trial.new]) == [trial.new]
+    trial.run(5.0, status=500)
+    assert trial.said()["outcome"] == "refused"
+    assert trial.new.term_at
+    assert not alone.term_at
+    assert not alone.asked
+
+
 def test_only_the_new_worker_is_aside_until_it_is_accepted_then_the_old_ones() -> None:
     """The supervision replaces workers of one release only."""
     trial = Trial()

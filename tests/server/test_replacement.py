@@ -366,6 +366,14 @@ def test_of_surplus_workers_those_without_a_row_and_the_youngest_go_first() -> N
     assert (step.action, step.pids) == (replacement.Action.TERM, (2, 5))
 
 
+@pytest.mark.parametrize("close_time", [0.0, CLOSE])
+def test_surplus_workers_leave_for_that_reason(close_time: float) -> None:
+    """Also where they go at once: one that has to be ended by force then is no crash."""
+    workers = [Seen(number, number, True) for number in range(1, 6)]
+    step = next_step(Replacement(), workers, 0.0, base=3, surge=True, close_time=close_time, kill_timeout=35.0)
+    assert (step.reason or step.state.reason) is Reason.SCALE
+
+
 def test_slow_clients_bring_half_as_many_spare_workers_as_there_are_workers_and_no_more() -> None:
     """Others would be kept by the next ones; where the app hangs as well it counts as ever."""
     held = [True] * 4

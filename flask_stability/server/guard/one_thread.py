@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ... import scoreboard
-from ...request import held, in_flight
+from ...request import HANDED_OVER, held, in_flight
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
@@ -33,8 +33,8 @@ class OneThread:
         """Publish whether it has been in one request for long, and whether other clients wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
-        if held or any(record.taken_ns for record in records):
-            self._worker.notify()  # the thread waits, or serves a WebSocket: that is no silence for gunicorn's timeout
+        if held or any(record.taken_ns or record.recorded is HANDED_OVER for record in records):
+            self._worker.notify()  # it waits for the database or for isolation, or serves a WebSocket: no silence
         if held:  # another worker serves the rest, or the request would not be held
             seconds = 0.0
         else:

@@ -21,6 +21,7 @@ from ... import logs
 from ..workers import Child, alive
 from .exit_statuses import told_of_exits
 from .former import Former
+from .isolated import IsolatedWorker
 
 STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and silence says nothing
 PAUSED = 5.0  #: seconds of its own standstill that the master tells
@@ -58,6 +59,9 @@ class Supervision(Protocol):
     def sign_of_life(self) -> None:
         """The master is alive, though it may be in one of gunicorn's own loops."""
 
+    def is_alone(self, worker: Any) -> bool:
+        """Whether it is the isolation worker, which is none of those that gunicorn is to hold."""
+
     def may_fork(self) -> bool:
         """Whether one worker more may be started."""
 
@@ -73,8 +77,8 @@ class Supervision(Protocol):
         :raises EndOfService: if none ever could.
         """
 
-    def collected(self, pid: int, status: int) -> None:
-        """A child's exit status."""
+    def collected(self, pid: int, status: int, peak: int) -> None:
+        """A child's exit status, and the most memory that it ever had, bytes."""
 
     def timed_out(self, pid: int) -> None:
         """gunicorn sent SIGABRT to a worker past its timeout."""
@@ -194,6 +198,9 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage(self, wanted: int) -> None:
         base, self._num_workers = self._num_workers, wanted
+        alone = {pid: worker for pid, worker in self.WORKERS.items() if self.supervision.is_alone(worker)}
+        for pid in alone:
+            del self.WORKERS[pid]
         try:
             super().manage_workers()
         except Exception as error:  # no process, memory or descriptor for a new worker
@@ -203,6 +210,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         finally:
             # gunicornc changes it from another thread, perhaps meanwhile
             self._num_workers += base - wanted
+            self.WORKERS.update(alone)
 
     def spawn_workers(self) -> None:
         """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds
@@ -216,6 +224,20 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self.spawn_worker()
         if len(self.WORKERS) < self._num_workers:
             self.supervision.look_again(time.monotonic() + REST)
+
+    def spawn_alone(self, listener: Any) -> None:
+        """Start the isolation worker, which listens there and nowhere else."""
+        before: tuple[Any, Any] = self.LISTENERS, self.worker_class  # type: ignore[has-type]
+        IsolatedWorker.public = list(before[0])
+        self.LISTENERS, self.worker_class = [listener], IsolatedWorker
+        try:
+            super().spawn_worker()
+        except Exception as error:
+            if os.getpid() != self._master:
+                raise
+            self.supervision.failed("isolation", error)
+        finally:
+            self.LISTENERS, self.worker_class = before
 
     def spawn_worker(self) -> Any:
         """gunicorn's, if there is room for one."""
