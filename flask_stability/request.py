@@ -45,6 +45,12 @@ class ClientSocket(Protocol):
 #: few times. Each store is atomic; others than the thread itself ask `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
 
+#: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
+held: dict[int, float] = {}
+
+#: Nanoseconds for which the request that a thread is about to serve has waited for it; most have not, and are not here.
+waited: dict[int, int] = {}
+
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
 #: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
@@ -90,6 +96,7 @@ class RequestRecord:
     :ivar thread_id: `threading.get_ident` of the thread that serves it.
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
+    :ivar queued_ns: nanoseconds for which it waited for a thread, before `started_ns`.
     :ivar response_started: the server was given the response's head: the deadline does not hold any more.
     :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ;
         `NO_RULE` before, and without one.
@@ -106,9 +113,9 @@ class RequestRecord:
     :ivar place: of its slot in the black box; -1 without one.
     """
 
-    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "place", "recorded",
-                 "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id", "timeout",
-                 "unavailable")
+    __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "outer", "overdue", "place", "queued_ns",
+                 "recorded", "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id",
+                 "timeout", "unavailable")
 
     def __init__(self, environ: dict[str, Any], started_ns: int, timeout: float = 0.0) -> None:
         self.environ = environ
@@ -121,7 +128,7 @@ class RequestRecord:
         self.rule: Any = NO_RULE
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
-        self.taken_ns = 0
+        self.taken_ns = self.queued_ns = 0
         self.client_socket: ClientSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
@@ -135,7 +142,9 @@ class RequestRecord:
     @property
     def deadline(self) -> float:
         """`time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
-        return self.started_ns / 1e9 + self.timeout if self.timeout and not self.response_started else 0.0
+        if not self.timeout or self.response_started:
+            return 0.0
+        return (self.started_ns - self.queued_ns) / 1e9 + self.timeout
 
     @property
     def supervised(self) -> bool:
@@ -312,6 +321,8 @@ class _Requests(Part):
         """Only this thread is left, with its request if a view forked; the child's ids are its own."""
         mine = inflight.get(threading.get_ident())
         inflight.clear()
+        held.clear()
+        waited.clear()
         if mine is not None:
             inflight[mine.thread_id] = mine
         self.prefix = secrets.token_hex(6)

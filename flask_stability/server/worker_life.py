@@ -20,6 +20,7 @@ from ..wsgi.middleware import outermost
 from . import probes, routes, stacks
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, wake_master
+from .gunicorn.admission import Admission
 from .gunicorn.compat import is_a
 from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
 from .process import contained, process
@@ -92,6 +93,9 @@ def _watch_connections(worker: Any) -> None:
     if is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
         runtime.watches_uploads = worker.stability_connections is not None
+        if worker.stability_connections is not None and process.settings.queue_limit:
+            worker.stability_connections.admit_by(
+                Admission(worker, process.settings, runtime.my_board(), runtime.my_row()))
 
 
 def _start_guard(worker: Any) -> None:
