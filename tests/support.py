@@ -57,16 +57,20 @@ def fork(function: Callable[[], None]) -> int:
 
 
 def wait_until(predicate: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05, message: str = "") -> Any:
-    """Wait for a true value and return it; fail after `timeout` seconds, not without a look after them."""
-    deadline = time.monotonic() + timeout
+    """Wait for a true value and return it; fail after `timeout` seconds, not without a look after them.
+
+    :param interval: seconds between two looks; more when it takes long, a twentieth of the time, so that the looks of
+        several tests leave the machine to what they wait for.
+    """
+    began = time.monotonic()
     while True:
-        late = time.monotonic() > deadline
+        waited = time.monotonic() - began
         value = predicate()
         if value:
             return value
-        if late:
+        if waited > timeout:
             raise AssertionError(f"not within {timeout:g} s: {message or predicate}")
-        time.sleep(interval)
+        time.sleep(max(interval, min(waited / 20, 0.25)))
 
 
 def runs(process: psutil.Process) -> bool:

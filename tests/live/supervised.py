@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from flask_stability import processes
@@ -102,6 +103,7 @@ class Supervised(Server):
     def __init__(self, folder: Path, *, env: dict[str, str] | None = None, **options: Any) -> None:
         self.run_dir = folder / "run"
         self.run_dir.mkdir(parents=True)
+        self._board: tuple[tuple[str, int], Scoreboard] | None = None
         options.setdefault("source", SOURCE)
         super().__init__(folder, env={"STABILITY_RUN_DIR": str(self.run_dir), "STABILITY_CRASH_MIN_UPTIME": "0",
                                       **(env or {})}, **options)
@@ -112,9 +114,14 @@ class Supervised(Server):
         return self._env
 
     def board(self, *, write: bool = False) -> Scoreboard:
-        """The scoreboard, opened from outside."""
+        """The scoreboard, opened from outside: one to read it is opened once, tests look at it all the time."""
         path = dict(board_files(str(self.run_dir)))[self.pid]
-        return Scoreboard.attach(path, write=write)
+        if write:
+            return Scoreboard.attach(path, write=True)
+        which = path, os.stat(path).st_ino
+        if self._board is None or self._board[0] != which:
+            self._board = which, Scoreboard.attach(path)
+        return self._board[1]
 
     def retire(self, pid: int) -> None:
         """As the command line does it."""
@@ -129,6 +136,21 @@ class Supervised(Server):
         os.kill(pid, signal.SIGKILL)
         self.retired(pid)
 
+    def kill_holding(self, pid: int) -> int:
+        """As `kill`, at a moment at which all of the service stands still; gives how many clients' connections it
+        held.
+        """
+        worker, master = psutil.Process(pid), psutil.Process(self.pid)
+        for process in (master, worker):  # else the master would let the worker go on
+            process.suspend()
+            wait_until(lambda process=process: process.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
+        held = sum(connection.laddr.port == self.port and connection.status != psutil.CONN_LISTEN
+                   for connection in worker.net_connections("tcp"))
+        worker.kill()
+        master.resume()
+        self.retired(pid)
+        return held
+
     def reload(self) -> None:
         """SIGHUP, and wait until the master acts on it."""
         words = self.board().master.words
@@ -140,8 +162,8 @@ class Supervised(Server):
         """Wait until exactly so many workers are there, all of them ready."""
         def ready() -> bool:
             rows = self.board().live()
-            return len(self.worker_pids()) == len(rows) == number and all(
-                row.words[W_STATE] == STATE_READY for row in rows)
+            return len(rows) == number and all(row.words[W_STATE] == STATE_READY for row in rows) and (
+                len(self.worker_pids()) == number)  # last: it looks at every process of the machine
         wait_until(ready, timeout, message=f"{number} ready workers")
 
     def busy(self) -> None:

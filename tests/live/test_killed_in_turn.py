@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
 from supervised import SOURCE, Supervised, starting
@@ -41,18 +40,6 @@ def supervised(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def _kill(server: Supervised, pid: int) -> int:
-    """Kill a worker at a moment at which all of the service stands still; gives how many connections it held."""
-    worker, master = psutil.Process(pid), psutil.Process(server.pid)
-    for process in (master, worker):  # else the master would let the worker go on
-        process.suspend()
-        wait_until(lambda process=process: process.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
-    held = sum(connection.status != psutil.CONN_LISTEN for connection in worker.net_connections("tcp"))
-    worker.kill()
-    master.resume()
-    return held
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("preload", [False, True])
 def test_workers_killed_in_turn_under_load_lose_only_what_was_in_them(supervised: Start, worker_class: str,
@@ -66,8 +53,7 @@ def test_workers_killed_in_turn_under_load_lose_only_what_was_in_them(supervised
     for number in range(6):
         wait_until(lambda number=number: load.result.ok > 20 * (number + 1))  # type: ignore[misc]
         victim = server.worker_pids()[0]
-        held += _kill(server, victim)
-        server.retired(victim)
+        held += server.kill_holding(victim)
         server.full(2)
         assert server.get("/").ok
     result = load.stop()

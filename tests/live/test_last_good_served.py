@@ -107,7 +107,8 @@ def test_all_get_the_last_answer_while_the_database_is_away(start: Start, mariad
         wait_until(lambda: made_at(server) > before, message="it is refreshed")
         (mariadb.kill9 if fault == "killed" else mariadb.freeze)()
         away = time.monotonic()
-        server.kill(server.worker_pids()[0])
+        held = server.kill_holding(server.worker_pids()[0])
+        killed = time.monotonic()
         wait_until(lambda: time.monotonic() - away > 8, 20)
         last = made_at(server)
         _, headers, _ = ask(server, "/kept")
@@ -119,19 +120,20 @@ def test_all_get_the_last_answer_while_the_database_is_away(start: Start, mariad
         result = load.stop()
     lost = [outcome for outcome in result.outcomes if not outcome.ok]
     # what the killed worker had in its hands is cut off
-    assert len(lost) <= 4, result.errors()
-    assert all(not outcome.status and away - 5 < outcome.due < away + 5 for outcome in lost), result.errors()
+    assert len(lost) <= held, result.errors()
+    assert all(not outcome.status and outcome.due < killed and outcome.due + outcome.latency > away
+               for outcome in lost), result.errors()
     assert result.total > 400
 
 
 def test_hundreds_that_meet_no_answer_run_the_view_once(start: Start, worker_class: str) -> None:
     """Those that wait are answered with it, in all workers."""
     server = start(worker_class)
-    load = Load(server.url, ["/slow"], 300, timeout=60).start()
+    load = Load(server.url, ["/slow"], 100, timeout=60).start()
     try:
         wait_until(lambda: runs(server))
         began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 1)
+        wait_until(lambda: time.monotonic() - began > 3)
         assert not load.result.outcomes, load.result.errors()
         (server.folder / "told").touch()
         wait_until(lambda: len(load.result.outcomes) > 300)
@@ -157,7 +159,7 @@ def test_another_worker_goes_on_when_the_one_that_makes_the_answer_is_killed(sta
         assert runs(server) == [first]
         os.kill(first, signal.SIGKILL)
         killed = time.monotonic()
-        wait_until(lambda: len(runs(server)) == 2, 10)
+        wait_until(lambda: len(runs(server)) == 2)
         print(f"\n{path}, {worker_class}: taken over after {time.monotonic() - killed:.2f} s")
         assert runs(server)[1] != first
         (server.folder / "told").touch()

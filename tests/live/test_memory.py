@@ -146,6 +146,7 @@ def test_a_limit_below_what_the_app_needs_is_told_of_once(server: Start) -> None
     end = time.monotonic() + 5  # it would be enforced on the third look, within a second
     while time.monotonic() < end:
         assert one.get("/").status_code == 200
+        time.sleep(0.1)
     assert one.worker_pids() == before
     assert one.records("process-manager", "replacement_asked") == []
     found = one.records("process-manager", "memory_limit_too_low")
@@ -186,6 +187,7 @@ def test_a_mapped_file_and_a_preloaded_model_replace_nobody(server: Start, tmp_p
     while time.monotonic() < end or max(_sizes(one)) < 300 * MB:
         assert one.get("/").status_code == 200
         assert time.monotonic() < end + 60, "the file was to be in memory"
+        time.sleep(0.1)
     assert one.worker_pids() == before
     assert one.records("process-manager", "replacement_asked") == []
     assert one.records("process-manager", "memory_limit_too_low") == []

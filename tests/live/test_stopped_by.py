@@ -16,7 +16,8 @@ import psutil
 import pytest
 from supervised import Supervised, starting
 
-from support import runs
+from flask_stability.scoreboard import STATE_STOPPING, W_STATE
+from support import runs, wait_until
 
 Start = Callable[..., Supervised]
 QUEUED = 8
@@ -74,9 +75,12 @@ def test_what_waits_is_answered_whoever_gets_the_sigterm(supervised: Start, work
     """Requests in flight and in the queue."""
     server = supervised(worker_class=worker_class, workers=workers, threads=1, config="worker_connections = 2")
     server.full(workers)
-    clients = queue(server, "/slow/1.5")
+    clients = queue(server, "/until-told")
     server.busy()
+    board = server.board()
     send(server)
+    wait_until(lambda: any(row.words[W_STATE] >= STATE_STOPPING for row in board.live()), message="it has noticed")
+    (server.folder / "told").touch()
     assert answered(clients) == [True] * (1 + QUEUED)
     assert server.process.wait(30) == 0
 

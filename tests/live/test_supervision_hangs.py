@@ -60,25 +60,25 @@ def test_hung_request_is_told_and_its_worker_replaced_while_others_finish(superv
 
 @pytest.mark.long
 def test_sixteen_hung_requests_leave_the_service_answering(supervised: Start) -> None:
-    """Every thread of 2 workers with 4 each is stuck under 120 requests a second: the service is back before their
+    """Every thread of 2 workers with 4 each is stuck under 60 requests a second: the service is back before their
     deadline could have ended any of them, and all is answered.
     """
-    server = supervised(env={"STABILITY_REQUEST_TIMEOUT": "10"}, config="keepalive = 5")
+    server = supervised(env={"STABILITY_REQUEST_TIMEOUT": "20"}, config="keepalive = 5")
     server.full(2)
-    load = Load(server.url, ["/"], 120, timeout=60).start()
-    wait_until(lambda: server.board().totals().requests > 200)
+    load = Load(server.url, ["/"], 60, timeout=60).start()
+    wait_until(lambda: server.board().totals().requests > 100)
     began = time.monotonic()
     send(server, "/hang", 16)
     wait_until(lambda: server.records("error", "worker_stuck"), 40)
     health = server.get("/health", timeout=30)
-    wait_until(lambda: time.monotonic() - began > 14, 30)
+    wait_until(lambda: time.monotonic() - began > 24, 40)
     result = load.stop()
     assert health.status_code in (200, 503)
     assert result.failed == 0, result.errors()
     came = result.between(began + 1, began + 8).outcomes
     done = sorted(outcome.due + outcome.latency - began for outcome in came)
     print(f"half of what came meanwhile was answered {done[len(done) // 2]:.1f} s after the hung requests came")
-    assert done[len(done) // 2] < 10
+    assert done[len(done) // 2] < 20
     server.full(2)
 
 

@@ -142,6 +142,7 @@ def test_a_live_one_has_no_deadline_and_is_told_goodbye_last(server: Callable[..
     while time.monotonic() < started + 3:
         _say(client)
         assert one.get("/ping").text == "pong"
+        time.sleep(0.1)
     assert one.records() == one.records("process-manager", "replacement_asked") == []
     one.signal(signal.SIGTERM)
     assert _rest(client)[0] == (8, b"\x03\xe9")
