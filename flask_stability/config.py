@@ -173,6 +173,13 @@ class Settings:
     client_min_rate: float = _setting(
         500.0, seconds, "a client that sends a body more slowly, over 20 s of waiting for it, is cut off, and one that "
         "takes a response more slowly while others wait; 0 = none is", scope="worker", unit="bytes/s")
+    queue_target: float = _setting(
+        0.5, positive, "a queue in which the oldest request has waited longer, for a second on end, is overload",
+        scope="worker", unit="s")
+    queue_limit: float = _setting(
+        0.0, seconds, "under overload the newest request goes first, and one that has waited longer is answered "
+        "with 503; 1.0 is right for most services; 0 = requests are served in their order, and none is refused",
+        scope="worker", unit="s")
     spare_max: int = _setting(320, number(0, 4000, whole=True), "spare workers of a service, and spare threads of a "
                               "worker, at the most; fewer where memory or rows of the scoreboard are short",
                               scope="master")

@@ -29,6 +29,7 @@ from .exceptions import ConfigError, StabilityError
 from .health import conflicts
 from .health.blueprint import declare_broken, make_blueprint, make_health_app
 from .health.checks import Check, engine_check
+from .priority import priority
 from .wsgi import last_good
 from .wsgi.middleware import StabilityMiddleware
 
@@ -151,6 +152,14 @@ class StabilityExt:
     def request_timeout(self, seconds: float) -> Callable[[F], F]:
         """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
         return request.request_timeout(seconds)
+
+    def priority(self, level: str) -> Callable[[F], F]:
+        """Decorator: how much the view matters under overload. A *critical* one goes before others and is refused late,
+        a *sheddable* one goes last and is refused early; *normal* is like no decorator, but never taken for cheap.
+
+        :raises ValueError: for another level.
+        """
+        return priority(level)
 
     def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
         """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""

@@ -48,6 +48,9 @@ inflight: dict[int, RequestRecord | None] = {}
 #: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
 held: dict[int, float] = {}
 
+#: Nanoseconds for which the request that a thread is about to serve has waited for it; most have not, and are not here.
+waited: dict[int, int] = {}
+
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
 #: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
@@ -98,6 +101,7 @@ class RequestRecord:
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
     :ivar held_ns: nanoseconds for which it was held for a database that was away: neither slowness nor hanging.
+    :ivar queued_ns: nanoseconds for which it waited for a thread, before `started_ns`.
     :ivar response_started: the server was given the response's head: the deadline does not hold any more.
     :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ;
         `NO_RULE` before, and without one.
@@ -115,6 +119,7 @@ class RequestRecord:
     """
 
     __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "held_ns", "outer", "overdue", "place",
+                 "queued_ns",
                  "recorded", "refused", "resources", "response_started", "rule", "started_ns", "taken_ns", "thread_id",
                  "timeout", "unavailable")
 
@@ -129,7 +134,7 @@ class RequestRecord:
         self.rule: Any = NO_RULE
         self.resources: list[Resource] | None = None
         self.outer: RequestRecord | None = None
-        self.taken_ns = self.held_ns = 0
+        self.taken_ns = self.held_ns = self.queued_ns = 0
         self.client_socket: ClientSocket | None = None
         self.handled: BaseException | None = None
         self.unavailable: BaseException | None = None
@@ -145,7 +150,7 @@ class RequestRecord:
         """`time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
         if not self.timeout or self.response_started:
             return 0.0
-        return (self.started_ns + self.held_ns) / 1e9 + self.timeout
+        return (self.started_ns - self.queued_ns + self.held_ns) / 1e9 + self.timeout
 
     @property
     def supervised(self) -> bool:
@@ -323,6 +328,7 @@ class _Requests(Part):
         mine = inflight.get(threading.get_ident())
         inflight.clear()
         held.clear()
+        waited.clear()
         if mine is not None:
             inflight[mine.thread_id] = mine
         self.prefix = secrets.token_hex(6)

@@ -35,6 +35,7 @@ CONSTANT = {
     ("errors/hooks.py", "_previous"): "Python's hooks that were there before; a child inherits ours with them",
     ("request.py", "held"): "as `inflight`",
     ("request.py", "inflight"): "the table itself; the part `requests` clears it",
+    ("request.py", "waited"): "the part `requests` clears it",
     ("scoreboard/black_box.py", "_claiming"): "the runtime has it renewed, below which it is",
     ("scoreboard/black_box.py", "places"): "as `_claiming`",
     ("server/gunicorn/defaults.py", "_chosen"): "what the configuration file chose, in the master",

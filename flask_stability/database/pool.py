@@ -55,6 +55,11 @@ class _Pools(Part):
 _pools = runtime.add("pools", _Pools())
 
 
+def inside() -> list[float]:
+    """Return since when each request's thread is inside a database, of any pool: monotonic seconds."""
+    return [since for pool in list(_pools.all) for since in list(pool.bulkhead.inside.values())]
+
+
 class _Wish:
     """What a checkout asks for. Times are `time.monotonic` seconds.
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ..config import Settings
-from ..scoreboard import M_STARTED_NS, Entry, Scoreboard
+from ..scoreboard import ANSWERS, M_STARTED_NS, Entry, Scoreboard
 from .checks_base import CheckWarning
 
 NAME = "errors"
@@ -102,7 +102,7 @@ class ErrorRate:
 
 
 def _counts(words: Entry) -> Counts:
-    return sum(words[2:]), words[2] + words[7], words[8]
+    return sum(words[ANSWERS]), words[2] + words[7], words[8]
 
 
 def _sum(counts: Any) -> Counts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 from collections import Counter as Counted
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +77,7 @@ class _Collector:
         requests = Counter(_PREFIX + "http_requests", "Answered requests.",
                            labels=["method", "endpoint", "status_class"])
         for (method, endpoint), words in totals.endpoints.items():
-            *by_class, refused = words[2:]
+            *by_class, refused = words[board.ANSWERS]
             by_class[5] += refused
             for kind, number in enumerate(by_class):
                 if number:
@@ -85,6 +86,18 @@ class _Collector:
         yield Counter(_PREFIX + "http_requests_refused", "Answers of 503 given on purpose.", value=totals.refused)
         yield Counter(_PREFIX + "http_requests_abandoned", "Requests that were not begun, since their client had left.",
                       value=totals.counters[board.W_ABANDONED])
+        shed = Counter(_PREFIX + "http_requests_shed", "503 given before the request had a thread.",
+                       labels=["method", "endpoint"])
+        for (method, endpoint), words in totals.endpoints.items():
+            if words[board.SHED]:
+                shed.add_metric([method, endpoint], words[board.SHED])
+        yield shed
+        if self._settings.queue_limit:
+            queue = Histogram(_PREFIX + "http_queue_duration_seconds", "Wait for a thread.", labels=[])
+            waits = list(itertools.accumulate(totals.waits))
+            queue.add_metric([], list(zip(("0.01", *map(repr, board.WAIT_BOUNDS), "+Inf"), waits, strict=True)), None)
+            yield queue
+        yield Gauge(_PREFIX + "workers_overloaded", "Workers under overload.", value=_sum(rows, board.W_OVERLOADED))
         duration = Histogram(_PREFIX + "http_request_duration_seconds", "Time to the first byte of the answer.",
                              labels=[])
         duration.add_metric([], _buckets(totals), totals.duration_ns / 1e9)

@@ -35,6 +35,8 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
     notes = [f"{name}: {result.reason or result.status}" for name, result in troubled]
     if words[board.M_DRAINING]:
         notes.append("draining: the service is being stopped")
+    if any(row.words[board.W_OVERLOADED] for row in rows):
+        notes.append("overload: more requests come than can be answered; some are refused (503)")
     if words[board.M_HOLD_UNTIL_NS]:
         notes.append("workers crash: restarts are held back")
     detailed = {
@@ -50,6 +52,7 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
                      "by_class": {f"{kind}xx": totals.by_class[kind] for kind in range(1, 6)},
                      "cut": totals.by_class[0], "refused": totals.refused,
                      "abandoned": totals.counters[board.W_ABANDONED], "slowest": _slowest(totals)},
+        "overload": _overload(rows, totals, measured=bool(settings.queue_limit)),
         "workers": workers,
         "hung": hung(rows, now),
         "restarts": {"total": sum(totals.restarts.values()), "by_reason": totals.restarts,
@@ -157,9 +160,9 @@ def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
     """The five routes with the highest mean."""
     def mean(item: tuple[tuple[str, str], board.Entry]) -> float:
-        return item[1][0] / max(1, sum(item[1][2:]))
+        return item[1][0] / max(1, sum(item[1][board.ANSWERS]))
 
-    return [{"method": method, "endpoint": endpoint, "requests": sum(words[2:]),
+    return [{"method": method, "endpoint": endpoint, "requests": sum(words[board.ANSWERS]),
              "mean_ms": round(mean(((method, endpoint), words)) / 1e6, 2), "slowest_ms": round(words[1] / 1e6, 2)}
             for (method, endpoint), words in heapq.nlargest(5, totals.endpoints.items(), mean)]
 
@@ -168,6 +171,18 @@ def release(shared: Scoreboard) -> dict[str, Any]:
     """Which release serves, which is on trial, which was refused and why."""
     found = shared.master.releases.read_json({})
     return {name: found.get(name) or None for name in ("serving", "coming", "phase", "refused")}
+
+
+def _overload(rows: list[Row], totals: board.Totals, *, measured: bool) -> dict[str, Any]:
+    """How long requests wait for a thread, and what became of those that were not given one."""
+    routes = sorted(((words[board.SHED], words[board.ABANDONED], key) for key, words in totals.endpoints.items()
+                     if words[board.SHED] or words[board.ABANDONED]), reverse=True)
+    return {"workers": sum(bool(row.words[board.W_OVERLOADED]) for row in rows),
+            "total": totals.counters[board.W_OVERLOADS], "refused": totals.shed, "clients_gone": totals.abandoned,
+            **{f"wait_p{share}_ms": round(totals.wait(share / 100) * 1000, 1) if measured else None
+               for share in (50, 95, 99)},
+            "routes": [{"method": method, "endpoint": endpoint, "refused": shed, "clients_gone": abandoned}
+                       for shed, abandoned, (method, endpoint) in routes[:10]]}
 
 
 def _worker(row: Row, now: int) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from .file import default_run_dir as default_run_dir
 from .file import default_run_dirs as default_run_dirs
 from .file import running as running
 from .layout import *  # noqa: F403
+from .primitives import ABANDONED as ABANDONED
+from .primitives import ANSWERS as ANSWERS
 from .primitives import BUCKETS as BUCKETS
+from .primitives import SHED as SHED
 from .primitives import Blob as Blob
 from .primitives import Entry as Entry
 from .primitives import bucket_bound as bucket_bound
@@ -24,4 +27,5 @@ from .reasons import Reason as Reason
 from .row import REFUSED as REFUSED
 from .row import WHOLE_STATEMENTS as WHOLE_STATEMENTS
 from .row import Row as Row
+from .totals import WAIT_BOUNDS as WAIT_BOUNDS
 from .totals import Totals as Totals

@@ -136,7 +136,11 @@ class Blob:
 
 
 KEY_BYTES = 96
-ENTRY_WORDS = 9  # duration_ns, slowest_ns, answers by status class 0..5, answers of 503 given on purpose
+#: Of an endpoint: duration_ns, slowest_ns, answers by status class 0..5, answers of 503 given on purpose, and, counted
+#: beside these, requests that were refused before they had a thread, and given up since their client had left.
+ENTRY_WORDS = 11
+ANSWERS = slice(2, 9)  #: of an entry: each answer is counted in one of these words
+SHED, ABANDONED = 9, 10  #: of an entry
 OTHER = ("", "other")
 Entry = tuple[int, ...]
 _ENTRY = struct.Struct(f"{ENTRY_WORDS}q")  # native: a word is read at once
@@ -198,6 +202,6 @@ def _keys(raw: bytes) -> list[tuple[str, str]]:
 
 def add_entry(one: Entry, other: Entry) -> Entry:
     """The sum of two entries; of the slowest the slower. (A loop costs three times as much.)"""
-    a, b, c, d, e, f, g, h, r = one
-    i, j, k, l, m, n, o, p, s = other  # noqa: E741
-    return a + i, b if b > j else j, c + k, d + l, e + m, f + n, g + o, h + p, r + s
+    a, b, c, d, e, f, g, h, r, t, v = one
+    i, j, k, l, m, n, o, p, s, u, w = other  # noqa: E741
+    return a + i, b if b > j else j, c + k, d + l, e + m, f + n, g + o, h + p, r + s, t + u, v + w

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from .layout import CLEARED, ENDPOINTS, ROW, W_N_ENDPOINTS, W_PID, W_STREAM_MS, W_STREAMS
 from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, ENTRY_WORDS, STEP_BITS, Blob, EndpointTable
 from .times import OCTAVE_OF_BUCKET, place_of
-from .totals import by_class
+from .totals import WAIT_BOUNDS, WAITS, by_class
 
 #: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
 #: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
@@ -125,6 +125,23 @@ class Row:
             self.words[W_STREAMS] += 1
             self.words[W_STREAM_MS] += milliseconds
 
+    def shed(self, method: str, endpoint: str) -> None:
+        """Count a request that was answered with 503 before it had a thread."""
+        refused = self._places[method, endpoint, REFUSED][2]
+        with self.lock:
+            self._numbers[refused] += 1
+            self._numbers[refused + 1] += 1
+
+    def abandon(self, method: str, endpoint: str) -> None:
+        """Count a request that was given up before it had a thread, since its client had left."""
+        refused = self._places[method, endpoint, REFUSED][2]
+        with self.lock:
+            self._numbers[refused + 2] += 1
+
+    def waited(self, seconds: float) -> None:
+        """Count a request that had to wait for a thread."""
+        self.add(WAITS[bisect_right(WAIT_BOUNDS, seconds)])
+
     @property
     def by_class(self) -> list[int]:
         """Answers of this worker by status class 0 (cut off), 1, 2, 3, 4, 5."""
@@ -134,6 +151,11 @@ class Row:
     def requests(self) -> int:
         """Requests answered by this worker."""
         return sum(self.histogram.tolist())
+
+    @property
+    def duration_ns(self) -> int:
+        """Sum of the durations of the requests answered by this worker."""
+        return sum(words[0] for _, words in self.endpoints.items(self.entries))
 
     @property
     def errors(self) -> int:

@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .primitives import Entry
+from .layout import (
+    W_ABANDONED,
+    W_WAITS_1S,
+    W_WAITS_2S,
+    W_WAITS_5S,
+    W_WAITS_10S,
+    W_WAITS_25MS,
+    W_WAITS_50MS,
+    W_WAITS_100MS,
+    W_WAITS_250MS,
+    W_WAITS_500MS,
+    W_WAITS_LONGER,
+)
+from .primitives import ANSWERS, SHED, Entry
+
+#: Waits for a thread are counted in these words, up to these bounds in seconds; the last has none.
+WAITS = (W_WAITS_25MS, W_WAITS_50MS, W_WAITS_100MS, W_WAITS_250MS, W_WAITS_500MS, W_WAITS_1S, W_WAITS_2S, W_WAITS_5S,
+         W_WAITS_10S, W_WAITS_LONGER)
+WAIT_BOUNDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 def by_class(entries: Iterable[Entry]) -> list[int]:
     """Answers by status class 0..5 over all entries; what was refused on purpose is among 5."""
-    *found, refused = [sum(one) for one in zip(*(words[2:] for words in entries), strict=True)] or [0] * 7
+    *found, refused = [sum(one) for one in zip(*(words[ANSWERS] for words in entries), strict=True)] or [0] * 7
     found[5] += refused
     return found
 
@@ -21,7 +39,7 @@ class Totals:
 
     :ivar counters: the words of `COUNTERS`, by index.
     :ivar endpoints: words of each (method, endpoint): duration_ns, slowest_ns, answers by class 0..5, and, not among
-        these, answers refused on purpose.
+        these, answers refused on purpose; of those the ones given before the request had a thread; requests given up.
     """
 
     counters: dict[int, int]
@@ -49,6 +67,35 @@ class Totals:
     def refused(self) -> int:
         """Answers of 503 given on purpose; they are among `errors`."""
         return sum(words[8] for words in self.endpoints.values())
+
+    @property
+    def shed(self) -> int:
+        """Of these, requests that were refused before they had a thread."""
+        return sum(words[SHED] for words in self.endpoints.values())
+
+    @property
+    def abandoned(self) -> int:
+        """Requests that were not begun, since their client had left; no answers."""
+        return self.counters[W_ABANDONED]
+
+    @property
+    def waits(self) -> list[int]:
+        """Requests by how long they waited for a thread: below 10 ms, up to each of `WAIT_BOUNDS`, above the last."""
+        waited = [self.counters[word] for word in WAITS]
+        return [max(0, sum(self.histogram) - sum(waited)), *waited]
+
+    def wait(self, share: float) -> float:
+        """Seconds below which `share` of the requests waited for a thread, interpolated; 0.0 without any request."""
+        waits = self.waits
+        wanted, seen = share * sum(waits), waits[0]
+        if seen >= wanted:
+            return 0.0
+        low = 0.01
+        for number, high in zip(waits[1:], WAIT_BOUNDS, strict=False):
+            if number and seen + number >= wanted:
+                return low + (high - low) * (wanted - seen) / number
+            seen, low = seen + number, high
+        return WAIT_BOUNDS[-1]
 
     @property
     def duration_ns(self) -> int:

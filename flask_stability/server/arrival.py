@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
+import time
 from typing import Any
 
 _LAST_DATA_RECV = 52  #: its offset in Linux's struct tcp_info: milliseconds since the last data came
 _SIZE = _LAST_DATA_RECV + 4
 _INFO = getattr(socket, "TCP_INFO", None)
+_HEADER = re.compile(rb"\r\nx-request-start:[ \t]*(?:t=)?(\d{9,17}(?:\.\d{1,6})?)[ \t]*\r\n", re.IGNORECASE)
+_BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
+WAITED = 0.01  #: seconds: a request that has a thread sooner has not waited
+SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
+WINDOW = 60.0  #: seconds for which the smallest distance between the proxy's clock and ours is remembered
+MOST = 3600.0  #: seconds: an older one is no age
 
 
 def kernel_age(sock: Any) -> float | None:
@@ -23,3 +31,45 @@ def kernel_age(sock: Any) -> float | None:
         return float(struct.unpack_from("=I", found, _LAST_DATA_RECV)[0]) / 1000 if len(found) >= _SIZE else None
     except OSError:
         return None
+
+
+def proxy_start(head: bytes) -> float | None:
+    """Return the seconds since the epoch that ``X-Request-Start`` gives; None without it, and for a request with a
+    body: a proxy may have taken its time to receive that.
+
+    Seconds, milliseconds and microseconds are told apart by their size, as nginx's ``t=${msec}``, Heroku's router and
+    Apache's ``t=%t`` give them.
+    """
+    found = _HEADER.search(head)
+    if found is None or _BODY.search(head):
+        return None
+    value = float(found[1])
+    for scale in (1.0, 1e3, 1e6):
+        if 1e9 <= value / scale < 1e10:
+            return value / scale
+    return None
+
+
+class ProxyClock:
+    """The age of requests by a trusted proxy's clock, less the smallest one of the last minute: the two clocks differ,
+    and the way takes some time.
+    """
+
+    def __init__(self) -> None:
+        self._least, self._before = float("inf"), float("inf")
+        self._until = 0.0
+
+    def age(self, started: float, now: float | None = None) -> float:
+        """Seconds that a request waited; 0.0 for the first.
+
+        :param started: seconds since the epoch, the proxy's.
+        :param now: the same, ours.
+        """
+        now = time.time() if now is None else now
+        distance = now - started
+        if abs(distance) > MOST:
+            return 0.0
+        if now >= self._until or self._until - now > WINDOW:
+            self._least, self._before, self._until = distance, self._least, now + WINDOW / 2
+        self._least = min(self._least, distance)
+        return max(0.0, distance - min(self._least, self._before))

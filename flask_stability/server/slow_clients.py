@@ -57,7 +57,7 @@ class SlowClients:
 
         :param pressed: others wait for a thread.
         """
-        late = self._connections.overdue(now, self._settings.header_timeout)
+        late = self._connections.too_late(now, self._settings.header_timeout)
         if late:
             self._cut[HEAD] = self._cut.get(HEAD, 0) + late
         self._blocked = []

@@ -21,6 +21,7 @@ from ..wsgi.middleware import outermost
 from . import probes, stacks
 from .forks import Forks, ignore
 from .guard import Guard, tell_cut, wake_master
+from .gunicorn.admission import Admission
 from .gunicorn.compat import is_a
 from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, watch_connections, wrap_app
 from .process import contained, process
@@ -105,6 +106,9 @@ def _watch_connections(worker: Any) -> None:
     if not quarantine.here.alone and is_a(type(worker), "sync", "gthread"):
         worker.stability_connections = watch_connections(worker)
         runtime.watches_uploads = worker.stability_connections is not None
+        if worker.stability_connections is not None and process.settings.queue_limit:
+            worker.stability_connections.admit_by(
+                Admission(worker, process.settings, runtime.my_board(), runtime.my_row()))
 
 
 def _start_guard(worker: Any) -> None:

@@ -25,7 +25,7 @@ from werkzeug.wsgi import ClosingIterator
 from ..config import Settings
 from ..errors import report
 from ..errors.boundary import Boundary
-from ..request import NO_RULE, SOCKET, WEBSOCKET, RequestRecord, current, inflight
+from ..request import NO_RULE, SOCKET, WEBSOCKET, RequestRecord, current, inflight, waited
 from ..runtime import runtime
 from ..scoreboard import black_box
 from ..scoreboard.black_box import begin
@@ -94,6 +94,7 @@ class StabilityMiddleware:
         exchange.code = exchange.sent = exchange.begun_ns = 0
         exchange.length = exchange.place = -1
         exchange.taken_ns = exchange.held_ns = 0
+        exchange.queued_ns = waited.pop(thread, 0) if waited else 0
         exchange.client_socket = exchange.handled = exchange.unavailable = None
         environ[MARK] = True
         client = environ.get(SOCKET)

@@ -41,6 +41,8 @@ def broken():
         raise RuntimeError
     return "well once"
 """
+SLOW_APP = APP.replace('return "here"', 'time.sleep(0.2)\n    return "here"').replace(
+    "import itertools", "import itertools, time")
 CONFIG = """
 worker_class = "gthread"
 workers = 2
@@ -131,6 +133,23 @@ def test_an_app_passes_the_drill(folder: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_an_overload_is_part_of_it_if_the_user_asks_for_it(server: Callable[..., Server], tmp_path: Path,
+                                                           worker_class: str) -> None:
+    """Its requests are in a row of their own, and spoil no other figure; the service is itself again."""
+    one = server(source=SLOW_APP, worker_class=worker_class,
+                 env={"STABILITY_RUN_DIR": str(tmp_path), "STABILITY_QUEUE_LIMIT": "1"})
+    done = _drill(tmp_path, "--url", one.url, "--rate", "2", "--seconds", "1", "--overload", "--json")
+    report = json.loads(done.stdout)
+    assert [step["name"] for step in report["steps"]] == [STEADY, *(name for name, _ in FAULTS), "overload"]
+    assert report["steps"][-1]["restored"]
+    verdict, = (one for one in report["verdicts"] if one["figure"].startswith("overload"))
+    assert verdict["passed"] is not None, verdict
+    assert one.alive()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
 def test_a_running_service_that_fails_is_told_so(server: Callable[..., Server], tmp_path: Path) -> None:
     """Found by its run directory; a path that begins to fail misses the target, and the exit status says so."""
     one = server(source=APP, env={"STABILITY_RUN_DIR": str(tmp_path)})
@@ -170,6 +189,7 @@ def test_an_interrupted_drill_leaves_nothing_behind(folder: Path, number: signal
     (("--url", "http://example.org"), "--anywhere"),
     (("--pid", "1"), "--url"),
     (("--url", "http://127.0.0.1:9", "--compare"), "--compare"),
+    (("shop:app", "--compare", "--overload"), "STABILITY_QUEUE_LIMIT"),
     (("shop:app", "--database"), "STABILITY_DB_URL"),
     (("shop:app", "--path", "/", "--path", "/nowhere"), "/nowhere answers 404"),
     (("shop:app", "--junit", "none/drill.xml"), "--junit none/drill.xml: No such file"),

@@ -552,3 +552,26 @@ def test_a_forked_child_of_a_worker_does_not_write_into_its_row() -> None:
         assert board.totals().requests == 0
     finally:
         runtime.forget_board()
+
+
+def test_waits_and_what_was_not_begun_are_counted() -> None:
+    """By route, also when the worker is gone; percentiles of the wait from what waited and what did not."""
+    board = Scoreboard.anonymous(2)
+    row = board.allocate(1)
+    assert row is not None
+    for _ in range(90):
+        row.observe("GET", "index", 200, 1_000_000)
+    for _ in range(10):
+        row.observe("GET", "index", 200, 1_000_000)
+        row.waited(0.3)
+    row.shed("GET", "index")
+    row.shed("GET", "index")
+    row.abandon("GET", "other")
+    for _ in range(2):
+        totals = board.totals()
+        assert (totals.shed, totals.refused, totals.requests) == (2, 2, 102)
+        assert totals.endpoints["GET", "index"][9] == 2
+        assert totals.endpoints["GET", "other"][10] == 1
+        assert totals.wait(0.5) == 0.0
+        assert 0.25 < totals.wait(0.95) <= 0.5
+        board.release(row)

@@ -62,6 +62,10 @@ export function showFacts(store) {
   write(byId("availability"), share(detailed.availability.ratio));
   write(byId("requests_rate"), decimal(store.rate()));
   write(byId("p95_now"), ms(last && store.value(last, "p95_ms") || null));
+  const overload = detailed.overload ?? {};
+  write(byId("queue_now"), overload.workers ? t("queue_refused", {number: count(overload.refused)})
+    : ms(overload.wait_p95_ms ?? null));
+  byId("queue_now").dataset.status = overload.workers ? "warn" : "";
   write(byId("workers_now"), ready === workers.length ? count(ready) : t("ready_of", {ready, all: workers.length}));
   write(byId("uptime"), span(checks.uptime[0].observedValue));
   write(byId("restarts_total"), count(detailed.restarts.total));

@@ -100,13 +100,14 @@ def _writable(junit: str | None) -> Iterator[None]:
 @click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True,
               help="Observed after each fault.")
 @click.option("--database", is_flag=True, help="Also drop the database's connections (MySQL, MariaDB).")
+@click.option("--overload", is_flag=True, help="Also send three times as much as it can answer, at last.")
 @click.option("--compare", "comparing", is_flag=True, help="Do the same to APP without the extension, and show both.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--junit", type=click.Path(dir_okay=False), help="Write a JUnit file.")
 @click.option("--anywhere", is_flag=True, help="Allow an address beyond this machine's loopback interface.")
 def drill_command(app: str | None, config: str | None, url: str | None, pid: int | None, run_dir: str | None,
-                  paths: tuple[str, ...], rate: float, seconds: float, database: bool, comparing: bool, as_json: bool,
-                  junit: str | None, anywhere: bool) -> None:
+                  paths: tuple[str, ...], rate: float, seconds: float, database: bool, overload: bool, comparing: bool,
+                  as_json: bool, junit: str | None, anywhere: bool) -> None:
     """Test the stability of APP (as gunicorn names it, such as app:app) under faults.
 
     Exit status: 0 every target was met (with the extension), 1 one was missed, 2 the drill could not be run.
@@ -115,6 +116,8 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
         raise click.UsageError("--pid and --run-dir say whose --url it is: give that too")
     if comparing and url:
         raise click.UsageError("--compare starts APP itself, once with and once without the extension: give no --url")
+    if comparing and overload:
+        raise click.UsageError("--overload is not compared: run it twice, with and without STABILITY_QUEUE_LIMIT")
     if url and urlsplit(url).hostname not in LOOPBACK and not anywhere:
         raise click.UsageError(f"{url} is not on this machine: workers are killed there; add --anywhere if you mean it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: what was begun is ended
@@ -131,10 +134,12 @@ def drill_command(app: str | None, config: str | None, url: str | None, pid: int
                 report = comparison.with_it
             elif url:
                 service = Service(url.rstrip("/"), pid or _master(run_dir, config), paths)
-                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
+                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress,
+                             overload=overload)
             else:
                 service = stack.enter_context(started(app, config, os.getcwd(), paths))
-                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress)
+                report = run(service, rate=rate, seconds=seconds, database=address, progress=progress,
+                             overload=overload)
     except (DrillError, ConfigError, psutil.Error) as error:
         raise _CannotRun(str(error)) from error
     if junit:

@@ -8,9 +8,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..loadgen import Result
+from .overload import Flood
 
 TARGETS = {"availability": 0.995, "mean_latency": 0.2, "recovery": 30.0, "restarts": 0.95, "database": 0.99,
-           "memory": 1.5}
+           "memory": 1.5, "overload": 0.5}
 
 
 STEADY = "steady load"  #: the row of the time before the first fault
@@ -91,7 +92,14 @@ class Report:
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def verdicts(steps: list[Step], result: Result, growth: float, database: bool) -> list[Verdict]:
+def verdicts(steps: list[Step], result: Result, growth: float, database: bool,
+             flood: Flood | None = None) -> list[Verdict]:
+    """Compare the figures with their targets.
+
+    :param result: the drill's own load, without the time of an overload.
+    :param growth: memory of the workers, end / start.
+    :param database: connections were dropped.
+    """
     recovery = max((step.recovery for step in steps), default=0.0)
     faults = [step for step in steps if step.name != STEADY]
     restored = sum(step.restored for step in faults) / len(faults)
@@ -108,4 +116,14 @@ def verdicts(steps: list[Step], result: Result, growth: float, database: bool) -
         Verdict("database connections", f"{link:.2%}" if database else "not tried", f"> {target['database']:.0%}",
                 link > target["database"] if database else None),
         Verdict("memory, end / start", f"{growth:.2f}", f"< {target['memory']:.1f}", growth < target["memory"]),
+        *([_overload(flood)] if flood is not None else []),
     ]
+
+
+def _overload(flood: Flood) -> Verdict:
+    """Return how much of its capacity the service gave to clients that still waited."""
+    target = TARGETS["overload"]
+    said = (f"{flood.in_time:.0%} of {flood.capacity:.0f}/s at {flood.rate:.0f}/s" if flood.enough else
+            f"not tried: the drill cannot send much more than the {flood.capacity:.0f} requests/s that are answered")
+    return Verdict("overload, capacity answered in time", said, f"> {target:.0%}",
+                   flood.in_time > target if flood.enough else None)

@@ -90,9 +90,12 @@ class Service:
             time.sleep(0.1)
         return False
 
-    def answers(self) -> bool:
-        """Return whether the service answers at all."""
-        return bool(_status(self.url + self.paths[0], 5.0))
+    def answers(self, path: str | None = None) -> bool:
+        """Return whether the service answers at all.
+
+        :param path: asked; None = the first of its paths.
+        """
+        return bool(_status(self.url + (path or self.paths[0]), 5.0))
 
     def examine(self) -> list[str]:
         """Request each path once, before the first fault.

@@ -67,7 +67,8 @@ class Guard:
         self.looks: tuple[Look, ...] = (
             self.threads.slow_clients, self.beat, self.requests.requests, self.requests.show_hung,
             self.threads.threads_stuck, self.closing.parent, self.closing.ending, self.orders, self.two_releases.look,
-            self.memory.look_at_memory, self.memory.descriptors)
+            self.memory.look_at_memory, self.memory.descriptors,
+            *([connections.admission_look] if connections is not None else []))
 
     def start(self) -> None:
         """Start the thread."""

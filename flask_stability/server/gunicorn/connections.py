@@ -30,12 +30,13 @@ from ... import scoreboard
 from ...presence import gone
 from ...runtime import runtime
 from ..descriptors import limit
+from .admission import Admission
 
 PEEK = 1 << 14  #: bytes; a head that is longer is read by a thread
 MOST = 1000  #: connections kept aside by a worker at the most, the oldest goes
 LEAVING = 2.0  #: seconds in which a head that is on its way may still arrive at a worker that leaves
 LINGER = 2.0  #: seconds in which a client that was answered may close its side
-WAITED = 0.01  #: seconds: a request that a thread takes sooner has not waited
+LINGER_REFUSED, MOST_REFUSED = 1.0, 1 << 16  #: the same for one that was refused, and bytes that are read from it
 PATIENCE = 1.0  #: seconds of waiting after which a client that sends no more counts as one that has left
 EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -91,15 +92,20 @@ class Waiting:
     :ivar answered: it is to be closed as soon as the client has closed its side.
     :ivar partial: a part of the head is there.
     :ivar cut: it was shut down.
+    :ivar head: the beginning of it, once it is there.
+    :ivar refused: it was answered with 503 before it had a thread; what it still sends is read, up to `MOST_REFUSED`
+        bytes, and not for long.
     """
 
-    __slots__ = ("address", "answered", "counted", "cut", "listener", "partial", "since", "sock")
+    __slots__ = ("address", "answered", "counted", "cut", "head", "listener", "partial", "refused", "since", "sock")
 
     def __init__(self, sock: socket.socket, listener: Any = None, address: Any = None, *,
                  answered: bool = False) -> None:
         self.sock, self.listener, self.address, self.answered = sock, listener, address, answered
         self.since = time.monotonic()
         self.counted = self.partial = self.cut = False
+        self.head = b""
+        self.refused = 0
 
     def shut(self) -> None:
         """Its time is over; the main loop will notice, and close it."""
@@ -116,6 +122,7 @@ class Connections:
 
     :ivar serving: by thread.
     :ivar aside: kept aside, by descriptor, the oldest first.
+    :ivar admission: decides what becomes of requests that wait; None = they are served in their order.
     :ivar hurry: called, not too often, while requests wait for a thread.
     :ivar limited: it takes fewer than it could: what waits to be accepted is for others.
     :ivar give_way: called before a connection is accepted; may wait for a moment, so that another worker is faster.
@@ -129,6 +136,7 @@ class Connections:
         self.aside: dict[int, Waiting] = {}
         self.give_way: Callable[[], None] = lambda: None
         self.ending = self.limited = False
+        self.admission: Admission | None = None
         self.hurry: Callable[[], object] = _nothing
         self._hurried = 0.0
         self._secure = bool(worker.cfg.is_ssl)
@@ -145,14 +153,26 @@ class Connections:
         """
         raise NotImplementedError
 
-    def overdue(self, now: float, seconds: float) -> int:
+    def admit_by(self, admission: Admission) -> None:
+        """Have requests that wait judged."""
+        self.admission = admission
+
+    def admission_look(self, now: float) -> None:
+        """From the guard, now and then."""
+        if self.admission is not None:
+            self.admission.look(now)
+
+    def too_late(self, now: float, seconds: float) -> int:
         """From the guard: shut down what was kept aside too long; returns how many heads did not come.
 
         :param seconds: in which a head has to arrive; 0 = it may take for ever.
         """
         late = 0
         for waiting in list(self.aside.values()):
-            patience = LINGER if waiting.answered else LEAVING if self.ending else seconds
+            if waiting.answered:
+                patience = LINGER_REFUSED if waiting.refused else LINGER
+            else:
+                patience = LEAVING if self.ending else seconds
             if patience and now - waiting.since > patience and not waiting.cut:
                 waiting.shut()
                 late += not waiting.answered
@@ -189,17 +209,43 @@ class Connections:
         """Return whether the client of a request that has waited has gone, and count it then; never waits.
 
         A reset connection counts always. A client that only sends no more may still read: it counts as one that has
-        left once it has waited for `PATIENCE`.
+        left once it has waited for `PATIENCE`, and under overload.
 
         :param waited: seconds.
         """
         try:
-            left = gone(sock.fileno(), half_closed=waited > PATIENCE)
+            left = gone(sock.fileno(), half_closed=waited > PATIENCE or (
+                self.admission is not None and self.admission.impatient))
         except (OSError, ValueError):
             left = True
         if left:
             runtime.my_row().add(scoreboard.W_ABANDONED)
         return left
+
+    def refused(self, sock: Any) -> None:
+        """Close what was answered with 503 once the client has closed, soon in any case: one that still sends would see
+        a reset instead of the answer.
+        """
+        waiting = Waiting(sock, answered=True)
+        waiting.refused = 1
+        try:
+            if self.ending or not self.worker.alive or self._done_refused(waiting):
+                sock.close()
+            else:
+                self._keep(waiting)
+        except (OSError, ValueError, RuntimeError):
+            with contextlib.suppress(OSError):
+                sock.close()
+
+    def _done_refused(self, waiting: Waiting) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            while waiting.refused < MOST_REFUSED:
+                data = waiting.sock.recv(1 << 14, socket.MSG_DONTWAIT)
+                if not data:
+                    return True
+                waiting.refused += len(data)
+            return True
+        return False
 
     def _keep(self, waiting: Waiting) -> None:
         while len(self.aside) >= self._most:
@@ -237,7 +283,9 @@ class Connections:
                 continue
             try:
                 over, here = waiting.cut, False
-                if not over and waiting.answered:
+                if not over and waiting.refused:
+                    over = self._done_refused(waiting)
+                elif not over and waiting.answered:
                     over = self._done(waiting.sock)
                 elif not over:
                     seen = self._here(waiting)
@@ -266,6 +314,7 @@ class Connections:
         waiting.partial = bool(data)
         if not data:
             return None
+        waiting.head = before + data if before else data
         return self._secure or len(data) >= PEEK or b"\r\n\r\n" in before[-3:] + data
 
 

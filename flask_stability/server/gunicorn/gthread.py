@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .connections import WAITED, Connections, Served, Waiting, ident
+from ...request import waited
+from ..arrival import WAITED
+from .admission import Admission
+from .connections import Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import knocking, let_go
+from .turns import Turns
 
 HURRY = 0.05  #: seconds between two calls to the guard
 LINGER = 2.0  #: seconds that connections without a request are kept by a worker that leaves, as in gunicorn 27
@@ -185,6 +189,7 @@ class Threaded(Connections):
             accept(*args)
 
         worker.accept = give_way_and_accept
+        self._turns: Turns | None = None
         on_leaving(worker, self.end)
 
     @property
@@ -204,6 +209,17 @@ class Threaded(Connections):
             self._usual = None
         with contextlib.suppress(AttributeError, OSError, ValueError):
             worker.method_queue.defer(int)  # its loop looks at that number after each event
+
+    def admit_by(self, admission: Admission) -> None:
+        """See `Connections`: from now on a free thread takes what `admission` says."""
+        self.admission = admission
+        self._turns = Turns.of(self, admission)
+
+    def admission_look(self, now: float) -> None:
+        """See `Connections`."""
+        if self._turns is not None:
+            self._turns.look()
+        super().admission_look(now)
 
     def end(self) -> None:
         """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
@@ -237,7 +253,7 @@ class Threaded(Connections):
         except (OSError, ValueError):
             here = None
         if here:
-            self._serve(connection)
+            self._serve(connection, waiting.head)
         elif here is None:
             self.worker.nr_conns -= 1
             connection.close()
@@ -250,13 +266,19 @@ class Threaded(Connections):
         """Something happened to those kept aside."""
         for waiting in self._events():
             self.worker.nr_conns += not waiting.counted
-            self._serve(waiting.listener)
+            self._serve(waiting.listener, waiting.head)
 
-    def _serve(self, connection: Any) -> None:
+    def _serve(self, connection: Any, head: bytes) -> None:
         if not connection.initialized:
             connection.data_ready = True  # no need to wait for it in a thread
-        connection.stability_since = time.monotonic()
+        turns = self._turns
+        if turns is not None:
+            turns.before(connection, head)
+        else:
+            connection.stability_since = time.monotonic()
         self._enqueue(connection)
+        if turns is not None and turns.work.watchful:
+            turns.refuse_overdue()
         if queued(self.worker) and time.monotonic() - self._hurried > HURRY:
             self._hurried = time.monotonic()
             self.hurry()
@@ -269,6 +291,7 @@ class Threaded(Connections):
         if connection.parser is not None:  # its last read may have gone on into this head
             before = connection.parser.unreader.buf.getvalue()
             if b"\r\n\r\n" in before:
+                waiting.head = before
                 return True
         return self._look(waiting, before)
 
@@ -277,15 +300,20 @@ class Threaded(Connections):
 
     def handle(self, connection: Any) -> Any:
         """gunicorn's, in a thread."""
-        waited = time.monotonic() - connection.stability_since
-        if waited > WAITED and self.has_left(connection.sock, waited):
-            return False if hasattr(self.worker, "set_accept_enabled") else (False, connection)
         thread = ident()
+        if self._turns is None:
+            age = time.monotonic() - connection.stability_since
+            if age > WAITED and self.has_left(connection.sock, age):
+                return False if hasattr(self.worker, "set_accept_enabled") else (False, connection)
+        else:
+            connection.stability_head = b""
         served = self.serving[thread] = Served(connection.sock.fileno(), connection.client, connection)
         try:
             result = self._handle(connection)
         finally:
             self.serving.pop(thread, None)
+            if waited:
+                waited.pop(thread, None)
         if served.cut:
             return (False, connection) if isinstance(result, tuple) else False
         return result

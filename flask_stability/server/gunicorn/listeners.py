@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
+import struct
 from typing import Any
+
+UNKNOWN = 1 << 30  #: connections wait, nobody knows how many
+_UNACKED = 24  #: its offset in Linux's struct tcp_info: of a listening socket the connections in its queue
 
 
 def knocking(listeners: list[Any]) -> bool:
@@ -14,6 +19,15 @@ def knocking(listeners: list[Any]) -> bool:
     for listener in listeners:
         poll.register(listener.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def backlog(listener: Any) -> int:
+    """Return how many connections wait that no worker has accepted yet; `UNKNOWN` but for TCP on Linux."""
+    try:
+        found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+        return int(struct.unpack_from("=I", found, _UNACKED)[0])
+    except (AttributeError, OSError, struct.error):
+        return UNKNOWN
 
 
 def let_go(listener: Any) -> None:

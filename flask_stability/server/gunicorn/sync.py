@@ -11,12 +11,13 @@ import threading
 import time
 from typing import Any
 
-from ..arrival import kernel_age
-from .connections import LEAVING, WAITED, Connections, Served, Waiting, ident
+from ...request import waited
+from ..arrival import SAMPLE, WAITED, kernel_age
+from .admission import Admission, tell_failure
+from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
-from .listeners import let_go
+from .listeners import backlog, knocking, let_go
 
-SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
 DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
 
 
@@ -44,7 +45,12 @@ class Single(Connections):
             return
         if self._parked and self.worker.alive:
             raise BlockingIOError(errno.EAGAIN, "the worker accepts nothing now")
-        sock, address = listener.accept()
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            if self.admission is not None and self.admission.watchful:
+                self.admission.nobody_waits()
+            raise
         waiting = Waiting(sock, listener, address)
         try:
             here = self._here(waiting)
@@ -75,25 +81,53 @@ class Single(Connections):
         return True
 
     def _serve(self, waiting: Waiting) -> None:
-        if self._nobody_waits_for(waiting):
-            waiting.sock.close()
-            return
-        waiting.sock.setblocking(True)
-        self.worker.handle(waiting.listener, waiting.sock, waiting.address)
+        if self._admits(waiting):
+            waiting.sock.setblocking(True)
+            self.worker.handle(waiting.listener, waiting.sock, waiting.address)
 
-    def _nobody_waits_for(self, waiting: Waiting) -> bool:
-        """Return whether the client has gone while its request waited, in the kernel's queue for the most part.
+    def _admits(self, waiting: Waiting) -> bool:
+        """Return whether a request is to be served; else it was refused, or its client has left.
 
-        To look costs system calls: it is done after a request that took long or had waited itself, and now and then.
+        How long it has waited, in the kernel's queue for the most part, is asked after a request that took long or had
+        waited itself, and now and then: that costs system calls.
         """
+        admission = self.admission
         now = time.monotonic()
         took, self._began = now - self._began, now
         self._looks += 1
-        if took < WAITED and not self._queued and self._looks % SAMPLE:
-            return False
-        age = kernel_age(waiting.sock)
-        self._queued = age is not None and age > WAITED
-        return (self._queued or age is None) and self.has_left(waiting.sock, age or 0.0)
+        if took < WAITED and not self._queued and self._looks % SAMPLE and not (
+                admission is not None and admission.watchful):
+            return True
+        try:
+            age = (kernel_age(waiting.sock) if admission is None
+                   else admission.age(waiting.sock, waiting.head, waiting.address))
+            self._queued = age is not None and age > WAITED
+            if age is not None and not self._queued:
+                if admission is not None and admission.watchful:
+                    admission.nobody_waits()
+                return True
+            if self.has_left(waiting.sock, age or 0.0):
+                if admission is not None:
+                    admission.left(age or 0.0, admission.route(waiting.head))
+                waiting.sock.close()
+                return False
+            return admission is None or age is None or not self._refuses(admission, waiting, age)
+        except Exception as error:
+            tell_failure(error)
+            return True
+
+    def _refuses(self, admission: Admission, waiting: Waiting, age: float) -> bool:
+        route = admission.route(waiting.head)
+        if admission.too_old(age, route, len(self._ready) + backlog(waiting.listener)) and (
+                self._ready or knocking([waiting.listener])):
+            if admission.refuse(waiting.sock, waiting.head, route):
+                self.refused(waiting.sock)
+            else:
+                waiting.sock.close()
+            return True
+        admission.waited(age)
+        waited[ident()] = int(age * 1e9)
+        return False
 
     def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
         """gunicorn's."""
@@ -103,6 +137,8 @@ class Single(Connections):
             self._handle(listener, client, address)
         finally:
             self.serving.pop(thread, None)
+            if waited:
+                waited.pop(thread, None)
 
     def run(self) -> None:
         """gunicorn's, and then those whose heads were on their way."""
