@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: Seconds between two looks at whether the clients of waiting requests are still there, and for which one waits before
 #: its client is looked at.
 PRESENCE_INTERVAL = 0.5
+#: Seconds after an outage in which a queue of held requests gets its turn, however short STABILITY_DB_TIMEOUT is.
+AFTER = 10.0
 #: Seconds until it is asked again whether the database is away, while connects fail.
 SOON = 0.1
 
@@ -97,7 +99,7 @@ class Hold:
 
     def __init__(self, settings: Settings, inventory: Inventory[ConnectionRecord], breaker: Breaker,
                  events: Events) -> None:
-        self._patience, self._timeout = settings.db_outage_patience, settings.db_timeout
+        self._patience, self._timeout = settings.db_outage_patience, max(settings.db_timeout, AFTER)
         self._most = settings.db_outage_threads
         self._inventory, self._breaker, self._events = inventory, breaker, events
         self._lock = threading.Lock()

