@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -220,4 +219,3 @@ def worker_exit(server: Any, worker: Any) -> None:
         tell_cut()
         sys.stderr.flush()
         os._exit(0)
-    gc.freeze()  # Python's last collections would write to, and so copy, all that is shared with the master

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from supervised import SOURCE, Supervised, starting
+from supervised import Supervised, starting
 
 from flask_stability import processes
 from flask_stability.scoreboard import STATE_STOPPING, W_STATE
@@ -126,24 +126,6 @@ def test_a_worker_that_retires_slowly_holds_no_socket(supervised: Start, worker_
     assert slow.is_alive()
     (server.folder / "told").touch()
     slow.join(60)
-
-
-KEEPS = SOURCE + '''
-import atexit, gc
-open_file = open("written", "w")
-open_file.write("to the end")
-atexit.register(lambda: Path("frozen").write_text(str(gc.get_freeze_count())))
-'''
-
-
-def test_the_last_collections_leave_alone_what_is_shared_with_the_master(supervised: Start, worker_class: str) -> None:
-    """They would copy all of it; the app's last functions run, and what it left open is written."""
-    server = supervised(worker_class=worker_class, workers=1, source=KEEPS)
-    server.full(1)
-    server.signal(signal.SIGTERM)
-    assert server.process.wait(60) == 0
-    assert int((server.folder / "frozen").read_text()) > 10_000
-    assert (server.folder / "written").read_text() == "to the end"
 
 
 def test_a_drain_closes_kept_connections_in_good_order(supervised: Start) -> None:
