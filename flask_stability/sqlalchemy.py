@@ -1,8 +1,8 @@
-"""``StabilityPool``: the pool that cannot hang or leak, for SQLAlchemy's engines.
+"""``StabilityPool``: a pool for SQLAlchemy's engines that neither hangs nor leaks.
 
 ``create_engine(url, poolclass=StabilityPool)``, or with Flask-SQLAlchemy
-``SQLALCHEMY_ENGINE_OPTIONS = {"poolclass": StabilityPool}``. Nothing else in an app has to change: connections are
-opened by the engine's own creator, SQLAlchemy's events and the options of its `QueuePool` mean what they do there.
+``SQLALCHEMY_ENGINE_OPTIONS = {"poolclass": StabilityPool}``. Nothing else in the app changes: the engine's own creator
+opens the connections, and SQLAlchemy's events and the options of its `QueuePool` keep their meaning.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = ["CircuitOpen", "PoolTimeout", "StabilityPool", "Unavailable"]
 
 not_the_app.append(os.path.dirname(os.path.abspath(sqlalchemy.__file__)))
 
-#: Connections of an engine without a limit of its own (max_overflow=-1).
+#: Maximum of open connections for an engine without a limit of its own (max_overflow=-1).
 _UNLIMITED = 10_000
 _A_YEAR = 365 * 86400.0
-#: In a Session's ``info``: our records of the connections of its transaction, and the unit of work it is in.
+#: Keys in a Session's ``info``: our records of its transaction's connections, and its current unit of work.
 RECORDS, UNIT = "flask_stability.records", "flask_stability.unit"
 _READS = re.compile(r"[\s(]*+(?:select|show|set|explain|describe|desc|values|pragma|use)\b", re.IGNORECASE)
 
@@ -71,13 +71,13 @@ class TooManyRequests(Unavailable, exceptions.TooManyRequests):
 
 
 class _Record(_ConnectionRecord):  # type: ignore[misc]
-    """A connection as SQLAlchemy's pool knows it, with what ours knows of it.
+    """SQLAlchemy's record of a connection, linked to ours.
 
-    :ivar house: our pool, whose it is.
-    :ivar entry: it there; None while it is being opened.
-    :ivar held: it is lent.
-    :ivar wrote: something was written in the transaction that is open.
-    :ivar lost: its borrower forgot it, and a finalizer found it.
+    :ivar house: our pool, which owns the connection.
+    :ivar entry: our record of it; None until the connection is open.
+    :ivar held: a borrower has it.
+    :ivar wrote: the open transaction has written something.
+    :ivar lost: its borrower dropped it without check-in, and a finalizer found it.
     """
 
     house: _House
@@ -86,7 +86,7 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
 
     @property
     def forgotten(self) -> bool:
-        """The borrower's proxy is gone, so a finalizer is running. (SQLAlchemy 2.0 has no `needs_gc`.)"""
+        """Return whether the borrower's proxy is gone, so a finalizer runs. (SQLAlchemy 2.0 has no `needs_gc`.)"""
         proxy = self.fairy_ref
         return proxy is not None and proxy() is None
 
@@ -97,12 +97,15 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
     def get_connection(self) -> Any:
         connection = super().get_connection()
         entry = self.entry
-        if entry is not None and entry.raw is not connection:  # it was opened anew in place
+        if entry is not None and entry.raw is not connection:  # SQLAlchemy reconnected in place
             self.house.exchange(self, entry)
         return connection
 
     def release(self) -> None:
-        """The request is over and a Session still holds it: nobody else may get it, and that Session no more of it."""
+        """Take the connection away from a Session that still holds it after its request ended.
+
+        Interrupt, invalidate and discard it: no other borrower may get it, and that Session cannot use it any more.
+        """
         house, entry = self.house, self.entry
         if not self.held or entry is None:
             return
@@ -117,7 +120,7 @@ class _Record(_ConnectionRecord):  # type: ignore[misc]
 
 
 class _Connector(Connector):
-    """Opens connections by an engine's creator, with its events; DBUtils has no part in it."""
+    """Opens connections with the engine's creator and its events, without DBUtils."""
 
     def _steady_connection(self, query_timeout: float | None) -> Any:
         return self._driver.connect()
@@ -136,7 +139,7 @@ class _House(Pool):
     def _wire(self) -> None:
         super()._wire()
         self.inventory.fifo = not self._lifo
-        # the engine's check need not wait for its time
+        # wake the engine's health check before its next interval
         self.availability.changed = lambda: runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)
 
     def _lend(self, entry: ConnectionRecord) -> Any:
@@ -145,26 +148,29 @@ class _House(Pool):
         return record
 
     def give_back(self, record: _Record) -> None:
-        """What SQLAlchemy gives back, after its own reset. Never raises; may be called in a finalizer if it is lost."""
+        """Take a connection back from SQLAlchemy, which has already reset it. Never raises.
+
+        If the connection is lost, a finalizer may be the caller.
+        """
         entry = record.entry
         if not record.held or entry is None:
             return
         record.held = False
-        if record.lost:  # no more here: a finalizer may run anywhere, in any lock
+        if record.lost:  # do no more here: a finalizer may run anywhere, under any lock
             entry.effect = max(entry.effect, TRANSACTION)
-            if record.dbapi_connection is None:  # invalidated: nothing may keep the driver's object
+            if record.dbapi_connection is None:  # invalidated: keep no reference to the driver's object
                 entry.broken, entry.raw = True, None
             self.lost.append(entry)
             return
         if entry.request is not None:
             entry.request.drop(record)
-        if record.dbapi_connection is None:  # invalidated, or detached and the app's from now on
+        if record.dbapi_connection is None:  # invalidated, or detached: the app owns it from now on
             self.connector.discard(entry)
         else:
             self.take_back(entry)
 
     def exchange(self, record: _Record, old: ConnectionRecord) -> None:
-        """The connection of a borrower was replaced by a new one."""
+        """Replace the record of a borrowed connection that SQLAlchemy has reopened."""
         raw = record.dbapi_connection
         new = ConnectionRecord(record, self.driver.link(raw), self.settings.db_max_lifetime,
                                self.inventory.generation)
@@ -180,17 +186,17 @@ class _House(Pool):
 
 
 class StabilityPool(BasePool):  # type: ignore[misc]
-    """The pool of this package for an engine.
+    """This package's pool for an SQLAlchemy engine.
 
-    Waits are bounded and fair, nothing is opened or asked under a lock, a database that is gone is not asked by every
-    request, a call ends at its request's deadline, and what is not given back is told of.
+    Waits are bounded and fair. The pool does no I/O under a lock. During an outage, requests do not each try the
+    database. Each call ends at its request's deadline. The pool logs connections that a borrower never gives back.
 
-    :param creator: opens a connection; an engine's own.
-    :param pool_size: idle connections kept; 0 = any number may be open.
-    :param max_overflow: connections beside these at the most; -1 = any number.
-    :param timeout: seconds to wait for a connection, and never longer than the request may; ``pool_timeout``.
-    :param use_lifo: the connection that was given back last is used first; ``pool_use_lifo``.
-    :param pre_ping: ask each connection before it is used, instead of those that were silent for longer than
+    :param creator: the engine's own function that opens a connection.
+    :param pool_size: maximum of idle connections to keep; 0 = no limit on open connections.
+    :param max_overflow: maximum of open connections beyond `pool_size`; -1 = no limit.
+    :param timeout: maximum wait for a connection in seconds, capped by the request's own deadline; ``pool_timeout``.
+    :param use_lifo: check out the connection that came back last first; ``pool_use_lifo``.
+    :param pre_ping: ping each connection at checkout, instead of only those that were silent for longer than
         STABILITY_DB_ALIVE_BYPASS_WINDOW; ``pool_pre_ping``.
 
     Everything else is as in SQLAlchemy's `QueuePool`.
@@ -206,9 +212,10 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self._asks_always = bool(kw.pop("pre_ping", False))
         self._house: _House | None = None
         self._shared: Any = None
-        #: Connections to a database in memory that threads opened at once: the first is the one that all share.
+        #: Connections to an in-memory database that threads opened at the same time; all threads share the first one.
         self._opened: list[Any] = []
-        #: Connections that told where the database is, until somebody takes them, and the process that opened them.
+        #: Connections that `_in_memory` opened to find out where the database is, until a checkout takes them. Each is
+        #: paired with the id of the process that opened it.
         self._probed: list[tuple[int, Any]] = []
         self._on_disk = False
         super().__init__(creator, **kw)
@@ -217,7 +224,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "_dialect":  # an engine gives it after it has made the pool
+        if name == "_dialect":  # the engine sets its dialect after it has created the pool
             _watch(value)
 
     def _create_connection(self) -> Any:
@@ -227,14 +234,16 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         if self._in_memory():
             return self._shared
         house = self._house or self._open()
-        if not house.calls.watched:  # before the first connection: while there is none to be had, requests are held
+        # before the first connection: an outage may have begun, and only a pool with a housekeeper holds requests
+        if not house.calls.watched:
             serving = request.current()
             if serving is not None and serving.supervised:
                 house.start()
         while True:
             try:
                 patience = self._patience()
-                if house.inventory.has_room():  # the time is for one that is in use: to open one takes its own
+                # `patience` limits the wait for a connection in use; opening one has a limit of its own
+                if house.inventory.has_room():
                     patience = max(patience, house.settings.db_connect_timeout)
                 record: Any = house.connection(patience)
             except exceptions.DatabaseUnavailable as error:
@@ -252,7 +261,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             record.house.give_back(record)
 
     def dispose(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back."""
+        """Close the idle connections. Those in use are closed at check-in."""
         house, self._house = self._house, None
         shared, self._shared, self._opened = self._shared, None, []
         if house is not None:
@@ -264,7 +273,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         self.logger.info("Pool disposed. %s", self.status())
 
     def recreate(self) -> StabilityPool:
-        """A new pool with the same arguments."""
+        """Return a new pool with the same arguments."""
         self.logger.info("Pool recreating")
         return self.__class__(
             self._creator, pool_size=self._size, max_overflow=self._max_overflow, timeout=self._timeout,
@@ -273,43 +282,45 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             dialect=self._dialect)
 
     def status(self) -> str:
-        """For people."""
+        """Return a summary for people."""
         return (f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} Current Overflow: "
                 f"{self.overflow()} Current Checked out connections: {self.checkedout()}")
 
     def size(self) -> int:
-        """Idle connections that are kept."""
+        """Return the maximum of idle connections that the pool keeps."""
         return self._size
 
     def timeout(self) -> float | None:
-        """Seconds to wait for a connection."""
+        """Return the maximum wait for a connection, in seconds; None = no limit."""
         return self._timeout
 
     def checkedin(self) -> int:
-        """Idle connections."""
+        """Return the number of idle connections."""
         return int(self.stats()["pool_available"])
 
     def checkedout(self) -> int:
-        """Connections in use."""
+        """Return the number of connections in use."""
         return int(self.stats()["pool_in_use"])
 
     def overflow(self) -> int:
-        """Open connections less those that are kept."""
+        """Return the number of open connections minus `pool_size`; 0 without a limit."""
         return int(self.stats()["pool_size"]) - self._size if self._size else 0
 
     # -- ours ------------------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int | float | str]:
-        """Figures of the pool, as ``stability.pool.stats()``."""
+        """Return the pool's figures, as ``stability.pool.stats()`` does."""
         house = self._house or self._open()
         if house.lost:
             house.reclaim_lost()
         return house.stats()
 
     def ask(self, timeout: float = 10.0) -> None:
-        """One round trip on a connection of its own, within `timeout` seconds to open it; raises if there is none.
+        """Make one round trip on a separate connection; raise if the database does not answer.
 
-        A pool whose connections are all in use is not a database that is gone.
+        An exhausted pool does not mean an outage, so this takes no connection from the pool.
+
+        :param timeout: maximum time to open that connection, in seconds.
         """
         dialect: Any = self._dialect
         if self._in_memory():
@@ -322,7 +333,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             raw.close()
 
     def _open(self) -> _House:
-        """The pool of ours, made at the first use, when settings and dialect are known. Opens no connection."""
+        """Create our pool at first use, when settings and dialect are known, and return it. Opens no connection."""
         def record() -> Any:
             opened = self._take_probed() or self._create_connection()
             opened.house = made
@@ -331,7 +342,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         driver = EngineDriver(record, self._bare, lambda: self.__dict__.get("_dialect"))
         made = _House(self._settings(), driver, lifo=self._use_lifo)
         if self._house is None:
-            self._house = made  # two threads at once: the loser's opened nothing
+            self._house = made  # if two threads race, the loser's pool has opened nothing
         return self._house
 
     def _settings(self) -> Settings:
@@ -347,18 +358,18 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             db_alive_bypass_window=0.0 if self._asks_always else settings.db_alive_bypass_window)
 
     def _patience(self) -> float:
-        """Seconds to wait for a connection; None, for ever, is a year."""
+        """Return the maximum wait for a connection in seconds; a year if `timeout` is None (no limit)."""
         return _A_YEAR if self._timeout is None else max(self._timeout, 0.001)
 
     def _bare(self) -> Any:
-        """A connection without events, for a question."""
+        """Open a connection without events, for a probe."""
         return self._invoke_creator(_ConnectionRecord(self, connect=False))
 
     def _translated(self, error: exceptions.DatabaseUnavailable) -> BaseException:
-        """The error as SQLAlchemy's users know it: the driver's own where that is what failed."""
+        """Return the error as SQLAlchemy's users expect it: the driver's own error if the driver failed."""
         cause = error.__cause__
         if isinstance(error, exceptions.CircuitOpen) or means_unavailable(cause):
-            runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)  # the check need not wait for its time
+            runtime.my_row().add(scoreboard.W_ENGINE_ERRORS)  # wake the engine's health check before its next interval
         if type(error) is exceptions.DatabaseUnavailable and cause is not None:
             return cause.with_traceback(None)
         if isinstance(error, exceptions.PoolTimeout):
@@ -368,7 +379,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         return kind(error)
 
     def _in_memory(self) -> bool:
-        """Whether it is SQLite's database in memory: that is its connection, and all have to share it."""
+        """Return whether this is an in-memory SQLite database. Its only connection is shared by all threads."""
         if self._shared is not None:
             return True
         if self._on_disk or getattr(self._dialect, "name", "") != "sqlite":
@@ -379,7 +390,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
             cursor.execute("PRAGMA database_list")
             rows = list(cursor.fetchall())
             cursor.close()
-        except Exception:  # whatever a creator of the app's own gives
+        except Exception:  # the app's own creator may return anything
             rows = [(0, "main", "unknown")]
         if any(row[2] for row in rows if row[1] == "main"):
             self._on_disk = True
@@ -391,7 +402,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
         return True
 
     def _take_probed(self) -> Any:
-        """A connection that `_in_memory` opened in this process; None if there is none."""
+        """Return a connection that `_in_memory` opened in this process; None if there is none."""
         while self._probed:
             try:
                 pid, record = self._probed.pop()
@@ -403,7 +414,7 @@ class StabilityPool(BasePool):  # type: ignore[misc]
 
 
 def _watch(dialect: Any) -> None:
-    """Let an engine's calls into the driver be seen, so that they can be cut off. Idempotent."""
+    """Wrap the dialect's calls into the driver, so that the housekeeper can see and cancel them. Idempotent."""
     if dialect is None or not hasattr(dialect, "do_execute") or getattr(dialect, "_stability_watched", False):
         return
     dialect._stability_watched = True
@@ -416,12 +427,12 @@ def _watch(dialect: Any) -> None:
 
 
 def _for_all_threads(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
-    """The one connection of a database in memory is every thread's."""
+    """Allow all threads to use a connection: an in-memory database has only one."""
     parameters["check_same_thread"] = False
 
 
 def record_of(connection: Any) -> _Record | None:
-    """Ours behind a connection of SQLAlchemy's pool."""
+    """Return our record behind a connection of SQLAlchemy's pool; None if another pool owns the connection."""
     record = getattr(connection, "_connection_record", None)
     return record if isinstance(record, _Record) and record.entry is not None else None
 
@@ -458,7 +469,7 @@ def _commit(original: Callable[[Any], None]) -> Callable[[Any], None]:
             raise exceptions.DeadlineExceeded(
                 "the transaction was cut off before COMMIT was sent: nothing of it is stored")
         unit: Any = entry.unit
-        refused = unit is not None and unit.doomed is not None  # nothing is sent then
+        refused = unit is not None and unit.doomed is not None  # then `run` raises before it sends anything
         try:
             house.calls.run(entry, original, connection)
         except (house.driver.dbapi.Error, exceptions.DeadlineExceeded) as error:
@@ -478,7 +489,7 @@ def _may_be_stored(house: _House, error: BaseException) -> bool:
 
 
 def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Within a limit: a link that is cut for it is rolled back by the server."""
+    """Wrap ROLLBACK with a time limit. If that cuts the link, the server rolls back."""
 
     @functools.wraps(original)
     def rollback(connection: Any) -> None:
@@ -488,7 +499,7 @@ def _rollback(original: Callable[[Any], None]) -> Callable[[Any], None]:
             return
         house, entry = record.house, record.entry
         if record.forgotten:
-            record.lost = True  # a finalizer does not wait: it is rolled back before it is used again
+            record.lost = True  # a finalizer must not wait: `take_back` rolls back before the next checkout
             return
         record.wrote = False
         if entry.cut:

@@ -1,4 +1,4 @@
-"""The database room: a pool that cannot hang, leak or run a statement twice."""
+"""The database room: a pool that neither hangs nor leaks, and never runs a statement twice."""
 
 from __future__ import annotations
 

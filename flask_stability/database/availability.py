@@ -1,7 +1,7 @@
-"""Whether the database answers: what calls, connects and probes have seen comes together here.
+"""Judge whether the database answers, from the results of calls, connects and probes.
 
-While it does not, nobody opens a connection, and requests are held or refused (`hold`). Once it does again, what was
-suspended goes on.
+While it does not answer, the pool opens no connection, and `hold` holds or refuses the requests. When it answers again,
+the suspended work resumes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from .inventory import IN_USE, Inventory
 from .record import ConnectionRecord
 from .stats import Counters
 
-#: A call this long raises the question whether the database answers at all, seconds.
+#: A call that lasts longer than this makes the housekeeper probe the database, seconds.
 SUSPICIOUS = 1.0
 PROBE_INTERVAL, PROBE_TIMEOUT = 0.5, 1.0
-#: Probes in a row without an answer that open the breaker.
+#: Consecutive unanswered probes that open the breaker.
 MISSES = 2
-#: Probes under way at once: a slow one must not delay the one that finds the database back.
+#: Maximum of concurrent probes: a slow one must not delay the one that finds the database back.
 PROBES = 3
-#: What a call of before the outage gets to end by itself once the database is back, seconds.
+#: Time for a call from before the outage to end by itself once the database is back, seconds.
 GRACE = 2.0
 
 
 class Availability:
     """Judges whether one pool's database answers, and acts on it.
 
-    :ivar last_error: why the latest connect failed, None if it did not.
-    :ivar misses: probes in a row that got no answer.
-    :ivar wake: tells the housekeeper to look at once.
-    :ivar back: called when the database is back: opens connections for those that wait.
-    :ivar changed: called when the database is found to be away, and when it is back.
+    :ivar last_error: why the latest connect failed; None if it succeeded.
+    :ivar misses: consecutive probes without an answer.
+    :ivar wake: makes the housekeeper look at once.
+    :ivar back: called when the database is back; opens connections for the waiters.
+    :ivar changed: called when an outage begins, and when it ends.
     """
 
     def __init__(self, driver: Driver, inventory: Inventory[ConnectionRecord], calls: GuardedCalls,
@@ -61,18 +61,19 @@ class Availability:
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._probes = self.misses = 0
         self._probed = self._answered = 0.0
-        self._before: list[tuple[ConnectionRecord, float]] = []  # calls of before the outage, and when they began
+        # calls from before the outage, each with its start time
+        self._before: list[tuple[ConnectionRecord, float]] = []
         self._grace_until = 0.0
 
     @property
     def watched(self) -> bool:
-        """A housekeeper looks after the pool."""
+        """Return whether a housekeeper looks after the pool."""
         return self._calls.watched
 
     # -- whether to use a connection, or to wait for one ---------------------------------------------------------
 
     def refuse_if_gone(self, request: RequestRecord | None) -> None:
-        """Let nobody wait for a database that does not answer but a request that may be held.
+        """Refuse a checkout while the database does not answer, unless its request may be held.
 
         :raises CircuitOpen: while the breaker is open.
         """
@@ -81,7 +82,10 @@ class Availability:
                               f"{PROBE_INTERVAL} s")
 
     def _may_ask(self) -> bool:
-        """Where no housekeeper does, one checkout asks whether the database is back."""
+        """Return whether this checkout may ask if the database is back.
+
+        Only without a housekeeper, and for one checkout every `PROBE_INTERVAL` seconds.
+        """
         now = monotonic()
         if self.watched or now - max(self._asked, self.breaker.opened) < PROBE_INTERVAL:
             return False
@@ -89,7 +93,11 @@ class Availability:
         return True
 
     def check(self, record: ConnectionRecord, deadline: float) -> bool:
-        """Whether a reserved connection may be used: not expired, nobody hung up, and if in doubt, it answers."""
+        """Return whether a reserved connection may be used, and mark it in use if so.
+
+        It must not have expired, and the server must not have closed it. If it was not checked recently, or if another
+        connection has failed since, it must answer a ping by the deadline.
+        """
         now = monotonic()
         if now >= record.expires:
             return False
@@ -99,13 +107,14 @@ class Availability:
         fresh = record.generation == self._inventory.generation and now - record.checked <= self._window
         if not fresh and not self.ping(record, deadline):
             return False
-        with self._inventory.lock:  # whoever cancels does so under it: it either did already, or finds nobody inside
+        # `GuardedCalls.cancel` holds this lock: it has either set `cut` already, or it will find no call to cancel
+        with self._inventory.lock:
             record.since = monotonic()
             record.state = IN_USE
             return not record.cut
 
     def ping(self, record: ConnectionRecord, deadline: float) -> bool:
-        """Whether a reserved connection answers by then."""
+        """Return whether a reserved connection answers a ping by the deadline (`time.monotonic`)."""
         generation = self._inventory.generation
         try:
             self._calls.run_bounded(record, self._driver.ping, record.raw, deadline=deadline)
@@ -116,23 +125,26 @@ class Availability:
         return not record.cut
 
     def lost_one(self) -> None:
-        """A connection was lost: the others are asked before they are used."""
+        """Count a lost connection, and have the other ones checked before their next use."""
         self._counters.add("connections_lost")
         self._inventory.generation += 1
 
     # -- gone, and back ------------------------------------------------------------------------------------------
 
     def answered(self) -> None:
-        """The database answered: whatever was suspended goes on."""
+        """Record that the database answered, and resume what was suspended if that closes the breaker."""
         if self.breaker.success():
             self._follow()
 
     def gone(self) -> None:
-        """The breaker opened: those wait that may be held."""
+        """Act on a breaker that has opened: `hold` holds the waiters that may be held and refuses the others."""
         self._follow()
 
     def _follow(self) -> None:
-        """Do what the breaker's state asks for; whoever has changed it calls this, in whichever order."""
+        """Bring the pool in line with the breaker's state.
+
+        Each caller that changed the state calls this; the order of these calls does not matter.
+        """
         with self._turn:
             away = self.breaker.open
             if away == self._bulkhead.away:
@@ -151,12 +163,15 @@ class Availability:
             self.changed()
 
     def connected(self) -> None:
-        """A connect worked."""
+        """Record a successful connect."""
         self.answered()
         self.last_error = None
 
     def connect_failed(self, error: BaseException, started: float) -> bool:
-        """Whether to try again; if not, the waiters have been told."""
+        """Record a failed connect; return whether the connector should try again.
+
+        If it returns False, the waiters have already been held or refused.
+        """
         self.last_error = error
         driver = self._driver
         code = error.args[0] if error.args else "?"
@@ -186,9 +201,12 @@ class Availability:
 
     def probe_if_due(self, records: list[ConnectionRecord], now: float,
                      start: Callable[[Callable[[], None]], bool]) -> None:
-        """Ask while a thread has been inside a networked database for long, and from a miss on until an answer.
+        """Start a probe if one is due; only for a networked database.
 
-        :param start: runs what may wait in a thread of its own; False if there is none to be had.
+        That is so while a thread has been inside the database for more than `SUSPICIOUS` seconds, while the breaker is
+        open, and after a miss until the next answer.
+
+        :param start: runs a blocking job in a thread of its own; returns False if no thread can be started.
         """
         if self._driver.kind != "mysql":
             return
@@ -206,7 +224,7 @@ class Availability:
                 self._probes -= 1
 
     def probe(self) -> None:
-        """Ask on a connection of its own."""
+        """Probe the database on a separate connection."""
         started = monotonic()
         code: Any = None
         try:
@@ -234,8 +252,9 @@ class Availability:
         self.answered()
 
     def end_lost(self, now: float) -> None:
-        """From the housekeeper: end what began before an outage and has got no answer since; its link was cut off
-        without a reset. What is still to come of it counts as a lost link.
+        """Cancel calls that began before an outage and still have no answer `GRACE` seconds after it.
+
+        The housekeeper calls this. The outage cut their links without a reset. Their later errors count as a lost link.
         """
         if self._before and now >= self._grace_until:
             before, self._before = self._before, []
@@ -256,26 +275,29 @@ class Availability:
     # -- one thread of the worker stays free ---------------------------------------------------------------------
 
     def release_youngest(self) -> None:
-        """Every thread of the worker waits for a database that does not answer: one has to be free for the rest."""
+        """Cancel the youngest call while every thread of the worker waits for a database that does not answer.
+
+        That frees one thread for requests without the database.
+        """
         stuck = [(record.inside, record) for record in self._inventory.snapshot()
                  if record.inside and record.request is not None]
         if any(record.cut and record.link is not None for _, record in stuck):
-            return  # that one's thread is on its way
+            return  # a cancelled call's thread will be free in a moment
         for inside, record in sorted(stuck, key=lambda pair: pair[0], reverse=True):
             if self._calls.cancel(record, inside, "the database does not answer"):
                 return
 
     def keep_one_free(self, now: float) -> None:
-        """If every thread of the worker is inside, one of them for long, the latest of them to wait is sent away."""
+        """Send the latest waiter away if every thread of the worker is inside the database, one of them for long."""
         if not self._bulkhead.full(now):
             return
         inside = self._calls.inside
         thread = self._inventory.send_latest_away(inside, TooManyRequests(self._bulkhead.why()))
         if thread is not None:
-            inside.pop(thread, None)  # on its way, however long that takes: no other has to go
+            inside.pop(thread, None)  # this thread leaves in any case, so no other waiter has to go
 
 
 def caused(error: DatabaseUnavailable, cause: BaseException) -> DatabaseUnavailable:
-    """An error with its cause."""
+    """Return `error` with `cause` as its ``__cause__``."""
     error.__cause__ = cause
     return error

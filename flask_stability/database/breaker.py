@@ -1,4 +1,4 @@
-"""A circuit breaker around connecting: a database that is gone is not asked by every request.
+"""A circuit breaker around connecting: during an outage, requests do not each try the database.
 
 Requests never probe; the housekeeper does. Nygard, "Release It!", 2nd edition, chapter 5.
 """
@@ -9,15 +9,15 @@ import threading
 import time
 
 FAILURES = 5
-#: A link that is lost within so many seconds of the begin of its connect was still being set up.
+#: A link lost within this time after its connect began was still in its handshake, seconds.
 SET_UP = 1.0
 
 
 class Breaker:
-    """CLOSED until `threshold` failures in a row or `trip`, then OPEN until `success`.
+    """CLOSED until `threshold` consecutive failures or `trip`, then OPEN until `success`.
 
-    No lock is held over I/O: callers report what came of it and when they began. What began before the latest
-    success is old news and does not count.
+    It holds no lock during I/O: callers report the result and the start time. A result that began before the latest
+    success is outdated and does not count.
     """
 
     def __init__(self, threshold: int = FAILURES) -> None:
@@ -25,26 +25,28 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._succeeded = self._failed = 0.0
-        #: When it opened last, `time.monotonic` seconds.
+        #: Time of the latest opening, `time.monotonic` seconds.
         self.opened = 0.0
         self.open = False
         self.reason = ""
 
     @property
     def state(self) -> str:
-        """For people: "open" or "closed"."""
+        """Return "open" or "closed", for people."""
         return "open" if self.open else "closed"
 
     @property
     def failing(self) -> bool:
-        """The latest connect failed."""
+        """Return whether the latest connect failed."""
         return self.open or self._failures > 0
 
     def failure(self, reason: str, started: float, *, lost: bool = False) -> bool:
-        """Count one more failed connect, begun at `started` (`time.monotonic`); True if it opened the breaker.
+        """Count a failed connect; return whether that opened the breaker.
 
-        :param lost: the server was reached, and the link was lost. What ends several links in their set-up at once (a
-            KILL of all sessions, a proxy that restarts) is one failure: the next to count began after it.
+        :param started: when the connect began, `time.monotonic`.
+        :param lost: the connect reached the server, and the link was lost. An event that ends several links in their
+            handshake at once (a KILL of all sessions, a proxy's restart) is one failure: the next one counts only if
+            its connect began after that failure.
         """
         now = time.monotonic()
         with self._lock:
@@ -58,7 +60,7 @@ class Breaker:
             return True
 
     def trip(self, reason: str, started: float) -> bool:
-        """Open at once, for what began at `started`; True if it was closed."""
+        """Open at once because of a call that began at `started` (`time.monotonic`); return whether that opened it."""
         with self._lock:
             if self.open or started < self._succeeded:
                 return False
@@ -66,7 +68,7 @@ class Breaker:
             return True
 
     def success(self) -> bool:
-        """A connect or a probe worked; True if that closed it."""
+        """Record a successful connect or probe; return whether that closed the breaker."""
         with self._lock:
             self._succeeded = time.monotonic()
             was, self.open, self._failures = self.open, False, 0

@@ -1,4 +1,4 @@
-"""The bulkhead: a slow database must not get hold of all threads of a worker."""
+"""The bulkhead: a slow database must not occupy all threads of a worker."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ..config import Settings
 from ..exceptions import TooManyRequests
 from ..runtime import runtime
 
-#: A thread that is longer than this inside the database closes the bulkhead, seconds.
+#: A thread that has been inside the database for longer than this makes the database count as slow, seconds.
 SLOW = 1.0
-#: The same while nothing comes back from the database at all: spare threads come so soon, nobody is sent away.
+#: The same limit while no connection comes back at all. It only brings spare threads early and refuses no request.
 STALL = 0.05
-#: Between two calls to the housekeeper, seconds.
+#: Minimum time between two wake-ups of the housekeeper, seconds.
 HURRY = 0.25
 
 
 class Bulkhead:
-    """Counts the requests' threads inside the database and keeps one of the worker's threads out of a slow one.
+    """Counts request threads inside the database, and keeps one thread of the worker free while the database is slow.
 
-    That is done by giving the worker spare threads, up to STABILITY_DB_OUTAGE_THREADS: to wait costs a thread little.
-    They come when one of those inside has been there for long, and sooner while nothing comes back, since the database
-    is away or a table is locked. When no more are to be had, the request that would take the last thread is refused.
+    First it gives the worker spare threads, up to STABILITY_DB_OUTAGE_THREADS: a waiting thread costs little. It does
+    so when a thread has been inside for long, and sooner while no connection comes back, because the database is away
+    or a table is locked. When no more spare threads are available, it refuses the request that would take the last one.
 
-    :ivar inside: threads of requests that wait for a connection or are in a call, and since when.
-    :ivar forgiven: who went in before this does not count as slow: the database was away and is back.
+    :ivar inside: ids of request threads that wait for a connection or are in a call, each with its start time.
+    :ivar forgiven: end of the latest outage; waits count as slow only from then on.
     :ivar away: the database is known not to answer.
-    :ivar given_at: tells when a connection came back last.
-    :ivar hurry: has the housekeeper look soon.
+    :ivar given_at: returns when a connection came back last.
+    :ivar hurry: wakes the housekeeper.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,28 +39,32 @@ class Bulkhead:
         self.hurry: Callable[[], None] = lambda: None
         self._most = settings.db_outage_threads
         self._on = settings.db_bulkhead is not False
-        # where nobody waits as long as SLOW, waiting for a connection would never count as slow
+        # if no request may wait as long as SLOW, a wait for a connection would never count as slow
         self._slow = min(SLOW, settings.db_timeout / 2)
 
     @property
     def threads(self) -> int:
-        """Threads of this worker that serve requests; 0 = not known."""
+        """Return how many threads of this worker serve requests; 0 = unknown."""
         return int(runtime.my_row().words[scoreboard.W_THREADS])
 
     def admit(self, now: float) -> None:
         """Let a request's thread go inside.
 
-        :raises TooManyRequests: if it would be the last one, and one of those inside has been there for long.
+        :raises TooManyRequests: if it would be the last free thread, no spare one is available, and the database is
+            away or one of the threads inside has been there for long.
         """
         if self._on and self._crowded(now, 1):
             raise TooManyRequests(self.why())
 
     def full(self, now: float) -> bool:
-        """Every thread is inside, one of them for long, and there are no more to be had."""
+        """Return whether every thread is inside, one of them for long, and no spare thread is available.
+
+        During an outage, no thread needs to have been inside for long.
+        """
         return self._on and self._crowded(now, 0)
 
     def helpless(self) -> bool:
-        """Every thread is inside, however long, and there are no more to be had."""
+        """Return whether every thread is inside, for however long, and no spare thread is available."""
         threads = self.threads
         return 0 < threads <= len(self.inside) and not (threads > 1 and self._on and self._more())
 
@@ -73,18 +77,18 @@ class Bulkhead:
         if not self.away and waited <= (min(STALL, self._slow) if stalled else self._slow):
             if now - self._hurried > HURRY:
                 self._hurried = now
-                self.hurry()  # with every thread inside nobody else would look
+                self.hurry()  # with every thread inside, only the housekeeper can look again
             return False
-        if self._more() or len(self.inside) < self.threads - spare:  # another one got some meanwhile
+        if self._more() or len(self.inside) < self.threads - spare:  # another thread got spare ones meanwhile
             return False
         return self.away or waited > self._slow
 
     def _more(self) -> bool:
-        """The worker got spare threads."""
+        """Ask for spare threads; return whether the worker got some."""
         give = runtime.more_threads
         return give is not None and give(self._most)
 
     def why(self) -> str:
-        """For people: why a request is sent away."""
+        """Return the reason for refusing a request, for people."""
         return (f"{len(self.inside)} of {self.threads} threads wait for a slow database; "
                 "the last one stays free for other requests")

@@ -1,7 +1,7 @@
 """The connection and the cursors that an app holds.
 
-Check-in cuts the proxy off from its connection. A later call on the proxy, or on one of its cursors, raises and never
-touches the next borrower's work.
+Check-in cuts the proxy off from its connection. A later call on the proxy, or on one of its cursors, raises an error
+and never touches the next borrower's work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HARMLESS = frozenset(("affected_rows", "character_set_name", "escape", "escape_
 class Owner(Protocol):
     """The pool that a connection returns to.
 
-    :ivar lost: takes connections that were dropped without check-in.
+    :ivar lost: takes connections that borrowers dropped without check-in.
     """
 
     driver: Driver
@@ -42,16 +42,16 @@ class Owner(Protocol):
 
 
 class PooledConnection:
-    """A connection of the pool; a DB-API connection and a context manager that gives it back.
+    """A connection of the pool: a DB-API connection, and a context manager that checks it in.
 
-    In autocommit, each statement is final; for more than one statement use ``stability.transaction``.
+    In autocommit mode, each statement is final; for more than one statement use ``stability.transaction``.
     """
 
     __slots__ = ("__weakref__", "_cursors", "_held", "_owner")
 
     def __init__(self, owner: Owner, record: ConnectionRecord) -> None:
         self._owner = owner
-        self._held = [record]  # popped in one step: of two threads that close it, one gets it
+        self._held = [record]  # popped in one step: if two threads close it, only one gets the record
         self._cursors: list[weakref.ref[PooledCursor]] = []
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class PooledConnection:
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the connection back. Idempotent and thread-safe."""
+        """Check the connection in. Idempotent and thread-safe."""
         try:
             record = self._held.pop()
         except IndexError:
@@ -89,7 +89,7 @@ class PooledConnection:
 
     @property
     def record(self) -> ConnectionRecord:
-        """The pool's record of the connection; raises after check-in."""
+        """Return the pool's record of the connection; raise InterfaceError after check-in."""
         try:
             return self._held[0]
         except IndexError:
@@ -97,29 +97,29 @@ class PooledConnection:
 
     @property
     def closed(self) -> bool:
-        """Whether it was given back."""
+        """Return whether it was checked in."""
         return not self._held
 
     @property
     def usable(self) -> bool:
-        """Whether it was not given back and does not belong to a parent process."""
+        """Return whether it was not checked in and does not belong to a parent process."""
         return any(record.state is IN_USE for record in self._held)
 
     @property
     def dbapi_connection(self) -> Any:
-        """The driver's own connection, for calls outside the DB-API."""
+        """Return the driver's own connection, for calls outside the DB-API."""
         record = self.record
         record.touched()
         return record.raw
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction of ``stability.transaction`` is open on it."""
+        """Return whether a transaction of ``stability.transaction`` is open on it."""
         return self.record.in_transaction
 
     def cursor(self, *args: Any, **kwargs: Any) -> PooledCursor:
         """Return a new cursor; the arguments are the driver's."""
-        record = self._held[0] if self._held else self.record  # which raises
+        record = self._held[0] if self._held else self.record  # this raises
         raw = record.raw.cursor(*args, **kwargs)
         kind = StreamingCursor if isinstance(raw, self._owner.driver.unbuffered) else PooledCursor
         cursor = kind(self, record, raw)
@@ -136,7 +136,7 @@ class PooledConnection:
         return cursor
 
     def _own(self) -> ConnectionRecord:
-        """Return its record if the app itself controls the transaction on it; else raise."""
+        """Return its record if the app itself controls the transaction on it; else raise ProgrammingError."""
         record = self.record
         if record.unit is not None:
             raise self._owner.driver.dbapi.ProgrammingError(
@@ -165,7 +165,7 @@ class PooledConnection:
             record.effect = CLEAN
 
     def autocommit(self, on: bool) -> None:
-        """Switch the autocommit mode until the connection is given back."""
+        """Switch the autocommit mode until check-in."""
         record = self._own()
         record.effect = SESSION
         self._owner.calls.run(record, self._owner.driver.set_autocommit, record.raw, on)
@@ -188,7 +188,7 @@ class PooledConnection:
 
 
 class PooledCursor:
-    """A cursor that ends when its connection is given back; its rows were fetched when it was executed."""
+    """A cursor that ends at its connection's check-in. Its `execute` fetches all rows."""
 
     __slots__ = ("__weakref__", "_calls", "_connection", "_owner", "_raw", "_record")
 
@@ -199,11 +199,11 @@ class PooledCursor:
 
     @property
     def connection(self) -> PooledConnection:
-        """The connection it belongs to (PEP 249)."""
+        """Return the cursor's connection (PEP 249)."""
         return self._connection
 
     def _abandon(self) -> None:
-        """Cut the cursor off: its connection goes back."""
+        """Cut the cursor off at its connection's check-in."""
         raw, self._raw = self._raw, None
         try:
             if self._record.effect == SESSION:
@@ -226,7 +226,7 @@ class PooledCursor:
         return error
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
-        """Execute a statement once; it is never run again."""
+        """Execute a statement once; never retry it."""
         raw, record = self._raw, self._record
         if raw is None or not self._connection._held:
             raise self._over()
@@ -234,7 +234,7 @@ class PooledCursor:
             self._owner.bulkhead.admit(time.monotonic())
         try:
             effect = known[sql]
-        except TypeError:  # no text
+        except TypeError:  # not hashable, so not a string
             effect = SESSION
         if effect > record.effect or record.unit is not None:
             record.touched(sql)
@@ -242,7 +242,7 @@ class PooledCursor:
         return self if result is raw else result  # sqlite3 returns the cursor, mysqlclient a number
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> Any:
-        """Execute a statement for each set of parameters; it is never run again."""
+        """Execute a statement for each set of parameters; never retry it."""
         raw = self._begin(sql)
         result = self._calls.run(self._record, raw.executemany, sql, parameters)
         return self if result is raw else result
@@ -259,37 +259,37 @@ class PooledCursor:
         return raw
 
     def close(self) -> None:
-        """Close the cursor; more than once without harm."""
+        """Close the cursor. Idempotent."""
         raw, self._raw = self._raw, None
         record = self._record
         if raw is None or not self._connection._held or record.cut or record.broken:
             return
-        if record.effect == SESSION and not record.doomed:  # a procedure may have more results
+        if record.effect == SESSION and not record.doomed:  # a procedure may have left more results
             self._calls.run(record, raw.close)
         else:
             raw.close()
 
     def fetchone(self) -> Any:
-        """The next row, or None."""
+        """Return the next row, or None."""
         raw = self._raw
         if raw is None:
             raise self._over()
         return raw.fetchone()
 
     def fetchmany(self, size: int | None = None) -> Any:
-        """The next rows."""
+        """Return the next rows."""
         raw = self._check()
         return raw.fetchmany() if size is None else raw.fetchmany(size)
 
     def fetchall(self) -> Any:
-        """All rows that are left."""
+        """Return all remaining rows."""
         raw = self._raw
         if raw is None:
             raise self._over()
         return raw.fetchall()
 
     def nextset(self) -> Any:
-        """On to the next result; None if there is none."""
+        """Move on to the next result; return None if there is none."""
         return self._calls.run(self._record, self._check().nextset)
 
     def __iter__(self) -> Iterator[Any]:
@@ -304,7 +304,7 @@ class PooledCursor:
 
     @property
     def arraysize(self) -> int:
-        """Number of rows that `fetchmany` fetches by default."""
+        """Return how many rows `fetchmany` fetches by default."""
         return int(self._check().arraysize)
 
     @arraysize.setter
@@ -318,7 +318,7 @@ class PooledCursor:
 
 
 class StreamingCursor(PooledCursor):
-    """A cursor that asks the database for its rows when they are fetched: each fetch is a call into the driver."""
+    """A cursor that leaves its rows with the database until the app fetches them: each fetch calls the driver."""
 
     __slots__ = ("_stream",)
 
@@ -330,7 +330,7 @@ class StreamingCursor(PooledCursor):
                                 if stream.unread or stream.owner() is not None), self._stream]
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
-        """Execute a statement once; it is never run again."""
+        """Execute a statement once; never retry it."""
         result = super().execute(sql, parameters)
         self._stream.unread = True
         return result
@@ -342,35 +342,35 @@ class StreamingCursor(PooledCursor):
         return result
 
     def fetchone(self) -> Any:
-        """The next row, or None."""
+        """Return the next row, or None."""
         row = self._calls.run(self._record, self._check().fetchone)
         self._stream.unread = row is not None
         return row
 
     def fetchmany(self, size: int | None = None) -> Any:
-        """The next rows."""
+        """Return the next rows."""
         rows = self._calls.run(self._record, self._check().fetchmany, *(() if size is None else (size,)))
         self._stream.unread = bool(rows)
         return rows
 
     def fetchall(self) -> Any:
-        """All rows that are left."""
+        """Return all remaining rows."""
         rows = self._calls.run(self._record, self._check().fetchall)
         self._stream.unread = False
         return rows
 
     def nextset(self) -> Any:
-        """On to the next result; None if there is none."""
+        """Move on to the next result; return None if there is none."""
         found = super().nextset()
         self._stream.unread = bool(found)
         return found
 
     def close(self) -> None:
-        """Close the cursor; more than once without harm."""
+        """Close the cursor. Idempotent."""
         raw, self._raw = self._raw, None
         record = self._record
         if raw is None or not self._connection._held or record.cut or record.broken or record.doomed:
-            return  # it is let go with its connection
+            return  # it ends with its connection
         self._calls.run(record, raw.close)
         self._stream.unread = False
 

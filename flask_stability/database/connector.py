@@ -1,7 +1,7 @@
 """Opens connections for reserved slots, and closes them.
 
-Short-lived threads of the pool do the opening, so that a request waits no longer than it may. A slot is reserved in the
-inventory, the connect happens outside of its lock, the slot is given back whatever happens.
+Short-lived threads of the pool open the connections, so that no request waits beyond its own limit. The inventory
+reserves a slot, the connect runs outside its lock, and a failure of any kind frees the slot.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .inventory import Inventory
 from .record import ConnectionRecord
 from .stats import Counters
 
-#: Between attempts to connect at the most, seconds.
+#: Maximum pause between attempts to connect, seconds.
 LONGEST_PAUSE = 0.25
-#: No connection has come back for so long, seconds: the queue is long by now.
+#: If no connection has come back for longer than this, the queue is long by now, seconds.
 STANDSTILL = 1.0
 
 
@@ -39,30 +39,30 @@ class Connector:
     # -- opening -------------------------------------------------------------------------------------------------
 
     def fill(self, count: int) -> None:
-        """Open connections for reserved slots, in the background."""
+        """Open connections for reserved slots, in background threads."""
         for number in range(count):
             try:
                 threading.Thread(target=self._connect, name="stability-connect", daemon=True).start()
-            except RuntimeError:  # whoever waits must not wait for this one
+            except RuntimeError:  # no waiter may wait for a connection that no thread opens
                 self._inventory.release_slots(count - number)
                 self._inventory.send_all_away(
                     lambda: DatabaseUnavailable("cannot connect to the database: no more threads"))
                 return
 
     def pace(self, now: float) -> None:
-        """From the housekeeper: those that wait after an outage or a standstill get their turn, few at a time."""
+        """Serve the waiters few at a time after an outage or a standstill. The housekeeper calls this."""
         if self._inventory.waiters and now - self._inventory.given_at > STANDSTILL:
             self._inventory.throttle()
         else:
             self.fill(self._inventory.spread())
 
     def open_ahead(self) -> None:
-        """Open what is missing of STABILITY_DB_MIN_IDLE."""
+        """Open the connections that STABILITY_DB_MIN_IDLE asks for and that are missing."""
         if not self._availability.breaker.open:
             self.fill(self._inventory.reserve_ahead(self._settings.db_min_idle))
 
     def _connect(self) -> None:
-        """Open a connection for a reserved slot; again while somebody waits and it may help. Never raises."""
+        """Open a connection for a reserved slot. Retry while a thread waits and a retry may help. Never raises."""
         attempt = 0
         while True:
             started = time.monotonic()
@@ -83,12 +83,13 @@ class Connector:
         self.fill(more)
 
     def open_instead(self, record: ConnectionRecord, query_timeout: float, deadline: float) -> ConnectionRecord:
-        """Exchange a borrowed connection for a new one whose statements may take `query_timeout` seconds; 0 = no limit.
+        """Replace a borrowed connection by a new one with another time limit for its statements.
 
-        :raises PoolTimeout: if there is none by the deadline.
-        :raises DatabaseUnavailable: if it cannot be opened.
+        :param query_timeout: that limit in seconds; 0 = no limit.
+        :raises PoolTimeout: if the new connection is not open by the deadline (`time.monotonic`).
+        :raises DatabaseUnavailable: if opening it fails.
         """
-        self._remove(record)  # its slot is ours now
+        self._remove(record)  # the new connection takes over its slot
         done, lock = threading.Event(), threading.Lock()
         found: list[ConnectionRecord | BaseException] = []
         late: list[bool] = []
@@ -143,7 +144,7 @@ class Connector:
         return record
 
     def _steady_connection(self, query_timeout: float | None) -> Any:
-        """A new connection under DBUtils' wrapper, which neither pings, nor reconnects, nor executes again here."""
+        """Open a connection under DBUtils' wrapper, which here neither pings, nor reconnects, nor executes again."""
         options = {} if query_timeout is None else {"query_timeout": query_timeout}
         return steady_db.connect(self._driver, failures=(self._driver.dbapi.Error,), ping=0,
                                  isfatal=lambda error: False, **options)
@@ -151,7 +152,7 @@ class Connector:
     # -- giving on, and closing ----------------------------------------------------------------------------------
 
     def publish(self, record: ConnectionRecord, *, cold: bool = False) -> None:
-        """Give a new connection, or one that was checked, to whoever is to have it. Never raises."""
+        """Hand the connection to the first waiter, or make it idle. Discard it if it is of no use. Never raises."""
         if not self._inventory.give(record, time.monotonic(), cold=cold):
             self.discard(record)
 
@@ -161,7 +162,7 @@ class Connector:
             self._free_slot()
 
     def _remove(self, record: ConnectionRecord) -> bool:
-        """Close a connection without waiting for an answer, and keep its slot; False if that was done before."""
+        """Close a connection without waiting for an answer, and keep its slot; return False if that was done before."""
         if not self._inventory.remove(record):
             return False
         try:
@@ -175,5 +176,5 @@ class Connector:
         return True
 
     def _free_slot(self) -> None:
-        """A slot is free again: open a connection in it if somebody waits for one."""
+        """Free a slot, and open a connection in it if a thread waits for one."""
         self.fill(self._inventory.free_slot())

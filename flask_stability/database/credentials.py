@@ -17,9 +17,9 @@ Source = Callable[[], "str | tuple[str, str] | Mapping[str, str]"]
 
 
 class Credentials:
-    """The address for the next connect, from the settings, the files that they name, and a callable, in rising order.
+    """The address for the next connect: from the settings, overruled by the files that they name, and by a callable.
 
-    If a source fails, as in the middle of a rotation, the latest address stays in force.
+    If a source fails, for example during a rotation, the latest address stays in force.
 
     :param source: the app's callable, for passwords that expire.
     :ivar latest: the latest address.

@@ -1,6 +1,6 @@
 """The interface between pool and database, and the choice of a driver by URL: `mysql`, `pymysql` or `sqlite`.
 
-A driver is also the "creator" from which DBUtils gets connections.
+A driver is also the "creator" that opens connections for DBUtils.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .sqlite import MEMORY, SQLiteDriver
 
 
 class Driver(Protocol):
-    """The interface that the pool needs of a database.
+    """The interface that the pool needs from a database.
 
-    :ivar unbuffered: classes of cursors whose rows stay with the database until they are fetched.
+    :ivar unbuffered: classes of cursors whose rows stay with the database until the app fetches them.
     :ivar reads_on: such a cursor reads all remaining rows when it is closed.
     """
 
@@ -33,27 +33,28 @@ class Driver(Protocol):
 
     @property
     def kind(self) -> str:
-        """The kind of database: "mysql", "sqlite", or another name."""
+        """Return the kind of database: "mysql", "sqlite", or another name."""
 
     @property
     def dbapi(self) -> Any:
-        """The driver's module (PEP 249)."""
+        """Return the driver's module (PEP 249)."""
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
-        """Open a connection within `timeout` seconds (rounded up to whole ones); default: the settings'.
+        """Open a connection.
 
-        :param timeout: if given, the connection is for a short question, and each answer has the same limit.
+        :param timeout: maximum time to connect in seconds (rounded up to whole ones), instead of the settings'. With
+            it, the connection is for a short question, and each answer has the same limit.
         :param query_timeout: limit in seconds for its statements, instead of the settings'; 0 = none.
         """
 
     def backstop(self, seconds: float) -> float:
-        """Return after how many seconds the client gives up a statement that may take `seconds`."""
+        """Return after how many seconds the client itself gives up a statement that may take `seconds`; 0 = never."""
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """Set another limit in seconds for the statements of a session, until it is reset; 0 = none."""
+        """Set another limit in seconds for the statements of a session, until its reset; 0 = none."""
 
     def kill(self, identity: Identity) -> bool:
-        """End a session on the server; return False if it was not certainly the same one."""
+        """End a session on the server; return False if the session there was not certainly the same one."""
 
     def begin(self, raw: Any) -> None:
         """Begin a transaction."""
@@ -80,10 +81,10 @@ class Driver(Protocol):
         """Clear the state of the session."""
 
     def ended(self, raw: Any, error: BaseException) -> bool:
-        """Return whether this error of a statement ended the open transaction; may ask the server."""
+        """Return whether a statement's error ended the open transaction. May ask the server."""
 
     def classify(self, error: BaseException) -> ErrorClass:
-        """Return what an exception means."""
+        """Return the class of an exception."""
 
     def remedy(self, error: BaseException) -> str:
         """Return what an operator should do about an exception; "" if unknown."""
@@ -93,23 +94,26 @@ class Driver(Protocol):
 
 
 def make_driver(settings: Settings, instance_path: str, name: str, source: Source | None = None) -> Driver:
-    """Return the driver for STABILITY_DB_URL; without it, SQLite in the instance folder.
+    """Return the driver for STABILITY_DB_URL; without that, SQLite in the instance folder.
 
-    :param source: returns user and password of a MySQL or MariaDB database, instead of the settings'.
-    :raises ConfigError: if mysqlclient or PyMySQL is needed and missing.
+    :param source: returns the password, or user and password, of a MySQL or MariaDB database, instead of the settings'.
+    :raises ConfigError: if the URL needs mysqlclient or PyMySQL and it is not installed.
     """
     url = settings.db_url
     if url is None:
         return SQLiteDriver(settings, os.path.join(instance_path, f"{name.rpartition('.')[2]}.db"))
     if url.startswith("sqlite"):
-        # as SQLAlchemy: three slashes a relative path, four an absolute one
+        # as in SQLAlchemy: three slashes start a relative path, four an absolute one
         return SQLiteDriver(settings, urlsplit(url).path.removeprefix("/") or MEMORY)
     credentials = Credentials(settings, source)
     return (PyMySQLDriver if credentials.latest.driver == "pymysql" else MySQLDriver)(settings, credentials)
 
 
 def connect_plainly(address: DatabaseURL, seconds: int) -> Any:
-    """Connect to a MySQL or MariaDB database with the driver that its address names, without a pool."""
+    """Connect to a MySQL or MariaDB database without a pool, with the driver that its address names.
+
+    :param seconds: maximum time to connect.
+    """
     if address.driver == "pymysql":
         import pymysql
 

@@ -1,4 +1,4 @@
-"""An SQLAlchemy engine beside, or instead of, our pool: its state in /health, its outages answered with 503."""
+"""An SQLAlchemy engine beside our pool, or instead of it: its state in /health, a 503 during its outages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 
-#: Threads that ask on behalf of a check: what they find is no news for it.
+#: Ids of threads that run a health check: an error that the check itself causes must not trigger the next check.
 _asking: set[int] = set()
 
 
 def watch_engine(engine: Engine) -> None:
-    """Count the engine's errors that mean an outage, also those that the app handles itself.
+    """Count the engine's errors that mean an outage, including those that the app handles itself.
 
-    :raises StabilityError: if it is no engine of SQLAlchemy.
+    :raises StabilityError: if `engine` is not an SQLAlchemy engine.
     """
     try:
         from sqlalchemy import Engine as Known
@@ -48,8 +48,8 @@ def _on_error(context: Any) -> None:
 def engine_probe(engine: Engine) -> dict[str, Any]:
     """Make one round trip to the engine's database, and return its pool's figures.
 
-    Where its pool is a bounded one, the round trip is on a connection of its own, by the same creator: a pool whose
-    connections are all in use is not a database that is gone.
+    If the pool is bounded, the round trip runs on a separate connection from the same creator: an exhausted pool does
+    not mean an outage.
     """
     from sqlalchemy import text
     from sqlalchemy.pool import QueuePool
@@ -83,7 +83,7 @@ def engine_probe(engine: Engine) -> dict[str, Any]:
 
 
 def engines_of(app: Flask) -> dict[str, Engine]:
-    """The engines of an app's Flask-SQLAlchemy by the names of their checks: "sqlalchemy", "sqlalchemy-BIND"."""
+    """Return the engines of an app's Flask-SQLAlchemy by the names of their checks: "sqlalchemy", "sqlalchemy-BIND"."""
     extension = app.extensions.get("sqlalchemy")
     if not type(extension).__module__.startswith("flask_sqlalchemy"):
         return {}
@@ -99,11 +99,11 @@ def engines_of(app: Flask) -> dict[str, Engine]:
 def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:
     """Look at an engine's database for an operator: name, address, error ("" if it answers), latency_ms, pool, uncut.
 
-    ``uncut`` names the driver where `StabilityPool` cannot cut its calls off at a request's deadline.
+    ``uncut`` names the driver if `StabilityPool` cannot cut its calls off at a request's deadline.
 
     Never raises.
 
-    :param seconds: that it may take to connect and answer.
+    :param seconds: maximum time to connect and answer.
     """
     found: dict[str, Any] = {"name": name, "address": "", "error": f"no answer within {seconds:g} s",
                              "latency_ms": None, "pool": "", "uncut": _uncut(engine)}
@@ -114,7 +114,7 @@ def look_at(name: str, engine: Engine, seconds: float = 10.0) -> dict[str, Any]:
             found["pool"] = redact(engine.pool.status())
             engine_probe(engine)
             begun = time.perf_counter()
-            engine_probe(engine)  # the second is on a connection that is open
+            engine_probe(engine)  # measure the second round trip: its connection is already open
             found.update(error="", latency_ms=round((time.perf_counter() - begun) * 1000, 2))
         except Exception as error:
             found["error"] = f"{type(error).__name__}: {cause_of(error)}"
@@ -133,7 +133,7 @@ def _uncut(engine: Engine) -> str:
 
 
 def engine_unavailable(error: BaseException) -> bool:
-    """Whether an exception of SQLAlchemy means that the database cannot be had now."""
+    """Return whether an exception of SQLAlchemy means that the database is unavailable now."""
     if not type(error).__module__.startswith("sqlalchemy."):
         return False
     if type(error).__name__ == "TimeoutError":  # QueuePool limit reached

@@ -1,4 +1,4 @@
-"""What the pool needs of a database whose connections an SQLAlchemy engine opens: by its creator and its dialect."""
+"""The driver interface for a database whose connections an SQLAlchemy engine opens: by its creator and its dialect."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..dberrors import ErrorClass, mysql_class, sqlite_class
 from .identity import Identity, end_session, identity_of, questions
 from .sockets import descriptor, hang_up, link_to
 
-#: Questions under way at once whose answers are overdue; more would only wait for the same.
+#: Maximum of questions under way at once; more would only wait for the same answer.
 MOST_OVERDUE = 3
 _MYSQL = frozenset(("mysql", "mariadb"))
 _OVER = frozenset((ErrorClass.ROLLED_BACK, ErrorClass.LINK_LOST, ErrorClass.CONNECT))
-#: Stands for a driver that is not known: a pool of its own, without an engine.
+#: Stands in for an unknown driver: that of a pool without an engine.
 _ANY = types.SimpleNamespace(Error=Exception, OperationalError=RuntimeError, InterfaceError=RuntimeError,
                              ProgrammingError=RuntimeError)
 
 
 class _Plain:
-    """A connection of any driver's as `identity` speaks with mysqlclient's."""
+    """Wraps any driver's connection in the methods of mysqlclient that `identity` uses."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -39,24 +39,24 @@ class _Plain:
             cursor.close()
 
     def store_result(self) -> _Plain:
-        """The result."""
+        """Return the result."""
         return self
 
     def fetch_row(self, most: int = 1) -> list[Any]:
-        """Rows of it; 0 = all."""
+        """Return rows of the result; 0 = all."""
         return self._rows[:most or None]
 
     def thread_id(self) -> int:
-        """As the server told when the connection was made."""
+        """Return the number that the server sent in the handshake."""
         return int(self._raw.thread_id())
 
 
 class EngineDriver:
     """Opens connections as an engine does, with its events, and asks its dialect what errors mean.
 
-    :param record: makes an open connection of SQLAlchemy's pool (a `ConnectionPoolEntry`).
-    :param create: opens a connection of the driver's alone, without events, for a short question.
-    :param dialect: gives the engine's dialect when it is needed: the pool is made before it.
+    :param record: returns an open connection of SQLAlchemy's pool (a `ConnectionPoolEntry`).
+    :param create: opens only a connection of the driver, without events, for a short question.
+    :param dialect: returns the engine's dialect at the time of use, since the engine creates the pool first.
     """
 
     unbuffered: tuple[type, ...] = ()
@@ -66,33 +66,37 @@ class EngineDriver:
     def __init__(self, record: Callable[[], Any], create: Callable[[], Any], dialect: Callable[[], Any]) -> None:
         self._record, self._create, self._dialect = record, create, dialect
         self._overdue = 0
-        #: Those that the server understands, once it is known.
+        #: The statement that asks this server for an identity, once it is known.
         self._questions: list[str] = []
         self._lock = threading.Lock()
 
     @property
     def kind(self) -> str:
-        """"mysql", "sqlite", or the dialect's name; "" without an engine."""
+        """Return "mysql", "sqlite", or the dialect's name; "" without an engine."""
         name = str(getattr(self._dialect(), "name", ""))
         return "mysql" if name in _MYSQL else name
 
     @property
     def dbapi(self) -> Any:
-        """The driver's module."""
+        """Return the driver's module."""
         return getattr(self._dialect(), "dbapi", None) or _ANY
 
     def connect(self, timeout: float | None = None, query_timeout: float | None = None) -> Any:
-        """A connection with its events; with `timeout` a bare one for a question, or an error within that time."""
+        """Open a connection with its events; with `timeout`, a bare one for a question.
+
+        :param timeout: maximum time for the bare connection, in seconds; beyond it, raise OperationalError.
+        """
         if timeout is not None:
             return self._ask(timeout)
         record = self._record()
-        if self.kind == "mysql" and descriptor(record.dbapi_connection) >= 0:  # so that what is cut off can be ended
+        # needed to end a cut-off statement on the server
+        if self.kind == "mysql" and descriptor(record.dbapi_connection) >= 0:
             with suppress(Exception):
                 record.dbapi_connection.identity = self._identity(record.dbapi_connection)
         return record
 
     def _identity(self, raw: Any) -> Identity | None:
-        """Who a connection is on the server; None if that is not known."""
+        """Return the identity of a connection's session on the server; None if unknown."""
         mariadb = bool(getattr(self._dialect(), "is_mariadb", False))
         try:
             for asked in self._questions or questions(mariadb):
@@ -105,7 +109,7 @@ class EngineDriver:
             raw.rollback()
 
     def _ask(self, seconds: float) -> Any:
-        """Open a bare connection within `seconds`: how long an engine's creator takes is its own affair."""
+        """Open a bare connection within `seconds`. An engine's creator has no time limit that we can set."""
         with self._lock:
             if self._overdue >= MOST_OVERDUE:
                 raise self.dbapi.OperationalError(2013, "no answer to earlier questions")
@@ -146,10 +150,10 @@ class EngineDriver:
         return 0.0
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """Statements of an engine have its own limits."""
+        """Do nothing: the engine's statements have limits of its own."""
 
     def kill(self, identity: Identity) -> bool:
-        """End a session on the server by a connection of its own; False if that was not done."""
+        """End a session on the server through a separate connection; return False if it was not ended."""
         raw = self._ask(1.0)
         try:
             own = self._identity(raw)
@@ -158,19 +162,19 @@ class EngineDriver:
             raw.close()
 
     def begin(self, raw: Any) -> None:
-        """The driver begins by itself."""
+        """Do nothing: the driver begins by itself."""
 
     def set_autocommit(self, raw: Any, on: bool) -> None:
-        """The engine's isolation level says it."""
+        """Do nothing: the engine's isolation level decides."""
 
     def link(self, raw: Any) -> socket.socket | None:
         return link_to(raw)
 
     def ping(self, raw: Any) -> None:
-        """One round trip, as the dialect pings."""
+        """Make one round trip, as the dialect pings; raise if there is no answer."""
         dialect = self._dialect()
         if dialect is None or not hasattr(dialect, "do_ping"):
-            return  # there is no way to ask
+            return  # this dialect cannot ping
         if not dialect._do_ping_w_event(raw):
             raise self.dbapi.OperationalError(2006, "the connection does not answer")
         if self.kind not in ("mysql", "sqlite"):
@@ -193,12 +197,12 @@ class EngineDriver:
         raw.rollback()
 
     def ended(self, raw: Any, error: BaseException) -> bool:
-        # after a wait for a lock MySQL may have rolled back the whole, as it is configured
+        # after a lock wait, MySQL may have rolled back the whole transaction, depending on its configuration
         kind = self.classify(error)
         return kind in _OVER or (kind is ErrorClass.LOCK_WAIT and self.kind == "mysql")
 
     def classify(self, error: BaseException) -> ErrorClass:
-        found = getattr(error, "orig", None)  # a listener's error comes in SQLAlchemy's clothes
+        found = getattr(error, "orig", None)  # SQLAlchemy wraps a listener's error
         error = found if isinstance(found, BaseException) else error
         kind = self.kind
         if kind == "mysql":

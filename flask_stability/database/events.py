@@ -1,4 +1,4 @@
-"""Give all log lines of a pool one shape."""
+"""Gives all log events of a pool one shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .inventory import Inventory
 
 
 class Events:
-    """Log a pool's events with its sizes."""
+    """Logs a pool's events with its sizes."""
 
     def __init__(self, driver: Driver, inventory: Inventory[Any]) -> None:
         self._driver, self._inventory = driver, inventory

@@ -1,6 +1,7 @@
-"""Calls into the driver: visible to the housekeeper, which cancels them at their deadline; what fails is remembered.
+"""Calls into the driver. The housekeeper sees them, and cancels them at their deadline.
 
-Whoever is in a call has written so into the `ConnectionRecord`, and no lock is held meanwhile.
+The `ConnectionRecord` notes that a thread is in a call, and what a failed call means for the connection. No lock is
+held during a call.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from .stats import Counters
 
 T = TypeVar("T")
 
-#: What checking or clearing a connection may take, seconds.
+#: Maximum time to check or clear a connection, seconds.
 PATIENCE = 2.0
-#: A statement that takes so much longer than it may is one that the server does not end by itself, seconds.
+#: A statement that exceeds its limit by more than this is one that the server does not end by itself, seconds.
 LATE = 1.0
-#: Why a call was cancelled whose link had gone during an outage: the driver's own error says it, and what follows from
-#: a lost link follows.
+#: Reason to cancel a call whose link broke during an outage. The driver's own error reaches the app, with the
+#: consequences of a lost link.
 LINK_LOST = "its link was lost while the database was away"
 _NOT_TO_BE_MENDED = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT, ErrorClass.STALE, ErrorClass.ROLLED_BACK,
                                ErrorClass.LOCK_WAIT, ErrorClass.TIMED_OUT})
@@ -36,9 +37,9 @@ _NOT_TO_BE_MENDED = frozenset({ErrorClass.LINK_LOST, ErrorClass.CONNECT, ErrorCl
 class GuardedCalls:
     """Runs one pool's calls into its driver, and cancels them.
 
-    :ivar inside: threads of requests inside the database, and since when; the bulkhead's.
-    :ivar watched: a housekeeper cancels what is past its deadline.
-    :ivar killer: ends at the server what was cancelled here.
+    :ivar inside: ids of request threads inside the database, each with its start time; shared with the bulkhead.
+    :ivar watched: a housekeeper cancels calls that are past their deadline.
+    :ivar killer: ends on the server what was cancelled here.
     """
 
     def __init__(self, driver: Driver, inventory: Inventory[ConnectionRecord], counters: Counters,
@@ -54,7 +55,7 @@ class GuardedCalls:
         """Call into the driver for the borrower.
 
         :raises DeadlineExceeded: if the call was cancelled.
-        :raises Exception: what ended the transaction, if it is over and the app goes on.
+        :raises Exception: the error that ended the transaction, if the app goes on after it.
         """
         unit = record.unit
         if record.inside or record.cut or (unit is not None and unit.doomed is not None):
@@ -70,14 +71,14 @@ class GuardedCalls:
         except self._driver.dbapi.Error as error:
             given_up = bool(record.backstop) and not record.cut and self._given_up(record, error)
             self._failed(record, error)
-            # else the driver's own error says it
+            # in the other cases the driver's own error says enough
             if record.cut and record.cut is not LINK_LOST and not (given_up and unit is None):
                 raise DeadlineExceeded(f"the call to the database was cut off: {record.cut}") from error
             raise
         except Exception:
-            raise  # a wrong argument, say: nothing was sent
+            raise  # for example a wrong argument: nothing was sent
         except BaseException as error:
-            record.broken = True  # interrupted midway: an answer may be left unread
+            record.broken = True  # interrupted midway: an answer may still be unread
             if unit is not None:
                 unit.doom(error)
             raise
@@ -91,19 +92,22 @@ class GuardedCalls:
             raise self._driver.dbapi.ProgrammingError(
                 "another thread or greenlet is in a call on this connection: take one for each, or let one wait")
         if not record.cut:
-            raise record.unit.doomed  # the server ended the transaction: a statement now would be stored alone
+            raise record.unit.doomed  # the server ended the transaction: a statement sent now would be stored alone
         if record.state is REMOVED:
             raise self._driver.dbapi.InterfaceError(f"this connection cannot be used: {record.cut}")
         raise DeadlineExceeded(f"the call to the database was cut off: {record.cut}")
 
     def _given_up(self, record: ConnectionRecord, error: BaseException) -> bool:
-        """The client's own limit ended the call, and the server goes on with the statement: never send it again."""
+        """Cancel a call that the client's own limit ended while the server still executes the statement.
+
+        Return whether that was so. Nothing may send this statement again.
+        """
         return (monotonic() - max(record.inside, record.statement_began()) >= record.backstop - 0.25
                 and self._driver.classify(error) is ErrorClass.LINK_LOST
                 and self.cancel(record, record.inside, "its time was over and the server did not end it"))
 
     def _failed(self, record: ConnectionRecord, error: BaseException) -> None:
-        """Remember what an error means for the connection, and for the transaction that it is in."""
+        """Record what an error means for the connection and for its transaction."""
         kind = self._driver.classify(error)
         follows = CONSEQUENCES[kind]
         if kind not in _NOT_TO_BE_MENDED and (remedy := self._driver.remedy(error)):
@@ -114,13 +118,13 @@ class GuardedCalls:
             self._inventory.renew()
         if follows.connection is not KEPT and not getattr(error, "unsent", False):
             record.broken = True
-            if follows.unavailable:  # others may have met the same
+            if follows.unavailable:  # other connections may have broken too
                 self._inventory.generation += 1
             if kind is ErrorClass.LINK_LOST and not record.cut:
                 self._counters.add("connections_lost")
 
     def _read_dropped(self, record: ConnectionRecord) -> None:
-        """Read to its end what nobody will read: the driver takes no statement before that."""
+        """Read the remaining rows of dropped cursors: until then, the driver accepts no other statement."""
         streams = record.streams or []
         dropped = [stream for stream in streams if stream.owner() is None]
         streams[:] = [stream for stream in streams if stream.owner() is not None]
@@ -132,14 +136,14 @@ class GuardedCalls:
 
     def run_bounded(self, record: ConnectionRecord, function: Callable[..., object], *args: Any,
                     deadline: float = math.inf) -> None:
-        """Make a call of the pool's own, which is cancelled at the deadline, and after `PATIENCE` at the latest."""
+        """Run one of the pool's own calls, cancelled at the deadline and after `PATIENCE` seconds at the latest."""
         record.inside = record.used = now = monotonic()
         record.limit = deadline = min(deadline, now + PATIENCE)
         watch = None
         if not self.watched:
             watch = threading.Timer(deadline - now, self.cancel, (record, now, "its time was over"))
             watch.daemon = True
-            with suppress(RuntimeError):  # no more threads: the driver's own timeouts are left
+            with suppress(RuntimeError):  # no more threads: only the driver's own timeouts apply
                 watch.start()
         try:
             function(*args)
@@ -151,7 +155,10 @@ class GuardedCalls:
     # -- cancelling ----------------------------------------------------------------------------------------------
 
     def cancel(self, record: ConnectionRecord, inside: float, why: str) -> bool:
-        """End the call that began at `inside`, and no later one: who ends a call looks at `cut` under the lock."""
+        """Cancel the call that began at `inside`, and no later one; return whether there was one to cancel.
+
+        Code that passes the connection on after a call checks `cut` under the same lock, the inventory's.
+        """
         with self._inventory.lock:
             if record.cut or record.inside != inside or record.state not in (IN_USE, RESERVED):
                 return False
@@ -161,7 +168,7 @@ class GuardedCalls:
         return True
 
     def cancel_if_due(self, record: ConnectionRecord, now: float) -> None:
-        """End a call that is past its deadline."""
+        """Cancel a call that is past its deadline."""
         inside = record.inside
         if not inside:
             return
@@ -173,5 +180,5 @@ class GuardedCalls:
         elif self._driver.kind == "sqlite":
             if now - inside > limit:
                 self._driver.interrupt(record.raw, None)
-        elif (began := record.statement_began()) and now - began > limit + LATE:  # MySQL's server ends SELECT only
+        elif (began := record.statement_began()) and now - began > limit + LATE:  # MySQL itself ends SELECT only
             self.cancel(record, inside, f"the statement took longer than {limit:g} s")

@@ -1,10 +1,10 @@
-"""An outage of the database: requests that want a connection are held, and served when it is back.
+"""Hold requests that need a connection during a database outage, and serve them when the database is back.
 
-They wait in the pool's queue, oldest first, for STABILITY_DB_OUTAGE_PATIENCE seconds from the outage's begin at the
-most, and never longer than their own deadline. A request is held only if it holds no connection of any pool (one
-database's outage would drain the other's pool), and only while its worker, or another one, can serve the rest: the
-server says so, see `Host`. Whatever is no request of a server (a health check, a background thread, a script) fails at
-once.
+They wait in the pool's queue, oldest first, for at most STABILITY_DB_OUTAGE_PATIENCE seconds from the outage's begin,
+and never beyond their own deadline. A request is held only if it holds no connection of any pool: otherwise one
+database's outage would drain the other's pool. It is held only while its worker, or another one, can serve the other
+requests: the server decides that, see `Host`. A health check, or a checkout outside requests (a background thread, a
+script), fails at once.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from .waiters import Waiter
 if TYPE_CHECKING:
     from .record import ConnectionRecord
 
-#: Seconds between two looks at whether the clients of waiting requests are still there, and for which one waits before
-#: its client is looked at.
+#: Seconds between two checks for departed clients of waiting requests. A request that has waited for less than this is
+#: not checked.
 PRESENCE_INTERVAL = 0.5
-#: Seconds after an outage in which a queue of held requests gets its turn, however short STABILITY_DB_TIMEOUT is.
+#: Minimum seconds after an outage to serve the held requests, even if STABILITY_DB_TIMEOUT is shorter.
 AFTER = 10.0
-#: Seconds until it is asked again whether the database is away, while connects fail.
+#: Seconds until a waiter checks again for an outage, while connects fail.
 SOON = 0.1
 
 
 class Host(Protocol):
-    """What serves this process's requests."""
+    """The server of this process's requests."""
 
     def may_hold(self) -> bool:
-        """Whether one more request may be held, or those that are may go on: the others are served meanwhile."""
+        """Return whether one more request may be held, and held ones may stay: others are served meanwhile."""
 
     def show_held(self, number: int) -> None:
-        """Make known that so many requests are held now."""
+        """Publish the number of held requests."""
 
 
 class _Holds(Part):
-    """What serves this process's requests, and all that hold some."""
+    """The server of this process's requests, and every `Hold`."""
 
     def __init__(self) -> None:
         self.host: Host | None = None
@@ -56,7 +56,7 @@ class _Holds(Part):
         self.all: weakref.WeakSet[Hold] = weakref.WeakSet()
 
     def reset_after_fork(self) -> None:
-        """No worker's guard looks after the child's threads."""
+        """Forget the server: no worker's guard looks after the child's threads."""
         self.host, self.leaving = None, False
 
 
@@ -64,25 +64,25 @@ _holds = runtime.add("holds", _Holds())
 
 
 def hosted_by(host: Host | None) -> None:
-    """Say what serves this process's requests; None: they are not held."""
+    """Set the server of this process's requests; None: hold no request."""
     _holds.host, _holds.leaving = host, False
 
 
 def hosted() -> bool:
-    """Whether requests of this process may be held, since its threads or other workers serve the rest."""
+    """Return whether requests of this process may be held, because its threads or other workers serve the rest."""
     host = _holds.host
     return host is not None and not _holds.leaving and host.may_hold()
 
 
 def let_go(reason: str) -> None:
-    """Refuse all requests that are held, and hold none any more: the process ends soon."""
+    """Refuse all held requests, and hold none from now on: the process ends soon."""
     _holds.leaving = True
     for one in list(_holds.all):
         one.refuse(reason)
 
 
 class _Outage:
-    """One outage. Counts of requests; seconds are `time.monotonic`."""
+    """One outage, with counts of its requests. Times are `time.monotonic` seconds."""
 
     def __init__(self, began: float, reason: str) -> None:
         self.began, self.reason = began, reason
@@ -124,19 +124,19 @@ class Hold:
         return serving
 
     def refuses(self, request: RequestRecord | None, now: float) -> bool:
-        """Whether a request that comes during the outage is refused at once."""
+        """Return whether to refuse at once a request that arrives during the outage."""
         outage = self._outage
         return (request is None or outage is None or now >= outage.began + self._patience
                 or len(held) >= self._most or not hosted())
 
     def count_refused(self) -> None:
-        """A request got no connection: it counts if the database is away, or was while others waited."""
+        """Count a request that got no connection, during an outage or before its end is logged."""
         with self._lock:
             if self._outage is not None and not self._outage.told:
                 self._outage.refused += 1
 
     def join(self, waiter: Waiter[Any]) -> None:
-        """A waiter is held from now on, if the database is away and it may be."""
+        """Hold a waiter from now on, if the database is away and the waiter's request may be held."""
         outage = self._outage
         if waiter.request is None or outage is None or not self.on:
             return
@@ -148,7 +148,10 @@ class Hold:
         self._publish()
 
     def leave(self, waiter: Waiter[Any], *, served: bool) -> None:
-        """A waiter goes on: the time for which it was held is no part of its duration."""
+        """Release a waiter, and subtract the time for which it was held from its request's duration.
+
+        :param served: it got a connection.
+        """
         with self._lock:
             if waiter not in self._waiting:
                 return
@@ -161,7 +164,7 @@ class Hold:
         self._publish()
 
     def until(self, waiter: Waiter[Any], now: float) -> float:
-        """Return until when a waiter whose own time for a connection is over may wait on; `now` if no longer."""
+        """Return until when a waiter may wait on after its own limit for a connection; `now` if no longer."""
         outage = self._outage
         if waiter.request is None:
             return now
@@ -173,7 +176,7 @@ class Hold:
 
     @staticmethod
     def client_left(waiter: Waiter[Any], now: float) -> bool:
-        """Whether nobody waits for the answer of a request that has waited, for whatever reason."""
+        """Return whether the client of a request that has waited, for whatever reason, has disconnected."""
         return (waiter.request is not None and now - waiter.since > PRESENCE_INTERVAL
                 and client_gone(waiter.request))
 
@@ -185,7 +188,7 @@ class Hold:
     # -- the outage ----------------------------------------------------------------------------------------------
 
     def begin(self, reason: str) -> None:
-        """The database is away: those that wait are held, or refused."""
+        """Begin an outage: hold the waiters that may be held, and refuse the others."""
         with self._lock:
             self._outage, self.on = _Outage(monotonic(), reason), True
         self.refuse(f"the database does not answer ({reason})", lambda waiter: waiter.request is None)
@@ -194,7 +197,7 @@ class Hold:
         self._events.log("database_gone", reason=reason, held=len(self._waiting), patience_s=self._patience)
 
     def end(self) -> None:
-        """The database is back: those that are held get their turn."""
+        """End the outage: from now on, the held requests are served."""
         with self._lock:
             self.on = False
             if self._outage is not None:
@@ -203,7 +206,10 @@ class Hold:
             self._tell()
 
     def look(self, now: float) -> None:
-        """From the housekeeper: refuse those whose time or whose client is gone; tell when the last one was served."""
+        """Refuse requests whose time is over or whose client has left; log the outage's end after the last one left.
+
+        The housekeeper calls this.
+        """
         self._drop_absent(now)
         outage = self._outage
         if outage is None:
@@ -217,17 +223,18 @@ class Hold:
             self._tell()
 
     def _drop_absent(self, now: float) -> None:
-        """Refuse those whose client has left, so that their threads and connections are for others."""
+        """Refuse requests whose client has left, to free their threads and connections for others."""
         if now - self._looked < PRESENCE_INTERVAL or not self._inventory.waiters:
             return
         self._looked = now
         gone = set(map(id, clients_gone([waiter.request for waiter in self._inventory.waiting()
                                          if waiter.request is not None and now - waiter.since > PRESENCE_INTERVAL])))
-        if gone:  # as long as it is in the queue its thread waits, and the socket that was looked at is its own
+        # while a waiter is in the queue, its thread waits, so the socket that was checked is still its own
+        if gone:
             self.refuse("the client has left", lambda waiter: id(waiter.request) in gone)
 
     def refuse(self, reason: str, which: Callable[[Waiter[Any]], bool] = lambda waiter: True) -> None:
-        """Send those away that wait, or some of them."""
+        """Send all waiters away with `CircuitOpen`, or those that `which` selects."""
         self._inventory.send_all_away(lambda: CircuitOpen(reason), which)
 
     def _tell(self) -> None:

@@ -1,5 +1,6 @@
-"""The pool's housekeeper: a thread that knows when which look is due. It looks and never waits; what may wait is done
-by short-lived helpers.
+"""The pool's housekeeper: a thread that runs each periodic look when it is due.
+
+It never waits itself. Short-lived helper threads do whatever may block.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from .leaks import Leaks
 from .record import ConnectionRecord
 from .upkeep import Upkeep
 
-#: Between looks while a thread is in the database, while a connection is in use, and else, seconds.
+#: Pause between looks, seconds: while a thread is in the database, while a connection is in use, and otherwise.
 BUSY_INTERVAL, USED_INTERVAL, IDLE_INTERVAL = 0.1, 0.25, 1.0
 MAINTENANCE_INTERVAL = 5.0
 
 
 class House(Protocol):
-    """What the housekeeper looks after: a pool."""
+    """The pool, as the housekeeper sees it."""
 
     inventory: Inventory[ConnectionRecord]
     calls: GuardedCalls
@@ -39,20 +40,20 @@ class House(Protocol):
 
     @property
     def has_lost(self) -> bool:
-        """Connections were let go without being given back."""
+        """Return whether borrowers dropped connections without check-in."""
 
     def reclaim_lost(self) -> None:
-        """Take them back."""
+        """Take those connections back."""
 
     def publish_figures(self) -> None:
-        """Put the figures on the scoreboard."""
+        """Write the figures to the scoreboard."""
 
 
 class Housekeeper:
-    """Looks after one pool, and ends when that is gone.
+    """Looks after one pool, and ends when the pool is gone.
 
-    :ivar thread: the one that looks.
-    :ivar looked: when it published the figures last, after it had looked at everything; `time.monotonic`.
+    :ivar thread: the housekeeper's own thread.
+    :ivar looked: when it last published the figures, after it had looked at everything; `time.monotonic`.
     """
 
     def __init__(self, house: House) -> None:
@@ -63,11 +64,11 @@ class Housekeeper:
         self.looked = self._maintained = 0.0
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self.thread.start()
 
     def stop(self) -> None:
-        """End; does not wait for helpers."""
+        """Stop the thread, and wait up to 1 s for it; do not wait for helpers."""
         self._stopped = True
         self._wake.set()
         if self.thread is not threading.current_thread():
@@ -88,7 +89,7 @@ class Housekeeper:
             self._wake.clear()
 
     def _look(self, house: House, now: float) -> float:
-        """One look; seconds until the next."""
+        """Look once; return the seconds until the next look."""
         records = house.inventory.snapshot()
         for record in records:
             house.calls.cancel_if_due(record, now)
@@ -109,11 +110,11 @@ class Housekeeper:
         return USED_INTERVAL if any(record.state is not IDLE for record in records) else IDLE_INTERVAL
 
     def _help(self, job: Callable[[], None]) -> bool:
-        """Do what may wait in a thread of its own."""
+        """Run a job that may block in a thread of its own; return False if no thread can be started."""
         try:
             threading.Thread(target=job, name="stability-housekeeper-helper", daemon=True).start()
             return True
-        except RuntimeError:  # no more threads: at the next look
+        except RuntimeError:  # no more threads: try again at the next look
             return False
 
     def _maintain_if_due(self, house: House, records: list[ConnectionRecord], now: float) -> None:

@@ -1,14 +1,14 @@
-"""Identify the session of a connection on its server, so that its statement, and never another one, can be ended.
+"""Identify a connection's session on its server, to end that session's statement and never another one.
 
 A session's number alone proves nothing: another server behind the same address uses the same numbers, a restarted
-server begins anew, and behind a multiplexing proxy it changes from statement to statement.
+server begins anew, and behind a multiplexing proxy the number changes from statement to statement.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: Seconds that a session must be younger than the server's start, which is known to the second.
+#: Seconds by which a session must be younger than the server's start, which is known to the second.
 _SAME_RUN = 0.1
 
 
@@ -17,7 +17,7 @@ class Identity(NamedTuple):
 
     :ivar session: its number on the server.
     :ivar account: ``user@host`` as the server knows the client.
-    :ivar server: number, name, port and, where it has one, the UUID of the server.
+    :ivar server: number, name and port of the server, and its UUID where it has one.
     :ivar since: when the server was asked, seconds since the epoch by its clock.
     :ivar max_packet: largest statement in bytes that the server accepts; 0 if unknown.
     :ivar clustered: the server is a node of a Galera cluster.
@@ -34,7 +34,7 @@ class Identity(NamedTuple):
 
 
 def questions(mariadb: bool) -> list[str]:
-    """Yield statements that ask for an identity, best first; the next one is for servers that lack a variable."""
+    """Return statements that ask for an identity, best first; later ones suit servers that lack a variable."""
     uuid = "" if mariadb else ", @@server_uuid"
     base = "SELECT CONNECTION_ID(), USER(), CONCAT_WS('/', @@server_id, @@hostname, @@port{}), " \
            "UNIX_TIMESTAMP(NOW(6)), @@max_allowed_packet, {}"
@@ -44,13 +44,13 @@ def questions(mariadb: bool) -> list[str]:
 def identity_of(raw: Any, question: str) -> Identity:
     """Ask a new connection for its identity."""
     session, account, server, since, packet, clustered = one_row(raw, question)
-    direct = int(session) & 0xFFFFFFFF == int(raw.thread_id()) & 0xFFFFFFFF  # else the proxy's own number
+    direct = int(session) & 0xFFFFFFFF == int(raw.thread_id()) & 0xFFFFFFFF  # a proxy sends a number of its own
     return Identity(int(session), _text(account), _text(server), float(since), int(packet or 0),
                     bool(int(clustered or 0)), direct)
 
 
 def end_session(raw: Any, own: Identity, other: Identity) -> bool:
-    """End a session through `raw`; return False if it is gone or not certainly the same one.
+    """End a session through `raw`; return False if it has ended or is not certainly the same one.
 
     :param own: identity of `raw`.
     :param other: the session to end.
@@ -59,7 +59,7 @@ def end_session(raw: Any, own: Identity, other: Identity) -> bool:
         return False
     raw.query("SHOW GLOBAL STATUS LIKE 'Uptime'")
     uptime = float(raw.store_result().fetch_row()[0][1])
-    if other.since < own.since - uptime + _SAME_RUN:  # the server was started since then, or may have been
+    if other.since < own.since - uptime + _SAME_RUN:  # the server has restarted since then, or may have
         return False
     raw.query("SHOW PROCESSLIST")
     rows = raw.store_result().fetch_row(0)
@@ -70,7 +70,7 @@ def end_session(raw: Any, own: Identity, other: Identity) -> bool:
 
 
 def demand_ready(raw: Any) -> None:
-    """Raise error 1047 for a cluster node that does not serve: it answers ``SELECT 1`` but no BEGIN."""
+    """Raise error 1047 for a cluster node that does not serve: it answers ``SELECT 1`` but refuses BEGIN."""
     raw.query("BEGIN")
     raw.query("ROLLBACK")
 
@@ -83,7 +83,7 @@ def one_row(raw: Any, sql: str) -> tuple[Any, ...]:
 
 
 def _account(row: tuple[Any, ...]) -> str:
-    """Return ``user@host`` of a process list's row, which shows the client's port as well."""
+    """Return ``user@host`` from a process list's row, without the client's port that it shows."""
     user, host = _text(row[1]), _text(row[2])
     head, colon, port = host.rpartition(":")
     return f"{user}@{head if colon and port.isdecimal() else host}"

@@ -1,8 +1,8 @@
-"""Which connections there are, and who has them: bookkeeping under one lock, without I/O and without a driver.
+"""Bookkeeping of connections and their use: under one lock, without I/O and without a driver.
 
-What always holds: `taken` and idle connections together are no more than `size`; and where a connection is idle while
-a thread waits, one of those that wait has been called and is on its way, or the first looks every few milliseconds, or
-`most_used` are taken, and `spread` goes on.
+Invariants: `taken` and idle connections together never exceed `size`. If a connection is idle while a thread waits, one
+of these holds: a woken waiter is on its way; the first waiter looks every few milliseconds; `most_used` connections are
+taken, and `spread` will raise that limit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..exceptions import PoolClosed
 from ..request import RequestRecord
 from .waiters import LOOK_INTERVAL, Waiter
 
-#: Connections that may be taken when the database is back, while many wait.
+#: Maximum of taken connections when the database has come back and many threads wait.
 AT_FIRST = 2
-#: Connections that may be opened at once after one could not be.
+#: Maximum of concurrent connects after one has failed.
 FEW = 5
 
 IDLE, IN_USE, RESERVED, REMOVED = "idle", "in use", "reserved", "removed"
 
 
 class Stocked(Protocol):
-    """What the inventory needs to know of a connection; see `ConnectionRecord`."""
+    """The attributes of a connection that the inventory needs; see `ConnectionRecord`."""
 
     state: str
     cut: str
@@ -44,24 +44,24 @@ def _closed() -> PoolClosed:
 
 
 class Inventory(Generic[S]):
-    """The connections of one pool, the slots for more, and the threads that wait.
+    """The connections of one pool, the slots for more, and the waiters.
 
-    A connection that comes back lies idle and the first of those that wait is called, but who comes by meanwhile may
-    take it: that saves a switch of threads. Who was called in vain is not called again, since each call is a switch: it
-    looks by itself, until it has waited for long: then it is handed what comes back.
+    A connection that comes back becomes idle, and the inventory wakes the first waiter. A thread that arrives meanwhile
+    may take the connection first: that saves a thread switch. A waiter that was woken in vain is not woken again, since
+    each wake-up costs a thread switch. It looks by itself. Once it has waited for long, `give` hands it a connection.
 
-    :param size: connections that there may be.
-    :param max_idle: idle ones that are kept.
+    :param size: maximum of connections.
+    :param max_idle: maximum of idle connections to keep.
     :ivar records: all open connections.
-    :ivar idle: those that nobody uses, the warmest last.
-    :ivar taken: slots in use, reserved, or of connections that are being opened.
+    :ivar idle: idle connections, the warmest last.
+    :ivar taken: slots that are in use or reserved, including those of connections that are being opened.
     :ivar opening: slots of connections that are being opened.
-    :ivar waiters: who waits, the first to come first.
-    :ivar generation: rises with each failure; what was checked in an older one is asked before it is used.
-    :ivar most_used: how many may be taken: `size`, but 0 while the database is away, and few while a queue of those
-        that have waited for long gets its turn.
-    :ivar most_opening: how many may be opened at once: `size`, but few while opening fails, and twice as many with each
-        one that is open: those that wait must not run over a server that has no connection left, or hardly one.
+    :ivar waiters: waiting threads, the first to arrive first.
+    :ivar generation: rises with each failure; a connection that was last checked in an older one is pinged before use.
+    :ivar most_used: maximum of `taken`: `size`, but 0 while the database is away, and few while a queue of long waits
+        is served.
+    :ivar most_opening: maximum of concurrent connects: `size`, but few while connects fail; each success doubles it. So
+        the waiters do not overrun a server that has no connection left, or hardly one.
     :ivar given_at: when a connection came back last, `time.monotonic`.
     :ivar requests: checkouts so far.
     :ivar usage: seconds that connections were in use.
@@ -69,7 +69,7 @@ class Inventory(Generic[S]):
 
     def __init__(self, size: int, max_idle: int) -> None:
         self.size, self.max_idle = size, max_idle
-        self.lock = threading.Lock()  # nobody waits on it: each waiter has a gate of its own
+        self.lock = threading.Lock()  # held only briefly: each waiter waits on a gate of its own
         self.records: set[S] = set()
         self.idle: list[S] = []
         self.waiters: collections.deque[Waiter[S]] = collections.deque()
@@ -79,7 +79,7 @@ class Inventory(Generic[S]):
         self.closed = False
         self._called: Waiter[S] | None = None
         self._renewed = 0.0
-        #: The connection that was given back first is taken first, not the warmest.
+        #: Take the connection that came back first, not the warmest.
         self.fifo = False
 
     def __repr__(self) -> str:
@@ -88,27 +88,27 @@ class Inventory(Generic[S]):
 
     @property
     def in_use(self) -> int:
-        """Connections that an app has or the pool works on."""
+        """Return how many connections borrowers have or the pool works on."""
         return max(0, self.taken - self.opening)
 
     def has_room(self) -> bool:
-        """A connection is idle, or another one may be opened."""
+        """Return whether a connection is idle or another one may be opened."""
         return self.taken < self.size
 
     def snapshot(self) -> list[S]:
-        """All open connections."""
+        """Return all open connections."""
         with self.lock:
             return list(self.records)
 
     # -- taking --------------------------------------------------------------------------------------------------
 
     def count_request(self) -> None:
-        """One more checkout, which takes nothing."""
+        """Count a checkout that takes no connection."""
         with self.lock:
             self.requests += 1
 
     def take_warm(self, now: float, window: float) -> S | None:
-        """The warmest idle connection if it was known to be good less than `window` seconds ago."""
+        """Take the warmest idle connection if it was known to be good at most `window` s ago; else return None."""
         with self.lock:
             self.requests += 1
             if (not self.idle or self.closed or self.taken >= self.most_used
@@ -126,12 +126,13 @@ class Inventory(Generic[S]):
     def take_or_join(self, waiter: Waiter[S] | None, now: float, deadline: float, refuse: Callable[[], None],
                      request: RequestRecord | None = None, *, hasty: bool = False
                      ) -> tuple[S | None, Waiter[S], int]:
-        """A reserved connection that was idle, or a place in the queue, and for how many slots one is to be opened.
+        """Reserve an idle connection, or join the queue.
 
-        :param waiter: of who has waited already and was served badly: it is the first again.
-        :param request, hasty: the new waiter's.
-        :param refuse: raises where nobody is to wait; called under the lock, so that who sends all waiters away
-            misses none.
+        Return the connection or None, the waiter, and for how many reserved slots to open a connection.
+
+        :param waiter: from a thread that has waited already and got an unusable connection: it rejoins at the front.
+        :param request, hasty: for the new waiter.
+        :param refuse: raises if the thread must not wait. It runs under the lock, so `send_all_away` misses no waiter.
         :raises PoolClosed: after `close`.
         """
         place: Waiter[S] = Waiter(waiter.since if waiter else now, deadline, request, hasty=hasty)
@@ -157,16 +158,16 @@ class Inventory(Generic[S]):
         return record
 
     def wait(self, waiter: Waiter[S], deadline: float) -> bool:
-        """Wait until there is a connection or an error for a waiter; False if there was none by the deadline.
+        """Wait until a waiter has a connection or an error; return False if it has neither by the deadline.
 
-        Whoever is interrupted here, or has waited in vain, has to `leave`.
+        After False, an error or an interruption, the caller must call `leave`.
         """
         while True:
             left = max(0.0, deadline - monotonic())
             woken = waiter.gate.acquire(timeout=min(left, LOOK_INTERVAL) if waiter.in_vain else left)
             with self.lock:
                 if not woken:
-                    waiter.gate.acquire(blocking=False)  # released since: what it was for is seen now
+                    waiter.gate.acquire(blocking=False)  # released since the timeout: its cause is handled below
                 if self._called is waiter or (waiter.in_vain and self.waiters and self.waiters[0] is waiter):
                     self._come(waiter)
                 if waiter.record is not None or waiter.error is not None:
@@ -175,7 +176,10 @@ class Inventory(Generic[S]):
                     return False
 
     def _come(self, waiter: Waiter[S]) -> None:
-        """Who was called is here. If there is nothing any more, it keeps its place and looks by itself from now on."""
+        """Serve a waiter that was woken or looks by itself.
+
+        If no connection is left, it keeps its place and looks by itself from now on.
+        """
         if self._called is waiter:
             self._called = None
         waiter.in_vain = not self._available()
@@ -185,20 +189,20 @@ class Inventory(Generic[S]):
             self._call()
 
     def _call(self) -> None:
-        """Where there is something for somebody, the first is on its way, or will look soon."""
+        """Wake the first waiter if a connection is available, unless one is on its way or looks by itself soon."""
         if self._available() and self.waiters and self._called is None and not self.waiters[0].in_vain:
             self._called = self.waiters[0]
             self._called.gate.release()
 
     def leave(self, waiter: Waiter[S]) -> S | None:
-        """Out of the queue; what was handed over meanwhile, to be given to the next."""
+        """Leave the queue; return a connection that was handed over meanwhile, for the next waiter."""
         with self.lock:
             self._dequeue(waiter)
             record, waiter.record = waiter.record, None
             return record
 
     def _dequeue(self, waiter: Waiter[S]) -> bool:
-        """Out of the queue; whether it was called, so that its gate is open already."""
+        """Remove a waiter from the queue; return whether it was woken, so that its gate is already open."""
         try:
             self.waiters.remove(waiter)
         except ValueError:
@@ -210,12 +214,12 @@ class Inventory(Generic[S]):
         return called
 
     def waiting(self) -> list[Waiter[S]]:
-        """Return those that wait, the first to come first."""
+        """Return the waiters, the first to arrive first."""
         with self.lock:
             return list(self.waiters)
 
     def waiting_since(self) -> float:
-        """When the first of those came that wait, 0.0 if nobody does."""
+        """Return when the longest waiter arrived; 0.0 if no thread waits."""
         with self.lock:
             return min((waiter.since for waiter in self.waiters), default=0.0)
 
@@ -223,13 +227,13 @@ class Inventory(Generic[S]):
 
     def send_all_away(self, make_error: Callable[[], BaseException] = _closed,
                       which: Callable[[Waiter[S]], bool] = lambda waiter: True) -> None:
-        """Let all waiters fail, or those that `which` chooses, each with an error of its own."""
+        """Let all waiters fail, or those that `which` selects, each with a separate error."""
         with self.lock:
             for waiter in [waiter for waiter in self.waiters if which(waiter)]:
                 self._send_away(waiter, make_error())
 
     def send_latest_away(self, threads: Container[int], error: BaseException) -> int | None:
-        """Let the waiter fail that came last of these threads; which one that was."""
+        """Let the latest waiter among these threads fail; return its thread's id, None if none of them waits."""
         with self.lock:
             latest = next((waiter for waiter in reversed(self.waiters) if waiter.thread_id in threads), None)
             if latest is None:
@@ -245,10 +249,12 @@ class Inventory(Generic[S]):
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def give(self, record: S, now: float, *, used: float = 0.0, cold: bool = False) -> bool:
-        """A good connection comes back, or a new one comes; False if it is not to be used again.
+        """Hand a good connection, returned or new, to the first waiter, or make it idle.
+
+        Return False if it must be closed: it is surplus, cut off or expired, or the pool is closed.
 
         :param used: seconds that it was in use.
-        :param cold: it is the last to be taken.
+        :param cold: take it last.
         """
         with self.lock:
             self.usage += used
@@ -279,12 +285,12 @@ class Inventory(Generic[S]):
             waiter.gate.release()
 
     def count_usage(self, used: float) -> None:
-        """A connection came back that is of no more use."""
+        """Count the usage of a connection that came back and will be closed."""
         with self.lock:
             self.usage += used
 
     def remove(self, record: S) -> bool:
-        """Forget a connection and keep its slot; False if that was done before."""
+        """Forget a connection and keep its slot; return False if that was done before."""
         with self.lock:
             if record.state is REMOVED:
                 return False
@@ -303,25 +309,26 @@ class Inventory(Generic[S]):
         return count
 
     def reserve_ahead(self, min_idle: int) -> int:
-        """Reserve slots for what is missing of `min_idle` connections; how many."""
+        """Reserve slots for connections that are missing up to `min_idle`; return how many."""
         with self.lock:
             return 0 if self.closed else self._reserve(min_idle - len(self.idle))
 
     def free_slot(self) -> int:
-        """A slot is free again; how many are reserved instead for those who wait."""
+        """Free a slot; return how many slots are now reserved for waiters instead."""
         with self.lock:
             self.taken -= 1
             return self._reserve(0)
 
     def release_slots(self, count: int) -> None:
-        """No connection is opened for so many reserved slots."""
+        """Release reserved slots in which no connection will be opened."""
         with self.lock:
             self.opening -= count
             self.taken -= count
 
     def release_slot_unless_needed(self) -> bool:
-        """Give up the slot of a connection that could not be opened; False for one more try, if somebody waits and few
-        others try.
+        """Release the slot of a failed connect and return True; or return False to attempt once more.
+
+        Another attempt is due while a thread waits and few other attempts are under way.
         """
         with self.lock:
             self.most_opening = min(self.size, FEW)
@@ -332,8 +339,9 @@ class Inventory(Generic[S]):
             return True
 
     def opened(self) -> int:
-        """A connection was opened in a reserved slot, which it has now; how many more slots are reserved, where some
-        wait since opening failed.
+        """Count a connection as open in its reserved slot; return how many more slots are now reserved.
+
+        It reserves more only if failed connects have lowered `most_opening`.
         """
         with self.lock:
             self.opening -= 1
@@ -343,12 +351,12 @@ class Inventory(Generic[S]):
             return self._reserve(0, coming=1)
 
     def add(self, record: S) -> None:
-        """One more open connection, which has a slot already."""
+        """Add an open connection that already has a slot."""
         with self.lock:
             self.records.add(record)
 
     def reserve_idle(self, due: Callable[[S], bool]) -> list[S]:
-        """Take those idle connections out that are due to be worked on, the warmest first."""
+        """Reserve the idle connections that are due for upkeep, the warmest first."""
         with self.lock:
             chosen = [record for record in self.idle if due(record)]
             for record in chosen:
@@ -360,29 +368,30 @@ class Inventory(Generic[S]):
     # -- after an outage, or a standstill ------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """The database is away: reserve no slots, take nothing."""
+        """Reserve no slots and give out no connection while the database is away."""
         with self.lock:
             self.most_used = 0
 
     def resume(self, *, paced: bool) -> int:
-        """The database is back: a few may be taken, more with each `spread`; how many slots are reserved now.
+        """Give out connections again after an outage; return how many slots are now reserved.
 
-        :param paced: somebody calls that; else as many as there are may be taken.
+        :param paced: begin with few, since the housekeeper calls `spread` for more; else lift the limit at once.
         """
         with self.lock:
             self.most_used = min(self.size, AT_FIRST) if paced else self.size
             return self._reserve(0)
 
     def throttle(self) -> None:
-        """Nothing comes back: when it does, a queue that is longer than the pool gets its turn as after an outage."""
+        """Prepare for the end of a standstill: serve a queue longer than the pool slowly, as after an outage."""
         with self.lock:
             if self.taken >= self.size and len(self.waiters) > self.size:
                 self.most_used = min(self.size, AT_FIRST)
 
     def spread(self) -> int:
-        """More may be taken, as many as there are once nobody waits; how many slots are reserved now.
+        """Raise `most_used`, to `size` once no thread waits; return how many slots are now reserved.
 
-        As in TCP's slow start, a server that has just come back is not run over, and this process still serves others.
+        As in TCP's slow start, this does not overrun a server that has just come back, and this process still serves
+        other requests.
         """
         with self.lock:
             if not 0 < self.most_used < self.size:
@@ -397,7 +406,7 @@ class Inventory(Generic[S]):
     # -- all of them ---------------------------------------------------------------------------------------------
 
     def renew(self) -> bool:
-        """None of the connections of now is used again, as after a failover; at most once a second, else False.
+        """Expire all present connections, as after a failover. At most once a second; return False if called sooner.
 
         A server that stays read-only must not cost a connect for each error.
         """
@@ -411,7 +420,7 @@ class Inventory(Generic[S]):
             return True
 
     def close(self) -> list[S]:
-        """Give out no more; what was idle, each with its slot."""
+        """Give out no more connections; return the idle ones, each with its slot."""
         with self.lock:
             self.closed = True
             idle, self.idle = self.idle, []

@@ -1,6 +1,7 @@
-"""End on the server a statement that was cut off here: closing the socket leaves it running and its locks held.
+"""End on the server a statement that was cut off here: closing the socket leaves it running, with its locks held.
 
-The connection was withdrawn before, so no borrower uses it. `identity` explains why it is never another one.
+The pool withdrew the connection before, so no borrower uses it. `identity` explains why this never ends another
+session.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import time
 from .drivers import Driver
 from .identity import Identity
 
-#: Seconds after which a session is left to a server that does not answer.
+#: Give up on a session that has waited in the queue for longer than this: the server does not answer, seconds.
 TOO_LATE = 5.0
 
 
 class Killer:
-    """End sessions of one pool on the server, one after the other, each through a short connection of its own.
+    """Ends sessions of one pool on the server, one after the other, each through a separate short connection.
 
     :ivar ended: number of ended sessions.
     """
@@ -30,7 +31,7 @@ class Killer:
         self.ended = 0
 
     def condemn(self, identity: Identity | None) -> None:
-        """End a session soon, if it can be identified for certain. Never blocks, never raises."""
+        """End a session soon in a background thread, if its identity is certain. Never blocks, never raises."""
         if identity is None or not identity.direct:
             return
         with self._lock:
@@ -57,4 +58,4 @@ class Killer:
             try:
                 self.ended += self._driver.kill(identity)
             except Exception as error:
-                error.__traceback__ = None  # best effort: the server's own limits are left
+                error.__traceback__ = None  # best effort: without it, only the server's own limits apply

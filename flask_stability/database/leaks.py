@@ -1,4 +1,4 @@
-"""Report connections that are never given back, once each, with the place that took them."""
+"""Report connections that borrowers never give back, once each, with the code that took them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .stats import Counters
 
 
 class Leaks:
-    """Find one pool's forgotten connections.
+    """Finds one pool's forgotten connections.
 
-    :ivar full_since: since when every connection that the pool may open is in use; 0.0 = not now.
+    :ivar full_since: since when every connection that the pool may open is in use, `time.monotonic`; 0.0 = not now.
     """
 
     def __init__(self, settings: Settings, inventory: Inventory[ConnectionRecord], counters: Counters,
@@ -27,7 +27,7 @@ class Leaks:
         self._exhausted = False
 
     def look(self, records: list[ConnectionRecord], now: float) -> None:
-        """Look at all open connections."""
+        """Report the leaks among all open connections."""
         for record in records:
             if self._threshold and record.state is IN_USE and now - record.since >= self._threshold:
                 self._tell(record, now)
@@ -52,10 +52,10 @@ class Leaks:
         send(leak_suspected, "flask_stability", kind="connection", detail=detail)
 
     def _tell_if_exhausted(self, records: list[ConnectionRecord], now: float) -> None:
-        """Return whether requests wait while every connection that the pool may open is leaked.
+        """Report, once, that requests wait while every connection that the pool may open is leaked.
 
-        A connection counts if its leak has been known for long, or if a thread outside requests has left it unused for
-        half of the time that a request may wait for one.
+        A connection counts if its leak has been reported, or if a thread outside requests has left it unused for half
+        of the maximum wait for a connection.
         """
         if self._exhausted or not self._threshold or len(records) < self._inventory.size:
             return

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB by mysqlclient."""
+"""MySQL and MariaDB through mysqlclient."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ _REMEDIES = {
           "address",
 }
 _UNKNOWN_VARIABLE, _TOO_LARGE, _TLS_ERROR = 1193, 1153, 2026
-#: Nothing was executed, so the transaction is what it was.
+#: After these errors nothing was executed, so the transaction is unchanged.
 _STILL_OPEN = frozenset({ErrorClass.TOO_LARGE, ErrorClass.OUT_OF_STEP, ErrorClass.FULL, ErrorClass.QUOTA})
 
 
 class _Dialect(NamedTuple):
-    """How this server is spoken to.
+    """How to talk to this server.
 
-    :ivar limit: makes the statement that limits a session's statements and waits for locks to so many seconds.
-    :ivar question: asks who a connection is, "" if the server does not say.
+    :ivar limit: returns the statement that limits a session's statements and lock waits to so many seconds.
+    :ivar question: statement that asks for a session's identity; "" if the server cannot tell.
     """
 
     limit: Callable[[float], str]
@@ -71,14 +71,17 @@ class _Dialect(NamedTuple):
 
 
 def _locks(seconds: float) -> str:
-    """No wait for a lock is longer than a statement may take; a lower limit of the server's own stays."""
+    """Return assignments that cap lock waits at a statement's limit; a lower limit of the server stays in force."""
     whole = max(1, math.ceil(seconds)) if seconds else 31536000
     return ", ".join(f"{name}=CAST(LEAST(@@GLOBAL.{name}, {whole}) AS UNSIGNED)"
                      for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"))
 
 
 def _limits(mariadb: bool) -> list[Callable[[float], str]]:
-    """MariaDB counts seconds, MySQL milliseconds (SELECT only); the fullest first, for servers that know less."""
+    """Return functions that make the limiting statement, the fullest first; later ones suit servers that know less.
+
+    MariaDB counts in seconds, MySQL in milliseconds (SELECT only).
+    """
     def own(seconds: float) -> str:
         return f"max_statement_time={seconds:g}" if mariadb else f"max_execution_time={int(seconds * 1000)}"
 
@@ -89,10 +92,11 @@ def _limits(mariadb: bool) -> list[Callable[[float], str]]:
 
 
 def guarded(base: Any, failed: Any, send: Callable[..., Any] | None = None) -> Any:
-    """A driver's connection that knows how much its server takes in one statement and when the latest began.
+    """Return a connection class that knows its server's maximum statement size and when the latest statement began.
 
+    :param base: the driver's connection class.
     :param failed: the driver's OperationalError.
-    :param send: sends a statement; default: what `base` does for it.
+    :param send: sends a statement; default: `query` of `base`.
     """
     sending: Callable[..., Any] = send or base.query
 
@@ -102,7 +106,7 @@ def guarded(base: Any, failed: Any, send: Callable[..., Any] | None = None) -> A
         began = 0.0
 
         def query(self, query: Any, *args: Any, **options: Any) -> Any:
-            """Send a statement, unless the server would answer by hanging up."""
+            """Send a statement, unless it is so large that the server would hang up; then raise `failed`."""
             if isinstance(query, str):
                 query = query.encode(self.encoding)
             if len(query) >= self.max_packet:
@@ -111,14 +115,14 @@ def guarded(base: Any, failed: Any, send: Callable[..., Any] | None = None) -> A
                 error.unsent = True
                 raise error
             self.began = monotonic()
-            # a bytearray might be changed by another thread while it is read without the GIL
+            # another thread might change a bytearray while the driver reads it without the GIL
             return sending(self, bytes(query) if isinstance(query, bytearray) else query, *args, **options)
 
     return Connection
 
 
 class MySQLDriver:
-    """MySQL and MariaDB by mysqlclient."""
+    """MySQL and MariaDB through mysqlclient."""
 
     kind = "mysql"
     reads_on = True
@@ -133,13 +137,13 @@ class MySQLDriver:
         self._settings = settings
         self._credentials = credentials
         self._address = credentials.latest
-        #: None until the first connection tells whose dialect the server speaks.
+        #: None until the first connection shows which dialect the server speaks.
         self._dialect: _Dialect | None = None
 
     def _load(self) -> None:
         """Import the driver's module.
 
-        :raises ConfigError: if it is missing.
+        :raises ConfigError: if it is not installed.
         """
         try:
             import MySQLdb
@@ -162,7 +166,7 @@ class MySQLDriver:
         if seconds:
             # the server's own limit comes first; these end a wait for a server that is gone
             options["read_timeout"] = options["write_timeout"] = self.backstop(seconds)
-        if timeout is not None:  # a short-lived one, for a question
+        if timeout is not None:  # a short-lived connection, for a question
             options["read_timeout"] = options["write_timeout"] = max(1, math.ceil(timeout))
         dialect = self._dialect
         limit = dialect.limit(seconds) if dialect is not None and seconds else ""
@@ -173,7 +177,7 @@ class MySQLDriver:
                 address, connect_timeout=max(1, math.ceil(timeout or settings.db_connect_timeout)),
                 autocommit=settings.db_autocommit, **options)
         except self.dbapi.Error:
-            self._dialect = None  # the server behind the address may be another one by now
+            self._dialect = None  # another server may be behind the address by now
             raise
         try:
             if dialect is None:
@@ -187,13 +191,13 @@ class MySQLDriver:
 
     @staticmethod
     def backstop(seconds: float) -> int:
-        """Seconds after which the client itself gives a statement up that may take `seconds`."""
+        """Return after how many seconds the client itself gives up a statement that may take `seconds`."""
         return math.ceil(seconds) + 5
 
     def _prepare(self, raw: Any, address: DatabaseURL, dialect: _Dialect) -> None:
         """Check TLS if it is required, learn the session's identity, and apply the app's own set-up."""
         if address.secure and not one_row(raw, "SHOW STATUS LIKE 'Ssl_cipher'")[1]:
-            # the client library goes on in clear with a server that offers no TLS
+            # the client library continues in clear text if the server offers no TLS
             raise self.dbapi.OperationalError(_TLS_ERROR, "TLS is required and the server does not support it")
         if dialect.question:
             raw.identity = found = identity_of(raw, dialect.question)
@@ -204,13 +208,13 @@ class MySQLDriver:
             raw.query(address.init_command)
 
     def _learn(self, raw: Any, seconds: float) -> _Dialect:
-        """Limit the statements of a connection, and find out how that is said to this server."""
+        """Limit the statements of a connection; return the dialect that this server understands."""
         mariadb = "MariaDB" in raw.get_server_info()
         limit = next(make for make in _limits(mariadb) if self._knows(raw, make(seconds) if seconds else ""))
         return _Dialect(limit, next((asked for asked in questions(mariadb) if self._knows(raw, asked)), ""))
 
     def _knows(self, raw: Any, sql: str) -> bool:
-        """Execute a statement; False if the server lacks a variable in it, or does not let it be set."""
+        """Execute a statement; return False if the server lacks one of its variables or does not allow setting it."""
         try:
             if sql:
                 raw.query(sql)
@@ -222,12 +226,12 @@ class MySQLDriver:
             return False
 
     def limit(self, raw: Any, seconds: float) -> None:
-        """Give the statements of a session another limit, until it is reset; 0 = none."""
+        """Set another limit in seconds for the statements of a session, until its reset; 0 = none."""
         if self._dialect is not None and (sql := self._dialect.limit(seconds)):
             raw.query(sql)
 
     def kill(self, identity: Identity) -> bool:
-        """End a session on the server by a connection of its own, within about a second; False if that was not done."""
+        """End a session through a separate connection, within about a second; return False if it was not ended."""
         raw = self.connect(1.0)
         try:
             own = raw.identity
@@ -281,7 +285,7 @@ class MySQLDriver:
         except self.dbapi.Error as unknown:
             if unknown.args[0] != _UNKNOWN_VARIABLE:
                 return True
-        # MySQL has no such variable; there, only a lock wait may have ended it
+        # MySQL has no such variable; there, only a lock wait may have ended the transaction
         try:
             return kind is ErrorClass.LOCK_WAIT and bool(one_row(raw, "SELECT @@innodb_rollback_on_timeout")[0])
         except self.dbapi.Error:

@@ -1,8 +1,8 @@
-"""The pool: every wait is bounded, there is no I/O under its lock, and no statement is run twice.
+"""The pool: every wait is bounded, no I/O runs under its lock, and no statement runs twice.
 
-This is the facade that wires the parts. Connections are DBUtils' `SteadyDBConnection`; what that does on its own
-account (pinging, reconnecting and executing again, usage limits) is switched off. DBUtils' `PooledDB` is not inherited:
-it does its I/O under its lock, so its bookkeeping, waiting, giving back and closing would all have to be replaced.
+This facade wires the parts. Connections are DBUtils' `SteadyDBConnection`, without its own additions: pinging,
+reconnecting, executing again and usage limits are switched off. `Pool` does not inherit DBUtils' `PooledDB`, which does
+its I/O under its lock: its bookkeeping, waiting, check-in and closing would all need a replacement.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from .waiters import Waiter
 
 
 class _Pools(Part):
-    """The pools of this process, and the connections that a forked child inherited: it never speaks on them."""
+    """The pools of this process, and the connections that a forked child inherited and never uses."""
 
     def __init__(self) -> None:
         self.all: weakref.WeakSet[Pool] = weakref.WeakSet()
         self.inherited: list[ConnectionRecord] = []
 
     def reset_after_fork(self) -> None:
-        """No pool has anything of its parent's."""
+        """Empty every pool: a child must not use its parent's connections."""
         for pool in list(self.all):
             self.inherited += pool.reset_after_fork()
 
@@ -56,7 +56,7 @@ _pools = runtime.add("pools", _Pools())
 
 
 def inside() -> list[float]:
-    """Return since when each request's thread is inside a database, of any pool: monotonic seconds."""
+    """Return since when each request thread is inside a database, of any pool: monotonic seconds."""
     return [since for pool in list(_pools.all) for since in list(pool.bulkhead.inside.values())]
 
 
@@ -64,7 +64,7 @@ class _Wish:
     """What a checkout asks for. Times are `time.monotonic` seconds.
 
     :ivar deadline: until when it waits.
-    :ivar limit: until when it may wait at the most, whatever the database does.
+    :ivar limit: until when it may wait at most, whatever the database does.
     :ivar request, hasty: see `Waiter`.
     """
 
@@ -76,19 +76,20 @@ class _Wish:
 
 
 class Pool:
-    """A bounded pool of connections of one app in one process. Opens nothing before it is asked for a connection.
+    """A bounded pool of connections of one app in one process. Opens no connection before the first checkout.
 
-    A process that serves gives it a housekeeper (`start`). Without one, as in a script, connections are not looked
-    after while nobody asks: no leak is told of, none is closed for being idle, SQLite's statements have no time limit.
+    A process that serves requests starts the housekeeper (`start`). Without it, as in a script, nothing looks after the
+    connections between calls: the pool logs no leak, closes no connection for being idle, and does not limit the time
+    of SQLite's statements.
 
     :param name, instance_path: of the app, for the embedded default.
-    :param credentials: gives the password, or user and password, for each connect.
-    :param driver: opens the connections, instead of the one that the settings ask for.
-    :ivar lost: what finalizers found; `reclaim_lost` takes it back.
+    :param credentials: returns the password, or user and password, for each connect.
+    :param driver: opens the connections, instead of the driver that the settings name.
+    :ivar lost: connections that finalizers found; `reclaim_lost` takes them back.
     """
 
     _connector_class: type[Connector] = Connector
-    #: A request may be held for longer than the `timeout` that is given for it, which is a setting's.
+    #: A request may be held beyond its `timeout` argument, because that comes from a setting.
     _holds_longer = False
 
     def __init__(self, settings: Settings, *, name: str = "app", instance_path: str = ".",
@@ -96,13 +97,13 @@ class Pool:
         self.settings = settings
         self.driver: Driver = driver or make_driver(settings, instance_path, name, credentials)
         self._window = settings.db_alive_bypass_window
-        #: A connection that ran plain statements only need not be cleared.
+        #: A connection that ran only plain statements needs no clearing.
         self._trusting = settings.db_autocommit and settings.db_reset_on_return == "rollback"
         self._wire()
         _pools.all.add(self)
 
     def _wire(self) -> None:
-        """Make all parts anew: empty books, new locks, no experience. None of them holds the pool."""
+        """Create all parts anew: empty books, new locks, no history. No part refers to the pool."""
         settings, driver = self.settings, self.driver
         self.lost: collections.deque[ConnectionRecord] = collections.deque()
         self.counters = Counters()
@@ -128,18 +129,19 @@ class Pool:
 
     def connection(self, timeout: float | None = None, *, query_timeout: float | None = None,
                    wait: bool = True) -> PooledConnection:
-        """A connection within `timeout` seconds (default STABILITY_DB_TIMEOUT), and never beyond the request's time.
+        """Check a connection out. Wait at most `timeout` seconds, and never beyond the request's own deadline.
 
         While the database is away, a request is held for STABILITY_DB_OUTAGE_PATIENCE instead (see `hold`), but no
-        longer than a `timeout` that was given.
+        longer than an explicit `timeout`.
 
+        :param timeout: default: STABILITY_DB_TIMEOUT.
         :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
             0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
-        :param wait: False: neither for a database that is away nor for a connection that others use; for code that has
-            a fallback. To open a connection may still take STABILITY_DB_CONNECT_TIMEOUT.
-        :raises PoolTimeout: if none became free, or none could be opened, in that time.
-        :raises CircuitOpen: while the database is known not to answer: at once, or if it has been so for too long.
-        :raises TooManyRequests: while the database is slow and only one thread is left for the rest.
+        :param wait: False: wait neither for a database that is away nor for a connection that others use; for code that
+            has a fallback. Opening a connection may still take STABILITY_DB_CONNECT_TIMEOUT.
+        :raises PoolTimeout: if no connection became free or could be opened in that time.
+        :raises CircuitOpen: while the database is known not to answer: at once, or after a request was held too long.
+        :raises TooManyRequests: while the database is slow and only one thread is left for other requests.
         :raises PoolClosed: after `close`.
         """
         now, ident = monotonic(), threading.get_ident()
@@ -169,11 +171,11 @@ class Pool:
             raise
 
     def _lend(self, record: ConnectionRecord) -> Any:
-        """What a borrower gets: it has `release`, for the end of his request."""
+        """Return what the borrower gets; the end of its request calls `release` on it."""
         return PooledConnection(self, record)
 
     def dedicated_connection(self) -> PooledConnection:
-        """The same: connections are never shared."""
+        """Return a connection as `connection` does: connections are never shared."""
         return self.connection()
 
     def _admit(self, now: float) -> None:
@@ -184,8 +186,11 @@ class Pool:
             raise
 
     def _limited(self, record: ConnectionRecord, seconds: float, deadline: float) -> ConnectionRecord:
-        """Give the borrower's statements another limit; a new connection where the client itself would end them."""
-        self.start()  # whose housekeeper ends what the server does not
+        """Set another time limit for the borrower's statements.
+
+        If the client itself would end such statements too early, open a new connection instead.
+        """
+        self.start()  # the housekeeper ends statements that the server does not end
         left = request.remaining()
         if left is not None:
             deadline = min(deadline, monotonic() + left - 1.0)
@@ -198,7 +203,7 @@ class Pool:
         return record
 
     def _warm(self, now: float) -> ConnectionRecord | None:
-        """The warmest idle connection, if it may be used without a question: one lock, one look at its socket."""
+        """Return the warmest idle connection if it needs no ping: one lock, one look at its socket."""
         if self.availability.breaker.open:
             self.inventory.count_request()
             return None
@@ -211,7 +216,7 @@ class Pool:
 
     def _patiently(self, now: float, timeout: float | None, serving: request.RequestRecord | None,
                    wait: bool) -> ConnectionRecord:
-        """Whatever it takes, within the time that there is."""
+        """Return a connection by any means within the caller's time; count its thread as inside meanwhile."""
         wish = _Wish(now, now + (self.settings.db_timeout if timeout is None else timeout),
                      math.inf if timeout is None or self._holds_longer else now + timeout, hasty=not wait)
         if serving is None:
@@ -230,7 +235,7 @@ class Pool:
             inside.pop(ident, None)
 
     def _take(self, wish: _Wish) -> ConnectionRecord:
-        """An idle connection that is alive, else whatever comes first: one given back or a new one."""
+        """Return an idle connection that is alive, or else the first that comes: a returned or a new one."""
         waiter: Waiter[ConnectionRecord] | None = None
         while True:
             record, waiter, wanted = self.inventory.take_or_join(
@@ -269,7 +274,7 @@ class Pool:
             return waiter.record
         except BaseException:
             record = inventory.leave(waiter)
-            if record is not None:  # handed over meanwhile
+            if record is not None:  # a connection was handed over meanwhile
                 self.connector.publish(record)
             raise
         finally:
@@ -280,9 +285,9 @@ class Pool:
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def take_back(self, record: ConnectionRecord) -> None:
-        """Take a connection back: cleared, stamped, and only then for the next one to use. Never raises."""
+        """Take a connection back: clear it, stamp it, and only then let the next borrower use it. Never raises."""
         if record.state is not IN_USE:
-            return  # a forked child has no part in it
+            return  # a forked child must not touch its parent's connection
         now = monotonic()
         used = now - record.since
         if record.reported:
@@ -290,7 +295,7 @@ class Pool:
                             thread=record.thread_name())
         if record.streams and any(stream.unread for stream in record.streams):
             record.broken = True
-            self.driver.interrupt(record.raw, record.link)  # else all that is left would be read now
+            self.driver.interrupt(record.raw, record.link)  # else the driver would read all remaining rows now
         bad = record.broken or record.cut or record.inside
         if not bad and (record.effect or record.in_transaction or not self._trusting):
             bad = not self._cleared(record)
@@ -304,7 +309,7 @@ class Pool:
         self.connector.discard(record)
 
     def _cleared(self, record: ConnectionRecord) -> bool:
-        """Roll back, or reset the session if that may have been changed; False if the connection is of no more use."""
+        """Roll back, or reset the session if it may have changed; return False if the connection is of no more use."""
         session = record.effect == SESSION or self.settings.db_reset_on_return == "session"
         ident, serving, inside = threading.get_ident(), record.request is not None, self.bulkhead.inside
         if serving:
@@ -322,11 +327,11 @@ class Pool:
 
     @property
     def has_lost(self) -> bool:
-        """Connections were let go without being given back."""
+        """Return whether borrowers dropped connections without check-in."""
         return bool(self.lost)
 
     def reclaim_lost(self) -> None:
-        """Take back what finalizers found."""
+        """Take back the connections that finalizers found."""
         while self.lost:
             try:
                 record = self.lost.popleft()
@@ -347,7 +352,7 @@ class Pool:
                 self.calls.watched = True
 
     def close(self) -> None:
-        """Close what is idle, refuse what is asked for, close the rest when it comes back. Idempotent."""
+        """Close the idle connections, refuse checkouts, and close other connections at check-in. Idempotent."""
         idle = self.inventory.close()
         with self._starting:
             housekeeper, self.housekeeper = self.housekeeper, None
@@ -361,13 +366,13 @@ class Pool:
         self.reclaim_lost()
 
     def publish_figures(self) -> None:
-        """Put the pool's counts on the scoreboard, and the gauges of all pools of this process."""
+        """Write the pool's counts, and the gauges of all pools of this process, to the scoreboard."""
         row = runtime.my_row()
         self.counters.publish(row, self.stats())
         publish_gauges(row, [(pool.stats(), pool.leaks.full_since) for pool in list(_pools.all) if pool.calls.watched])
 
     def stats(self) -> Stats:
-        """Figures under psycopg_pool's names; times in milliseconds."""
+        """Return the figures under psycopg_pool's names; times in milliseconds."""
         inventory = self.inventory
         requests, idle = inventory.requests, len(inventory.idle)
         counters = {name: int(number) for name, number in self.counters.items()}
@@ -378,7 +383,10 @@ class Pool:
                 "success_rate": 1.0 - counters["requests_errors"] / requests if requests else 1.0}
 
     def reset_after_fork(self) -> list[ConnectionRecord]:
-        """In a forked child: begin empty, with new locks; return the parent's connections, to be kept unused."""
+        """In a forked child: start empty, with new locks.
+
+        Return the parent's connections. The child must keep them and never use them.
+        """
         inherited = list(self.inventory.records)
         for record in inherited:
             record.state, record.cut, record.broken = REMOVED, "it belongs to the parent process", True

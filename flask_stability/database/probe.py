@@ -1,4 +1,4 @@
-"""Ask a database whether it answers, on a connection outside the pool."""
+"""Ask a database for an answer, on a connection outside the pool."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def round_trip(driver: Driver, patience: float) -> float:
     """Connect, execute one statement and close. Return the seconds that the statement took.
 
-    :param patience: seconds to connect, and seconds for the statement; a whole number of seconds is used to connect.
-    :raises Exception: the driver's, with the remedy as a note; also if no answer came in time.
+    :param patience: maximum seconds to connect (rounded up to whole ones), and again for the statement.
+    :raises Exception: the driver's error, with the remedy as a note; also if no answer came in time.
     """
     try:
         return _timed(driver, patience)
@@ -33,7 +33,7 @@ def _timed(driver: Driver, patience: float) -> float:
     watch = threading.Timer(patience, driver.interrupt, (raw, link))
     watch.daemon = True
     try:
-        with suppress(RuntimeError):  # no more threads: the driver's own timeouts are left
+        with suppress(RuntimeError):  # no more threads: only the driver's own timeouts apply
             watch.start()
         started = time.monotonic()
         cursor = raw.cursor()

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB by PyMySQL: pure Python, so it needs no compiler, and greenlets take turns in its calls."""
+"""MySQL and MariaDB through PyMySQL: pure Python, so it needs no compiler, and greenlets switch during its calls."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..exceptions import ConfigError
 from .mysql import MySQLDriver, guarded
 
 _PLUGIN, _INSECURE, _TLS_ERROR = 2059, 2061, 2026
-#: Ways to log in that send the password as it is.
+#: Authentication plugins that send the password in clear text.
 _CLEAR = (b"mysql_clear_password", b"dialog")
 
 
 class PyMySQLDriver(MySQLDriver):
-    """MySQL and MariaDB by PyMySQL."""
+    """MySQL and MariaDB through PyMySQL."""
 
     def _load(self) -> None:
         try:
@@ -36,7 +36,7 @@ class PyMySQLDriver(MySQLDriver):
 
 
 def arguments(address: DatabaseURL) -> dict[str, Any]:
-    """Arguments for PyMySQL's ``connect``.
+    """Return the arguments for PyMySQL's ``connect``.
 
     :raises Exception: an error of PyMySQL, if a file that the address names cannot be read or used.
     """
@@ -48,7 +48,7 @@ def arguments(address: DatabaseURL) -> dict[str, Any]:
     try:
         if mode == "DISABLED":
             found["ssl_disabled"] = True
-        elif mode != "PREFERRED":  # which is what PyMySQL does when nothing is said
+        elif mode != "PREFERRED":  # PREFERRED is PyMySQL's default
             found["ssl"] = _context(mode, files)
         if path := found.pop("server_public_key_path", ""):
             with open(path, "rb") as file:
@@ -75,7 +75,7 @@ def _context(mode: str, files: dict[str, str]) -> ssl.SSLContext:
 
 
 class _Result:
-    """The rows of a statement, under the names of mysqlclient's own module."""
+    """The rows of a statement, with the method names of mysqlclient's result."""
 
     def __init__(self, rows: tuple[tuple[Any, ...], ...]) -> None:
         self._rows = rows
@@ -89,7 +89,7 @@ class _Result:
 
 @cache
 def _quiet(kind: Any) -> Any:
-    """A class of cursors whose finalizer raises nothing, since no caller could catch it."""
+    """Return a cursor class whose finalizer raises nothing, since no caller could catch it."""
     def let_go(self: Any) -> None:
         with suppress(Exception):
             self.close()
@@ -98,7 +98,7 @@ def _quiet(kind: Any) -> Any:
 
 
 def _connection_class(dbapi: Any) -> Any:
-    """PyMySQL's connection with what mysqlclient's has beside it, and with a handshake that ends in time."""
+    """Return PyMySQL's connection class with mysqlclient's additional methods and a time limit for the handshake."""
     from pymysql import _auth, charset
     from pymysql.constants import CLIENT, COMMAND
     from pymysql.protocol import OKPacketWrapper
@@ -110,12 +110,12 @@ def _connection_class(dbapi: Any) -> Any:
         _write_timeout: float | None
 
         def connect(self, sock: Any = None) -> None:
-            """Connect; each answer of the handshake within the time to connect, not that of statements."""
+            """Connect. Each answer of the handshake has the limit for connecting, not the one for statements."""
             timeouts = self._read_timeout, self._write_timeout
             self._read_timeout = self._write_timeout = self.connect_timeout
             try:
                 super().connect(sock)
-            except RuntimeError as error:  # a package that the way to log in needs
+            except RuntimeError as error:  # the authentication plugin needs a package that is missing
                 raise failed(_PLUGIN, str(error)) from error
             except failed as error:
                 if isinstance(getattr(error, "original_exception", None), ssl.SSLError):
@@ -125,7 +125,7 @@ def _connection_class(dbapi: Any) -> Any:
                 self._read_timeout, self._write_timeout = timeouts
 
         def _force_close(self) -> None:
-            """Close without reading on, as an unbuffered result would do when it is let go."""
+            """Close without reading the remaining rows, which an unbuffered result's finalizer would do."""
             result = getattr(self, "_result", None)
             if result is not None:
                 result.unbuffered_active = False
@@ -134,7 +134,7 @@ def _connection_class(dbapi: Any) -> Any:
         __del__ = _force_close
 
         def cursor(self, cursor: type | None = None) -> Any:
-            """Make a cursor; an unbuffered one that is let go after its link was cut does so without a word."""
+            """Return a cursor; the finalizer of an unbuffered one raises nothing after its link was cut."""
             kind = cursor or self.cursorclass
             return (_quiet(kind) if issubclass(kind, unbuffered) else kind)(self)
 
@@ -144,20 +144,20 @@ def _connection_class(dbapi: Any) -> Any:
             return super()._process_auth(plugin_name, *args)
 
         def fileno(self) -> int:
-            """Of its socket; -1 = it has none."""
+            """Return the descriptor of its socket; -1 without one."""
             return -1 if self._sock is None else int(self._sock.fileno())
 
         def store_result(self) -> _Result | None:
-            """The latest statement's rows, None if it gives none."""
+            """Return the latest statement's rows; None if it returns none."""
             rows = self._result.rows if self._result is not None else None
             return None if rows is None else _Result(tuple(rows))
 
         def set_sql_mode(self, mode: str) -> None:
-            """Set it for the session."""
+            """Set the SQL mode of the session."""
             self.query(f"SET SESSION sql_mode={self.escape(mode)}")
 
         def change_user(self, user: str, password: str, database: str) -> None:
-            """Log in anew: the session begins from the start, as COM_CHANGE_USER has it."""
+            """Log in again: COM_CHANGE_USER resets the session to its initial state."""
             self.user, self.password, self.db = user.encode(), password.encode(), database.encode()
             plugin, proof = str(self._auth_plugin_name or ""), b""
             if plugin == "caching_sha2_password" and password:
@@ -167,7 +167,7 @@ def _connection_class(dbapi: Any) -> Any:
             self._execute_command(COMMAND.COM_CHANGE_USER, b"".join((
                 self.user, b"\0", bytes([len(proof)]), proof, self.db, b"\0",
                 struct.pack("<H", charset.charset_by_name(self.charset).id), plugin.encode(), b"\0",
-                b"\0" if self.server_capabilities & CLIENT.CONNECT_ATTRS else b"")))  # none of these
+                b"\0" if self.server_capabilities & CLIENT.CONNECT_ATTRS else b"")))  # no attributes
             packet = self._read_packet()
             if packet.is_auth_switch_request():
                 packet.read_uint8()

@@ -19,18 +19,18 @@ from .inventory import RESERVED
 from .sockets import descriptor
 from .statements import CLEAN, effect_of, stays_within
 
-#: Folders whose frames do not tell who took a connection: ours, and those of libraries that take it for the app.
+#: Folders whose frames do not identify the borrower: ours, and those of libraries that check out for the app.
 not_the_app: list[str] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 
 
 class Stream:
-    """A cursor whose rows are still with the server.
+    """A cursor whose rows are still on the server.
 
-    Kept here, since the driver reads all that is left of it when it is let go, however long that takes, and stops the
-    whole process meanwhile.
+    The record keeps it alive: when it is freed, the driver reads all remaining rows, however long that takes, and
+    blocks the whole process meanwhile.
 
     :ivar unread: there may be rows left.
-    :ivar owner: the cursor that reads it; dead if no code will.
+    :ivar owner: weak reference to the cursor that reads the rows; dead once no code can read them.
     """
 
     __slots__ = ("owner", "raw", "unread")
@@ -42,21 +42,21 @@ class Stream:
 class ConnectionRecord:
     """One connection. Times are `time.monotonic` seconds, 0.0 = none.
 
-    :ivar steady: DBUtils' connection; the driver's is ``raw``, a duplicate of its socket ``link``.
-    :ivar readable: whether there is something to read on that; None where there is no socket.
-    :ivar state: IDLE, IN_USE (an app has it), RESERVED (the pool works on it) or REMOVED.
+    :ivar steady: DBUtils' connection; ``raw`` is the driver's, ``link`` a duplicate of its socket.
+    :ivar readable: polls ``link`` for something to read; None without a socket.
+    :ivar state: IDLE, IN_USE (a borrower has it), RESERVED (the pool works on it) or REMOVED.
     :ivar since: when its borrower took it.
     :ivar inside: since when a thread is in a call on it.
     :ivar used: when the latest call on it began.
-    :ivar checked: when it was known to be good.
-    :ivar limit: when that call is cut off, beside the request's own deadline.
-    :ivar cut: why it was cut off, or "".
-    :ivar effect: what has to be cleared before the next borrower.
-    :ivar unit: the transaction it is in, which learns what dooms it.
+    :ivar checked: when it was last known to be good.
+    :ivar limit: when to cancel the current call, apart from the request's own deadline.
+    :ivar cut: why the call was cut off, or "".
+    :ivar effect: what check-in has to clear for the next borrower.
+    :ivar unit: its current transaction, which learns of errors that doom it.
     :ivar query_timeout: seconds that a statement of its borrower may take; 0.0 = no limit.
     :ivar backstop: after how many seconds the client itself gives a statement up; 0.0 = never.
-    :ivar identity: which session it is on the server, None if that is not known for certain.
-    :ivar streams: its cursors with rows at the server, None if it had none.
+    :ivar identity: its session on the server; None if not known for certain.
+    :ivar streams: its cursors with rows on the server; None if it had none.
     """
 
     __slots__ = ("backstop", "broken", "checked", "cut", "effect", "expires", "fd", "generation", "identity",
@@ -76,7 +76,7 @@ class ConnectionRecord:
         self.expires = self.last_used + lifetime * (1.0 - 0.025 * self.jitter)
         self.generation = generation
         self.query_timeout, self.backstop = query_timeout, backstop
-        identity = getattr(self.raw, "identity", None)  # ours, or something of the driver's own
+        identity = getattr(self.raw, "identity", None)  # ours, or an attribute of the driver's own
         self.identity: Identity | None = identity if isinstance(identity, Identity) else None
         self.state = RESERVED
         self.inside = self.limit = self.since = 0.0
@@ -90,7 +90,7 @@ class ConnectionRecord:
         self.streams: list[Stream] | None = None
 
     def taken(self, thread_id: int, request: RequestRecord | None, frame: FrameType | None) -> None:
-        """Remember the borrower, and his eight innermost frames; their lines are looked up if anybody asks."""
+        """Remember the borrower and its eight innermost frames; `taken_at` looks up their lines only when needed."""
         self.thread_id = thread_id
         self.request = request
         self.stack = stack = []
@@ -104,21 +104,24 @@ class ConnectionRecord:
             frame = frame.f_back
 
     def touched(self, sql: object = None) -> None:
-        """A statement, or something else that is not understood, is about to be done."""
+        """Note that a statement, or another action with unknown effects, is about to run."""
         self.effect = max(self.effect, effect_of(sql))
         if self.unit is not None and not stays_within(sql):
             self.unit.torn = True
 
     def thread_name(self) -> str:
-        """Of the borrower."""
+        """Return the name of the borrower's thread; "(ended)" if it has ended."""
         return next((thread.name for thread in threading.enumerate() if thread.ident == self.thread_id), "(ended)")
 
     def taken_at(self) -> list[str]:
-        """File, line and function of the borrower, the innermost frame first."""
+        """Return file, line and function of the borrower, the innermost frame first."""
         return [f"{code.co_filename}:{_line(code, offset)} {code.co_name}" for code, offset in self.stack]
 
     def given_back(self, now: float, window: float) -> None:
-        """Forget the borrower. Who held it for long without a word has not shown that it is good."""
+        """Forget the borrower, and note when the connection was last known to be good.
+
+        That is now, or the time of its latest call if the checkout lasted longer than `window` seconds.
+        """
         if now - self.since <= window:
             self.checked = now
         elif self.used > self.checked:
@@ -131,15 +134,18 @@ class ConnectionRecord:
 
     @property
     def doomed(self) -> bool:
-        """The transaction that it is in is over."""
+        """Return whether its current transaction can no longer be stored."""
         return self.unit is not None and self.unit.doomed is not None
 
     def hung_up(self) -> bool:
-        """The other end has; no round trip. An idle connection has nothing to read but the server's farewell."""
+        """Return whether the server has hung up, without a round trip.
+
+        An idle connection has nothing to read, except when the server closes it.
+        """
         return self.readable is not None and bool(self.readable(0))
 
     def silence(self) -> None:
-        """In a forked child: put /dev/null in the place of an inherited socket, whichever thread was using it."""
+        """In a forked child: replace the inherited socket by /dev/null, whichever thread of the parent was using it."""
         if self.link is None:
             return
         with suppress(OSError):
@@ -151,12 +157,15 @@ class ConnectionRecord:
                 os.close(null)
 
     def statement_began(self) -> float:
-        """When the statement began that is under way: one call may send many. 0.0 = none is, as during a COMMIT."""
+        """Return when the current statement began; 0.0 = none is running, as during a COMMIT.
+
+        One call may send several statements.
+        """
         inside, began = self.inside, getattr(self.raw, "began", 0.0)
         return began if inside and began >= inside else 0.0
 
     def deadline(self) -> float:
-        """When a call that is under way has to end."""
+        """Return when the current call has to end; 0.0 = no limit."""
         request, own = self.request, 0.0
         if request is not None and request.timeout and not request.response_started:
             own = request.deadline - 1.0

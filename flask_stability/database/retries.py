@@ -1,4 +1,4 @@
-"""What units of work have in common, on a connection of ours or in a Session: how often one is run again, and where."""
+"""The common part of units of work, on our connections or in a Session: how often to retry one, and where it runs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Budget:
         self._last = time.monotonic()
 
     def unit(self) -> None:
-        """One unit of work began."""
+        """Count a new unit of work."""
         with self._lock:
             self._tokens = min(self._most, self._tokens + self._share)
 
     def take(self) -> bool:
-        """Whether one retry may be made."""
+        """Return whether the budget allows one retry, and spend its token."""
         with self._lock:
             now = time.monotonic()
             self._tokens = min(self._most, self._tokens + (now - self._last) * self._rate)
@@ -53,7 +53,10 @@ class Budget:
 
 
 def flow() -> tuple[int, int, int]:
-    """Identify what runs this code: its thread, greenlet and asyncio task. Contexts are copied from one to another."""
+    """Identify the thread, greenlet and asyncio task that run this code.
+
+    A context variable cannot: one of them may copy its context to another.
+    """
     greenlet, asyncio = sys.modules.get("greenlet"), sys.modules.get("asyncio")
     task = None
     if asyncio is not None:
@@ -66,7 +69,7 @@ def flow() -> tuple[int, int, int]:
 def demand_plain(function: Callable[..., Any]) -> None:
     """Refuse a function whose body runs later than its call.
 
-    :raises StabilityError: with what to do instead.
+    :raises StabilityError: with the remedy.
     """
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) \
             or inspect.isasyncgenfunction(function):
@@ -76,9 +79,10 @@ def demand_plain(function: Callable[..., Any]) -> None:
 
 def persevere(once: Callable[[], T], again: Callable[[BaseException], bool], count: Callable[[], None],
               attempts: int, budget: Budget) -> T:
-    """Run `once` until it returns, or may not be run again: `again` says so of its error, and time and budget.
+    """Run `once` until it returns, or until `again`, the request's deadline, `attempts` or the budget forbids a retry.
 
-    :param count: called before each further try.
+    :param again: returns whether a unit may run again after this error.
+    :param count: called before each retry.
     """
     budget.unit()
 

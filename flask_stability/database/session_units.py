@@ -1,7 +1,7 @@
 """``stability.transaction(session=…)``: a unit of work of an SQLAlchemy Session, under the rules of `transaction`.
 
-Between two tries the Session is rolled back and nothing else is done to it: what it had loaded before, such as the user
-who is logged in, stays its own and is loaded anew. A unit never begins on top of work that it could not repeat.
+Between two tries, the unit only rolls the Session back. The objects that the app had loaded before, such as the
+logged-in user, stay in the Session and are loaded again. A unit never begins on top of work that it could not repeat.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..sqlalchemy import RECORDS, UNIT
 from .retries import LOST, Budget, demand_plain, flow, persevere
 
 T = TypeVar("T")
-#: Sessions that units made for themselves, each with the factory that made it: a unit inside joins.
+#: Sessions that units created for themselves, each with the factory that created it: an inner unit joins.
 _made: ContextVar[tuple[tuple[Any, Session], ...]] = ContextVar("flask_stability_sessions", default=())
 
 
 class SessionUnit:
     """One try of a unit.
 
-    :ivar doomed: why nothing of it may be stored; raised by whatever is still tried.
-    :ivar torn: a part was committed on the way.
+    :ivar doomed: why nothing of it may be stored; each further call raises it.
+    :ivar torn: a part of it may be committed already, by the app or by a statement that commits implicitly.
     :ivar failure: the latest error on its connections.
     :ivar ending: its own COMMIT is due.
-    :ivar committed, unconfirmed: a COMMIT of it was confirmed; was sent and not.
-    :ivar tracked: all its connections are those of a `StabilityPool`, so that what failed where is known.
+    :ivar committed, unconfirmed: the server confirmed a COMMIT of it; a COMMIT of it was sent and not confirmed.
+    :ivar tracked: all its connections belong to a `StabilityPool`, so each error can be traced to its connection.
     """
 
     def __init__(self, session: Session) -> None:
@@ -63,7 +63,7 @@ class SessionUnit:
         session.info[UNIT] = self
 
     def use(self, record: Any) -> None:
-        """One of its connections; None for one that no `StabilityPool` has."""
+        """Add one of the Session's connections; None stands for a connection outside any `StabilityPool`."""
         if record is None:
             self.tracked = False
         elif record.entry.unit is not self:
@@ -78,18 +78,18 @@ class SessionUnit:
                 record.entry.unit = None
 
     def failed(self, raw: Any, error: BaseException) -> None:
-        """A statement failed: where the server ended the transaction with it, the rest must not be stored alone."""
+        """Record a statement's error. If it ended the transaction on the server, the rest must not be stored alone."""
         self.failure = error
         driver = self.driver_of(raw)
         if self.doomed is None and driver is not None and driver.ended(raw, error):
             self.doomed = error
 
     def driver_of(self, raw: Any) -> Any:
-        """Of a connection of its own, None if it has gone."""
+        """Return the driver of one of its connections; None if the connection is gone."""
         return next((record.house.driver for record in self.records if record.entry.raw is raw), None)
 
     def doom(self, error: BaseException) -> None:
-        """A part of it failed: if that goes unnoticed, the rest must not be stored alone."""
+        """Record that a part of the unit failed. If the app ignores that, the rest must not be stored alone."""
         if self.doomed is None:
             self.doomed = StabilityError(f"a part of this transaction failed ({type(error).__name__}) and the "
                                          "transaction went on: nothing of it is stored; let the exception through")
@@ -98,7 +98,8 @@ class SessionUnit:
     def end(self, error: BaseException | None) -> None:
         """COMMIT, or roll the Session back after an error.
 
-        :raises CommitUnknown: if a COMMIT was sent and not confirmed, or a part was committed by the app.
+        :raises CommitUnknown: if a COMMIT was sent and not confirmed, or if the link was lost after the app had
+            committed a part.
         """
         try:
             if error is None:
@@ -113,7 +114,7 @@ class SessionUnit:
         try:
             self.session.flush()
             if self.doomed is not None:
-                raise self.doomed  # the app swallowed it
+                raise self.doomed  # the app swallowed the error
             self.ending = True
             self.session.commit()
         except BaseException as failure:
@@ -122,7 +123,7 @@ class SessionUnit:
             raise
 
     def _rollback(self) -> None:
-        self.leave()  # a ROLLBACK is not refused
+        self.leave()  # after this, no doom refuses the ROLLBACK
         with suppress(Exception):
             self.session.rollback()
 
@@ -135,11 +136,11 @@ class SessionUnit:
                                 "itself: more of it may be stored") from error
 
     def kind(self) -> Any:
-        """What its failure means; None if there was none."""
+        """Return the class of its latest error; None without one."""
         return self.records[-1].house.driver.classify(self.failure) if self.failure and self.records else None
 
     def again(self, error: BaseException, idempotent: bool) -> bool:
-        """Whether it may be run again after this error."""
+        """Return whether the unit may run again after this error."""
         if isinstance(error, CommitUnknown):
             return idempotent
         return (self.tracked and self.failure is not None and getattr(error, "orig", error) is self.failure
@@ -155,10 +156,10 @@ def _outer(session: Session) -> SessionUnit | None:
 
 
 class SessionUnits:
-    """``stability.transaction(session=…)``: a decorator that may run its function again, or a block that is run once.
+    """``stability.transaction(session=…)``: a decorator that may run its function again, or a block that runs once.
 
-    :param session: a Session, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), or a ``sessionmaker``, of which
-        each unit gets a Session of its own.
+    :param session: a Session, a ``scoped_session`` (Flask-SQLAlchemy's ``db.session``), or a ``sessionmaker``, which
+        creates a Session for each unit.
     """
 
     def __init__(self, session: Any, budget: Budget, idempotent: bool, attempts: int) -> None:
@@ -170,7 +171,7 @@ class SessionUnits:
         self._block: tuple[Session, SessionUnit | None, bool, Any] | None = None
 
     def _session(self) -> tuple[Session, bool]:
-        """The Session, and whether it was made for this unit."""
+        """Return the Session, and whether it was created for this unit."""
         if isinstance(self._source, Session):
             return self._source, False
         if isinstance(self._source, scoped_session):

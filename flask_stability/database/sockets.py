@@ -1,4 +1,4 @@
-"""Find the socket under a driver's connection by a table of drivers, since the DB-API has no such call."""
+"""Find the socket under a driver's connection with a table of drivers, since the DB-API has no such call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-#: How to get the socket's descriptor from each driver's connection, by the first part of the module's name.
+#: Functions that return the socket's descriptor of a driver's connection, by the first part of the module's name.
 DESCRIPTORS: dict[str, Callable[[Any], int]] = {
     "MySQLdb": lambda raw: int(raw.fileno()),
     "pymysql": lambda raw: int(raw._sock.fileno()),
@@ -28,7 +28,7 @@ class Link(socket.socket):
 
 
 def descriptor(raw: Any) -> int:
-    """Return the descriptor of a connection's socket; -1 if unknown or without one."""
+    """Return the descriptor of a connection's socket; -1 if unknown or without a socket."""
     for kind in type(raw).__mro__:
         tell = DESCRIPTORS.get(kind.__module__.partition(".")[0])
         if tell is not None:
@@ -40,7 +40,7 @@ def descriptor(raw: Any) -> int:
 
 
 def reaches(driver: str) -> bool:
-    """Whether the table names a driver, by its module's name: else no call of its connections can be cut off."""
+    """Return whether the table has a driver, by its module's name; else no call of its connections can be cut off."""
     return driver.partition(".")[0] in DESCRIPTORS
 
 
@@ -65,10 +65,10 @@ def link_to(raw: Any) -> Link | None:
 
 
 def hang_up(link: socket.socket | None) -> None:
-    """Interrupt what another thread does on the connection. Never raises, never blocks."""
+    """Interrupt the call of another thread on the connection. Never raises, never blocks."""
     if link is not None:
         try:
-            # closed with a reset: a server that waits for room at our end would not hear of a mere end
+            # close with a reset: a server that waits for room at our end would not notice a plain FIN
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             link.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -16,7 +16,7 @@ from .identity import Identity
 _TOKENS = re.compile(r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | --[^\n]* | /\*.*?(?:\*/|\Z)
                          | %s | %% | %\((\w+)\)s""", re.DOTALL | re.VERBOSE)
 _translated: dict[str, str] = {}
-_MOST, _LONGEST = 1000, 2000  # remembered statements, and the most characters of one
+_MOST, _LONGEST = 1000, 2000  # maximum of cached statements, and of characters in one
 MEMORY = ":memory:"
 
 
@@ -51,7 +51,7 @@ class _SQLiteCursor(sqlite3.Cursor):
 class _SQLiteConnection(sqlite3.Connection):
     """A connection whose cursors take ``%s``.
 
-    :ivar file: identity of its file.
+    :ivar file: device and inode of its file; None without a file.
     """
 
     file: tuple[int, int] | None = None
@@ -61,7 +61,7 @@ class _SQLiteConnection(sqlite3.Connection):
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode: no new file can have them while a connection holds the old one. None without a file."""
+    """Return device and inode; None without a file. No new file gets them while a connection holds the old one."""
     try:
         found = os.stat(path)
     except OSError:
@@ -70,7 +70,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 class SQLiteDriver:
-    """The embedded default, by Python's sqlite3."""
+    """The embedded default, through Python's sqlite3."""
 
     kind = "sqlite"
     reads_on = False
@@ -102,7 +102,7 @@ class SQLiteDriver:
         return raw
 
     def _wal(self, raw: Any, deadline: float) -> None:
-        """Switch to the write-ahead log. Processes that do so at once get BUSY despite the busy timeout."""
+        """Switch to the write-ahead log. Processes that switch at the same time get BUSY despite the busy timeout."""
         while True:
             try:
                 raw.execute("PRAGMA journal_mode=WAL")

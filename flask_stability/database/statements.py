@@ -1,4 +1,4 @@
-"""Tell what a statement leaves behind in a session, so that check-in clears only what is needed."""
+"""Classify the effects of a statement on its session, so that check-in clears only what is needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ TRANSACTION = 1
 #: The session itself may have changed (variables, locks, temporary tables): reset it.
 SESSION = 2
 
-# ordinary comments may stand between words; the server executes what is in /*! and /*M!. What was taken is never given
-# back (`(?>…)`, `*+`): else a text of n comments could be divided in 2 ** n ways, and each was tried
+# Ordinary comments may stand between words; the server executes the text in /*! and /*M!. The groups are possessive or
+# atomic (`*+`, `(?>…)`): with backtracking, a text of n comments could be divided in 2 ** n ways, each of them tried.
 _GAP = r"(?:\s|(?>/\*(?!!|M!).*?\*/)|--\s[^\n]*\n|#[^\n]*\n)"
 _LEAD = rf"(?:{_GAP}|\()*+"
 _PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|explain|values)\b",
@@ -20,13 +20,13 @@ _PLAIN = re.compile(_LEAD + r"(?:select|insert|update|delete|replace|show|with|e
 _MARKS = re.compile(rf":=|\binto{_GAP}++@|/\*M?!|\bget_lock\b|\blast_insert_id`?{_GAP}*+\({_GAP}*+[^)]"
                     r"|\bservice_get_\w+_locks\b|\bversion_tokens_lock_\w+|\bload_extension\b",
                     re.IGNORECASE | re.DOTALL)
-# the whole of what begins a transaction: `BEGIN NOT ATOMIC` begins a program
+# match the whole statement that begins a transaction: `BEGIN NOT ATOMIC` begins a program
 _CONTROL = re.compile(_LEAD + rf"(?:(?:begin(?:{_GAP}++(?:work|deferred|immediate|exclusive))?(?:{_GAP}++transaction)?"
                              rf"|start{_GAP}++transaction(?:{_GAP}|[\w,])*+){_GAP}*+;?{_GAP}*+\Z"
                              rf"|(?:commit|rollback|savepoint|release{_GAP}++savepoint|end|alter|drop|truncate"
                              rf"|create{_GAP}++(?:or{_GAP}++replace{_GAP}++)?(?!temp|or\b)\w+)\b)",
                       re.IGNORECASE | re.DOTALL)
-# what leaves an open transaction open, beside what is plain
+# further statements, besides the plain ones, that leave an open transaction open
 _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?:work\s+)?to|use|do|describe|desc"
                              r"|pragma|load\s+data|(?:create|drop)\s+temporary)\b"
                              r"|set\s+(?!(?:statement|password|default)\b)(?!.*\bautocommit\b))",
@@ -34,7 +34,7 @@ _WITHIN = re.compile(_LEAD + r"(?:(?:savepoint|release\s+savepoint|rollback\s+(?
 
 
 class _Known(dict[object, int]):
-    """Effects by statement, computed at the first use; a dict look-up costs a fraction of a function call."""
+    """Effects by statement, computed at first use; a dict look-up costs a fraction of a function call."""
 
     def __missing__(self, sql: object) -> int:
         if not isinstance(sql, str):
@@ -47,7 +47,7 @@ class _Known(dict[object, int]):
         return effect
 
 
-#: CLEAN, TRANSACTION or SESSION by statement, for what can be hashed; see `effect_of`.
+#: CLEAN, TRANSACTION or SESSION by statement, for hashable statements; see `effect_of`.
 known = _Known()
 
 
@@ -66,5 +66,5 @@ def _effect(sql: str) -> int:
 
 
 def stays_within(sql: object) -> bool:
-    """Return whether a statement cannot end its transaction; many others commit it implicitly."""
+    """Return whether a statement surely leaves its transaction open; many other statements commit it implicitly."""
     return isinstance(sql, str) and bool(_PLAIN.match(sql) or _WITHIN.match(sql))

@@ -21,7 +21,7 @@ Stats = dict[str, int | float | str]
 def publish_gauges(row: board.Row, pools: list[tuple[Stats, float]]) -> None:
     """Write the totals of all pools of this process to the worker's row.
 
-    :param pools: each pool's figures, and since when all its connections are in use (monotonic seconds, 0.0 = not).
+    :param pools: each pool's figures, and since when all its connections are in use (monotonic seconds, 0.0 = not now).
     """
     for name, word in _GAUGES.items():
         row.words[word] = sum(int(stats[name]) for stats, _ in pools)

@@ -1,20 +1,20 @@
-"""``stability.transaction``: a unit of work, and what may be run again after a failure: the unit, never a statement.
+"""``stability.transaction``: a unit of work, and what may run again after a failure: the unit, never a statement.
 
 ==========================================  =================================================
 what happened                               what follows
 ==========================================  =================================================
-the server rolled back (1213, 3101)         the unit again
-waited too long for a lock (1205, BUSY)     ROLLBACK, the unit again
-the server became read-only                 the unit again on a new connection
-the link was lost before COMMIT             the unit again: nothing of it can be stored
+the server rolled back (1213, 3101)         the unit runs again
+a lock wait timed out (1205, BUSY)          ROLLBACK, the unit runs again
+the server became read-only                 the unit runs again on a new connection
+the link was lost before COMMIT             the unit runs again: nothing of it can be stored
 the link was lost during COMMIT             `CommitUnknown`, never again
-a statement was ended by its time limit     never
-the disk is full or fails                   never
+a time limit ended a statement              never again
+the disk is full or fails                   never again
 ==========================================  =================================================
 
-Only what failed on the unit's own connection counts. A unit that ended its transaction itself (CREATE TABLE commits,
-and so may a stored procedure) is not run again, since a part of it may be stored; ``idempotent`` overrules both this
-and `CommitUnknown`. A budget (20 % of the units plus 10 a second) keeps an outage from being multiplied.
+Only an error on the unit's own connection counts. A unit that ended its transaction itself (CREATE TABLE commits, and
+so may a stored procedure) does not run again, since a part of it may be stored. ``idempotent`` overrules both this and
+`CommitUnknown`. A retry budget (20 % of the units plus 10 a second) keeps retries from multiplying an outage's load.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The transactions that the running code is in, at most one for each pool. Not a `threading.local`: one that was made
-#: before gevent patched `threading` is shared by all greenlets of a thread.
+#: The transactions of the running code, at most one for each pool. Not a `threading.local`: if it was created before
+#: gevent patched `threading`, all greenlets of a thread would share it.
 _current: ContextVar[tuple[_Unit, ...]] = ContextVar("flask_stability_transactions", default=())
 
 
 def _outer(pool: Pool) -> _Unit | None:
-    """Return the transaction that the running code is in, unless it is over or its connection was taken away.
+    """Return the transaction of the running code, unless it is over or has lost its connection.
 
     :raises StabilityError: if another thread, greenlet or task began it: two of them on one connection would store and
         lose each other's work.
@@ -62,9 +62,9 @@ def _outer(pool: Pool) -> _Unit | None:
 class _Unit:
     """One transaction on one connection.
 
-    :ivar flow: which thread, greenlet and task began it.
-    :ivar doomed: why nothing of it may be stored; raised by whatever is still tried.
-    :ivar torn: it ended its transaction itself: a part may be stored already.
+    :ivar flow: the thread, greenlet and task that began it.
+    :ivar doomed: why nothing of it may be stored; each further call raises it.
+    :ivar torn: it ended its transaction itself, so a part may be stored already.
     :ivar failure: the latest error on its connection.
     """
 
@@ -78,12 +78,12 @@ class _Unit:
 
     @property
     def open(self) -> bool:
-        """It has its connection still: a request's end takes that away, and a forked child has no part in it."""
+        """Return whether it still has its connection: the end of its request takes that away, and so does a fork."""
         connection = self.connection
         return connection is not None and connection.usable
 
     def begin(self) -> PooledConnection:
-        """Take a connection and issue BEGIN."""
+        """Take a connection and send BEGIN."""
         connection = self.pool.connection()
         record = connection.record
         record.unit = self
@@ -99,7 +99,7 @@ class _Unit:
         return connection
 
     def failed(self, raw: Any, error: BaseException) -> None:
-        """A statement failed: where the server ended the transaction with it, the rest must not be stored alone."""
+        """Record a statement's error. If it ended the transaction on the server, the rest must not be stored alone."""
         driver = self.pool.driver
         self.failure = error
         if self.doomed is None:
@@ -107,16 +107,16 @@ class _Unit:
             self.doomed = error if over else None
 
     def doom(self, error: BaseException) -> None:
-        """A part of it failed: if that goes unnoticed, the rest must not be stored alone."""
+        """Record that a part of the unit failed. If the app ignores that, the rest must not be stored alone."""
         if self.doomed is None:
             self.doomed = StabilityError(f"a part of this transaction failed ({type(error).__name__}) and the "
                                          "transaction went on: nothing of it is stored; let the exception through")
             self.doomed.__cause__ = error
 
     def end(self, error: BaseException | None) -> None:
-        """COMMIT, or ROLLBACK after an error; the connection goes back whatever happens.
+        """COMMIT, or ROLLBACK after an error; check the connection in, whatever happens.
 
-        :raises CommitUnknown: if the link was lost during COMMIT, or after a part was committed by the app.
+        :raises CommitUnknown: if the link was lost during COMMIT, or after the app had committed a part.
         """
         connection, self.connection = self.connection, None
         assert connection is not None
@@ -131,7 +131,7 @@ class _Unit:
                 raise CommitUnknown("the link to the database was lost after the unit had committed a part of its "
                                     "work itself: more of it may be stored") from self.failure
             if error is None and self.doomed is not None:
-                raise self.doomed  # the app swallowed it
+                raise self.doomed  # the app swallowed the error
 
     def _commit(self, connection: PooledConnection) -> None:
         record, driver = connection.record, self.pool.driver
@@ -148,7 +148,7 @@ class _Unit:
         self._settled(connection)
 
     def _rollback(self, connection: PooledConnection) -> None:
-        """At once, since locks are held; what fails here is done when the connection goes back, or ends it."""
+        """Roll back at once, to release locks. If that fails, check-in rolls back or discards the connection."""
         record = connection.record
         record.unit = None
         with suppress(Exception):
@@ -156,7 +156,7 @@ class _Unit:
             self._settled(connection)
 
     def _settled(self, connection: PooledConnection) -> None:
-        """Nothing is open any more: no rollback is needed when the connection goes back."""
+        """Record that no transaction is open, so that check-in needs no rollback."""
         record = connection.record
         record.in_transaction = False
         if record.effect == TRANSACTION:
@@ -193,17 +193,17 @@ class _Block:
 
 
 class Transactions:
-    """``stability.transaction``: a context manager, a decorator, a decorator with options.
+    """``stability.transaction``: a context manager, a decorator, or a decorator with options.
 
-    As a decorator the function gets the connection as its first argument, and the whole of it is run again where that
-    cannot do a thing twice; it should do nothing else that must not be done twice.
+    As a decorator, it passes the connection as the function's first argument. It runs the whole function again if that
+    cannot store anything twice, so the function should have no other effect that must not happen twice.
 
-    Inside another transaction of the same thread (greenlet, asyncio task) it joins that one: one BEGIN, one COMMIT, and
-    only the outermost unit is run again. If an exception leaves the inner one, nothing of the outer one is stored
-    either. A context that was copied to another thread or greenlet does not carry the transaction along: joining it
-    from there is a `StabilityError`.
+    Inside another transaction of the same thread (greenlet, asyncio task), it joins that one: one BEGIN, one COMMIT,
+    and only the outermost unit runs again. If an exception leaves the inner one, nothing of the outer one is stored
+    either. A context copied to another thread or greenlet does not carry the transaction along: joining it from there
+    raises `StabilityError`.
 
-    :param pool: gives the pool when it is needed.
+    :param pool: returns the pool at the time of use.
     """
 
     def __init__(self, pool: Callable[[], Pool]) -> None:
@@ -225,8 +225,8 @@ class Transactions:
 
         :param session: an SQLAlchemy Session, a ``scoped_session`` such as ``db.session``, or a ``sessionmaker``: the
             unit is the Session's, and the function gets the Session as its first argument.
-        :param idempotent: the unit may be run again even where it may have been stored (`CommitUnknown`).
-        :param attempts: how often it is run at the most.
+        :param idempotent: the unit may run again even if it may have been stored (`CommitUnknown`).
+        :param attempts: maximum number of runs.
         """
         if attempts < 1:
             raise StabilityError(f"transaction(attempts={attempts}): give at least 1")
@@ -254,7 +254,7 @@ class Transactions:
         return unit
 
     def _run(self, pool: Pool, function: Callable[[PooledConnection], T], idempotent: bool, attempts: int) -> T:
-        """Run a unit until it is stored, or may not be run again."""
+        """Run a unit until it is stored, or may not run again."""
         unit = _Unit(pool)
 
         def once() -> T:

@@ -18,7 +18,7 @@ MOVES = 10
 
 
 class Upkeep:
-    """Maintain one pool's idle connections."""
+    """Maintains one pool's idle connections."""
 
     def __init__(self, settings: Settings, driver: Driver, inventory: Inventory[ConnectionRecord],
                  availability: Availability, connector: Connector, events: Events) -> None:
@@ -46,7 +46,7 @@ class Upkeep:
         spare = len(self._inventory.idle) - self._settings.db_min_idle
         unwanted: set[ConnectionRecord] = set()
         chosen = self._inventory.reserve_idle(lambda record: self.due(record, now))
-        for record in reversed(chosen):  # the coldest are the first to be closed
+        for record in reversed(chosen):  # close the coldest first
             if now >= record.expires or (spare > 0 and self._unused(record, now)):
                 spare -= 1
                 unwanted.add(record)
@@ -58,7 +58,7 @@ class Upkeep:
         self._connector.open_ahead()
 
     def leave_moved(self, records: list[ConnectionRecord], now: float) -> None:
-        """Close connections to a database file that was removed or replaced: they would write to the deleted one."""
+        """Expire connections to a database file that was removed or replaced: they would write to the deleted file."""
         if self._moves < MOVES and any(
                 now < record.expires and record.state is not RESERVED and self._driver.moved(record.raw)
                 for record in records) and self._inventory.renew():

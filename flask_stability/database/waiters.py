@@ -9,21 +9,21 @@ from ..request import RequestRecord
 
 R = TypeVar("R")
 
-#: So long a thread that comes by may be faster than one that waits, seconds. To hand each connection over costs a
-#: switch of threads for each use of it: a fifth to a third of what a busy pool can do. As in Go's `sync.Mutex`
-#: ("normal" and "starvation" mode), only who has waited for long gets it in the hand.
+#: For this long, a newly arrived thread may take a connection before a waiter, seconds. Handing over each connection
+#: costs a thread switch at each use: a fifth to a third of a busy pool's throughput. As in Go's `sync.Mutex` ("normal"
+#: and "starvation" mode), the pool hands a connection only to a thread that has waited for long.
 PATIENCE = 0.1
-#: Who was called in vain is not called again and again: it looks by itself, so often, seconds.
+#: A waiter that was woken in vain is not woken again and again: it looks by itself at this interval, seconds.
 LOOK_INTERVAL = 0.005
 
 
 class Waiter(Generic[R]):
-    """A thread that waits for a connection. `record` or `error` is set under the inventory's lock.
+    """A thread that waits for a connection. The inventory sets `record` or `error` under its lock.
 
-    :ivar gate: locked; released when there is something to see.
-    :ivar since: when it came, `time.monotonic`.
-    :ivar in_vain: it was called once, and another was faster.
-    :ivar hand_over_from: from then on a connection is handed to it, and to nobody who came later.
+    :ivar gate: locked; its release wakes the thread.
+    :ivar since: when it arrived, `time.monotonic`.
+    :ivar in_vain: it was woken once, and another thread was faster.
+    :ivar hand_over_from: from then on, the pool hands it a connection and lets no later thread overtake it.
     :ivar request: the request that may be held while the database is away; None: it fails at once.
     :ivar hasty: it does not wait for a second attempt to connect.
     """
