@@ -156,7 +156,8 @@ class Pool:
             if record is None:
                 record = self._patiently(now, timeout, serving, wait)
             if query_timeout is not None:
-                record = self._limited(record, query_timeout, now + (timeout or self.settings.db_timeout))
+                record = self._limited(record, query_timeout,
+                                       now + (self.settings.db_timeout if timeout is None else timeout))
             record.taken(ident, serving, sys._getframe(1))
             connection: PooledConnection = self._lend(record)
             if serving is not None:
