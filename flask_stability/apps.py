@@ -1,8 +1,8 @@
-"""The apps of this process: what the extension keeps for each of them, and the monitor that runs the checks of all.
+"""The apps of this process: the extension's state for each of them, and the monitor that runs the checks of all.
 
-What belongs to an app (settings, pool, checks) is in `AppState`, under ``app.extensions["stability"]``. What belongs
-to a process (the monitor) is started by `Apps.start`: by the server's hooks in a gunicorn worker, else at the first
-request.
+`AppState`, under ``app.extensions["stability"]``, holds what belongs to an app (settings, pool, checks). `Apps.start`
+starts what belongs to a process (the monitor): the server's hooks call it in a gunicorn worker, elsewhere the first
+request does.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class AppState:
-    """What the extension keeps for one app.
+    """The extension's state for one app.
 
     :ivar settings: the app's settings.
-    :ivar credentials: gives the database's user and password, None if the settings do.
+    :ivar credentials: returns the database's user and password, None if the settings hold them.
     :ivar checks: health checks of the app beside the built-in ones.
-    :ivar disagrees: the log says which of its settings are not used.
+    :ivar disagrees: the log has named the settings of this app that are not used.
     """
 
     def __init__(self, app: Flask, settings: Settings, credentials: Source | None = None) -> None:
@@ -51,17 +51,17 @@ class AppState:
         self._pool: Pool | None = None
 
     def renew_lock(self) -> None:
-        """In a forked child: another thread of the parent may have held it."""
+        """Renew the lock in a forked child: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     @property
     def app(self) -> Flask | None:
-        """The app, or None if it is gone."""
+        """Return the app, or None if it no longer exists."""
         return self._app()
 
     @property
     def engines(self) -> dict[str, Engine]:
-        """The SQLAlchemy engines that were registered or found, by the names of their checks."""
+        """Return the registered and found SQLAlchemy engines, by the names of their checks."""
         self.find_engines()
         return self._engines()
 
@@ -84,12 +84,12 @@ class AppState:
 
     @property
     def pool_or_none(self) -> Pool | None:
-        """The pool, if one was asked for."""
+        """Return the pool, or None before its first use."""
         return self._pool
 
     @property
     def pool(self) -> Pool:
-        """The app's pool, made when first asked for; no connection is opened by that."""
+        """Return the app's pool, created at its first use; creating it opens no connection."""
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
@@ -100,12 +100,12 @@ class AppState:
 
 
 class Apps(Part):
-    """The apps of this process, and its monitor; the checks of all apps run there.
+    """The apps of this process, and its monitor, which runs the checks of all apps.
 
-    The app that was initialised first decides: its settings rule what a process has once, and its checks keep their
-    names. Those of the others carry their app's name.
+    The app that was initialised first decides: its settings apply to what exists once per process, and its checks keep
+    their names. The checks of the other apps carry their app's name.
 
-    :ivar states: of the apps in the order of `init_app`; held weakly.
+    :ivar states: the apps' states in the order of `init_app`; held weakly.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Apps(Part):
         self._watched: weakref.WeakSet[Pool] = weakref.WeakSet()
 
     def start(self, *, checks: bool = True) -> None:
-        """Start what runs in the background of a process that serves: monitor and housekeepers. Idempotent.
+        """Start the background work of a process that serves: monitor and housekeepers. Idempotent.
 
         :param checks: run health checks and send alerts; the isolation worker leaves that to the others.
         """
@@ -133,7 +133,7 @@ class Apps(Part):
         _warn_of_disagreement(states)
 
     def join(self, state: AppState) -> None:
-        """Take one more app in, also while the process serves already."""
+        """Add an app, even while the process already serves."""
         with self.lock:
             self.states[state] = None
             serving = self.monitor is not None
@@ -143,7 +143,7 @@ class Apps(Part):
             _warn_of_disagreement(list(self.states))
 
     def _watch(self, state: AppState) -> None:
-        """Run an app's checks. The lock is held, and the monitor is there."""
+        """Run an app's checks. The caller holds the lock and has created the monitor."""
         state.find_engines()
         for check in state.checks:
             self.add(check, state)
@@ -151,8 +151,8 @@ class Apps(Part):
             self.watch_pool(state, state.pool_or_none)
         elif state.wants_database:
             try:
-                _ = state.pool  # made, and watched by that
-            except Exception as error:  # the checks run all the same, and one says so
+                _ = state.pool  # creates the pool, which also watches it
+            except Exception as error:  # the checks run anyway, and one reports this error
                 self.add(broken_database_check(error), state)
 
     def stop(self) -> None:
@@ -163,10 +163,10 @@ class Apps(Part):
             monitor.stop()
 
     def watch_pool(self, state: AppState, pool: Pool) -> None:
-        """Start the pool's housekeeper and its check, if this process runs in earnest.
+        """Start the pool's housekeeper and its check, once this process serves.
 
-        A database that was named is asked by the leader for all. The embedded one is used by whoever was asked for a
-        connection, which may not be the leader: each such worker looks at the file itself.
+        The leader checks a configured database for all workers. An embedded one is used by the workers whose code has
+        requested a connection, and the leader may not be among them: each such worker checks the file itself.
         """
         with self.lock:
             if self.monitor is not None and pool not in self._watched:
@@ -175,13 +175,14 @@ class Apps(Part):
                 self.add(database_check(pool, state.settings, shared=state.wants_database), state)
 
     def add(self, check: Check, state: AppState) -> None:
-        """Run a check of an app under the name that it has in this process."""
+        """Run a check of an app under its name in this process."""
         with self.lock:
             if self.monitor is not None:
                 self.monitor.add(check, prefix=self._prefix(state))
 
     def _prefix(self, state: AppState) -> str:
-        """Of the names of an app's checks: "" for the first app, else the app's name, with a number if it is taken."""
+        """Return the prefix of an app's check names: "" for the first app, else its name, with a number if it is taken.
+        """
         states = list(self.states)
         if not states or states[0] is state:
             return ""
@@ -194,25 +195,25 @@ class Apps(Part):
         return list(self.states)
 
     def forget(self) -> None:
-        """The apps so far are none of this process's any more; for tests, which make many."""
+        """Forget all apps so far; for tests, which create many."""
         self.states.clear()
 
     def reset_after_fork(self) -> None:
-        """The monitor's threads are the parent's."""
+        """Forget the monitor, whose threads are the parent's, and renew the locks."""
         self.lock = threading.RLock()
         self.monitor = None
         for state in self.states:
             state.renew_lock()
 
 
-#: What a process has once, whatever number of apps: the first app's value counts.
+#: Settings that exist once per process, whatever the number of apps: the first app's value counts.
 _OF_THE_PROCESS = ("alert_webhook", "admin_bind", "health_interval", "health_timeout", "health_failure_threshold",
                    "health_success_threshold", "health_disk_paths", "health_disk_min_free", "health_mean_latency",
                    "health_p95_latency", "health_error_rate")
 
 
 def _warn_of_disagreement(states: list[AppState]) -> None:
-    """Say once for each app, not in each worker, which of its settings are not used."""
+    """Warn once per app, not in each worker, about its settings that are not used."""
     if len(states) < 2 or runtime.my_row().words[scoreboard.W_AGE] > 1:
         return
     first, *others = states

@@ -1,8 +1,7 @@
 """Every setting of the package: key, scope, default, unit, check and meaning, in one frozen dataclass.
 
-Settings are read once, when the app is initialised and when the server starts, and every bad value is reported
-together: a wrong number is found at deployment, not at night. `table` makes the
-table that README.rst shows.
+Settings are read once, when the app is initialised and when the server starts. All bad values are reported together, so
+a wrong number is found at deployment, not at night. `table` generates the table in README.rst.
 """
 
 from __future__ import annotations
@@ -228,7 +227,7 @@ class Settings:
 
     @classmethod
     def load(cls, app_config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
-        """Settings of one app: `app_config` over the environment.
+        """Return the settings of one app: `app_config` over the environment.
 
         :raises ConfigError: with one line per bad value.
         """
@@ -236,7 +235,7 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Settings of a process without an app: the environment alone.
+        """Return the settings of a process without an app: the environment alone.
 
         :raises ConfigError: with one line per bad value.
         """
@@ -248,12 +247,12 @@ KEYS: dict[str, str] = {key_of(name): name for name in _SPECS}
 
 
 def unknown_keys(config: Iterable[str]) -> dict[str, str | None]:
-    """The ``STABILITY_*`` keys that no setting has, each with the nearest known name, or None."""
+    """Return the ``STABILITY_*`` keys that no setting has, each with the nearest known name, or None."""
     return unknown(_SPECS, config)
 
 
 def table() -> str:
-    """The table of settings in reStructuredText, as README.rst shows it."""
+    """Return the table of settings in reStructuredText, as in README.rst."""
     lines = [".. list-table::", "   :header-rows: 1", "", "   * - Setting", "     - Default", "     - Set in",
              "     - Meaning"]
     where = {"app": "app.config or environment", "worker": "environment", "master": "environment"}

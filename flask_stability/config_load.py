@@ -1,4 +1,4 @@
-"""Reads all settings at once, from an app's config and the environment: every bad value is reported together."""
+"""Read all settings at once, from an app's config and the environment: all bad values are reported together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_PYMYSQL = ("STABILITY_DB_URL is a mysql+pymysql address, but PyMySQL is not i
 
 
 def unknown(specs: Mapping[str, Spec], config: Iterable[str]) -> dict[str, str | None]:
-    """The ``STABILITY_*`` keys that no setting has, each with the nearest known name, or None."""
+    """Return the ``STABILITY_*`` keys that no setting has, each with the nearest known name, or None."""
     known = [key_of(name) for name in specs]
     strange = [key for key in config if key.startswith(PREFIX) and key not in known]
     return {key: next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.85)), None) for key in strange}
@@ -75,13 +75,13 @@ def read(specs: Mapping[str, Spec], app_config: Mapping[str, Any], environ: Mapp
 
 
 def _is_there(module: str) -> bool:
-    """Whether a driver is installed, without importing it; a stand-in that was put in its place counts."""
+    """Return whether a driver is installed, without importing it; a stand-in in `sys.modules` counts."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mapping[str, str],
             problems: list[str]) -> Any:
-    """A secret as it is set, or from the file that KEY_FILE names."""
+    """Return a secret as it is set, or from the file that KEY_FILE names; add what is wrong to `problems`."""
     path = app_config.get(key + "_FILE") or environ.get(key + "_FILE")
     if not path:
         return given
@@ -96,13 +96,14 @@ def _secret(key: str, given: Any, app_config: Mapping[str, Any], environ: Mappin
 
 
 def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems: list[str]) -> None:
-    """``mysql://…`` of DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_OPTIONS; without DB_HOST nothing."""
+    """Build ``mysql://…`` from DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_OPTIONS; do nothing without DB_HOST.
+    """
     host = environ.get("DB_HOST", "").strip()
     if not host:
         return
     given, name = environ.get("DB_PORT", ""), environ.get("DB_NAME", "")
     place = f"[{host}]" if ":" in host else host
-    if given or host != "localhost":  # which is the default socket without a port
+    if given or host != "localhost":  # localhost without a port means the default socket
         number = port(given or "3306")
         if number is None:
             problems.append(f"DB_PORT={shown(given)}: give a port between 1 and 65535")
@@ -131,7 +132,7 @@ def _url_from_parts(environ: Mapping[str, str], values: dict[str, Any], problems
 
 
 def _with_password(values: dict[str, Any], problems: list[str]) -> None:
-    """STABILITY_DB_PASSWORD_FILE can be read, and there is an address that it belongs to."""
+    """Check that STABILITY_DB_PASSWORD_FILE can be read, and that an address exists for its password."""
     path, url = values.get("db_password_file"), values.get("db_url")
     if not path:
         return
@@ -147,7 +148,7 @@ def _with_password(values: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_together(specs: Mapping[str, Spec], values: dict[str, Any], problems: list[str]) -> None:
-    """Settings that depend on each other; fills in what follows from what was given."""
+    """Check settings that depend on each other; fill in defaults that follow from the given ones."""
     size = values.get("db_max_size", specs["db_max_size"].default)
     for name in ("db_max_idle", "db_min_idle"):
         if values.get(name, 0) > size:

@@ -1,6 +1,6 @@
-"""Readers: from a raw value (text from the environment, anything from app.config) to a checked one.
+"""Readers: each turns a raw value (text from the environment, anything from app.config) into a checked one.
 
-Each raises ValueError saying what is accepted; `config` adds the key and the value.
+Each raises ValueError with the accepted forms; `config` adds the key and the value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from .dburl import OTHER_DRIVER, SCHEMES, DatabaseURL
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LARGEST = 1 << 60  # bytes; what is larger does not fit into the scoreboard's words
+_LARGEST = 1 << 60  # bytes; a larger number does not fit into the scoreboard's words
 _LONGEST = 1e9  # seconds; likewise, as nanoseconds
 _WIDE = re.compile("[\uff01-\uff5e\u3002]")  # full-width forms of ASCII characters, and the full stop
 _TRUE = {"1", "true", "yes", "on"}
@@ -24,11 +24,11 @@ _FALSE = {"0", "false", "no", "off"}
 
 Reader = Callable[[Any], Any]
 PREFIX = "STABILITY_"
-_MOST_SHOWN = 200  # characters of a bad value
+_MOST_SHOWN = 200  # maximum characters shown of a bad value
 
 
 class Spec(NamedTuple):
-    """What is known of one setting: which app or process sets it, how it is read, how it is shown."""
+    """One setting: the app or process that sets it, its reader, and its text for the documents."""
 
     scope: str
     read: Reader
@@ -40,7 +40,7 @@ class Spec(NamedTuple):
 
 
 def shown(raw: Any) -> str:
-    """A bad value, cut; some cannot be shown at all (integers of thousands of digits)."""
+    """Return a bad value as text, truncated; some cannot be shown at all (integers of thousands of digits)."""
     try:
         text = repr(raw)
     except Exception:
@@ -49,7 +49,10 @@ def shown(raw: Any) -> str:
 
 
 def parse_size(value: Any) -> int:
-    """Bytes of ``"256M"``, ``"1.5 GiB"``, ``4096``; ValueError says what is accepted."""
+    """Return the bytes of ``"256M"``, ``"1.5 GiB"`` or ``4096``.
+
+    :raises ValueError: with the accepted forms.
+    """
     if isinstance(value, bool):
         raise ValueError("give bytes or a size such as 256M")
     if isinstance(value, (int, float)):
@@ -65,7 +68,11 @@ def parse_size(value: Any) -> int:
 
 
 def number(low: float, high: float = math.inf, *, whole: bool = False, above: bool = False) -> Reader:
-    """A number from `low` (`above`: more than it) to `high`; `whole`: an integer."""
+    """Return a reader of numbers from `low` to `high`.
+
+    :param whole: accept only integers.
+    :param above: exclude `low` itself.
+    """
     kind = "a whole number" if whole else "a number"
 
     def read(value: Any) -> float | int:
@@ -86,7 +93,7 @@ def number(low: float, high: float = math.inf, *, whole: bool = False, above: bo
 
 
 def switch(value: Any) -> bool:
-    """On or off."""
+    """Read a switch: on or off."""
     text = str(value).strip().lower()
     if text in _TRUE:
         return True
@@ -96,7 +103,7 @@ def switch(value: Any) -> bool:
 
 
 def choice(*choices: str) -> Reader:
-    """One of a few words."""
+    """Return a reader of one of a few words."""
 
     def read(value: Any) -> str:
         text = str(value).strip().lower()
@@ -108,7 +115,7 @@ def choice(*choices: str) -> Reader:
 
 
 def line(value: Any) -> str:
-    """Text without control characters."""
+    """Read text without control characters."""
     text = str(value)
     if any(ord(char) < 32 for char in text):
         raise ValueError("give text without control characters")
@@ -116,21 +123,21 @@ def line(value: Any) -> str:
 
 
 def header(value: Any) -> str:
-    """The name of an HTTP header."""
+    """Read the name of an HTTP header."""
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", str(value)):
         raise ValueError("give the name of an HTTP header, such as X-Request-ID")
     return str(value)
 
 
 def path(value: Any) -> str:
-    """A path within the service."""
+    """Read a path within the service."""
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", str(value)):
         raise ValueError("give a path that begins with a slash and does not end with one, such as /health")
     return str(value)
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """Names separated by commas, or a list of them."""
+    """Read names separated by commas, or a list of them."""
     parts: Iterable[Any] = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Iterable):
         raise ValueError("give names separated by commas")
@@ -138,7 +145,7 @@ def names(value: Any) -> tuple[str, ...]:
 
 
 def paths(value: Any) -> tuple[str, ...]:
-    """Paths of the service, perhaps with a query, separated by spaces or commas, or a list of them."""
+    """Read paths of the service, perhaps with a query, separated by spaces or commas, or a list of them."""
     parts = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
     if not isinstance(parts, Iterable):
         raise ValueError("give paths separated by spaces")
@@ -149,7 +156,7 @@ def paths(value: Any) -> tuple[str, ...]:
 
 
 def steps(value: Any) -> tuple[float, ...]:
-    """Seconds separated by commas, or a list of them."""
+    """Read seconds separated by commas, or a list of them."""
     parts = value.split(",") if isinstance(value, str) else value
     try:
         steps = tuple(float(part) for part in parts)
@@ -161,7 +168,7 @@ def steps(value: Any) -> tuple[float, ...]:
 
 
 def target(value: Any) -> float:
-    """A service level in percent."""
+    """Read a service level in percent."""
     found = float(number(0, 100, above=True)(str(value).strip().removesuffix("%").strip()))
     if not 50 <= found < 100:
         raise ValueError("give a percentage of at least 50 and below 100, such as 99.9")
@@ -169,7 +176,7 @@ def target(value: Any) -> float:
 
 
 def mode(value: Any) -> int:
-    """Permissions of a file, in octal digits: the owner reads and writes, not everybody writes, nobody executes."""
+    """Read a file's permissions in octal digits: its owner reads and writes, others may not write, no user executes."""
     text = str(value).strip().removeprefix("0o")
     bits = int(text, 8) if re.fullmatch(r"0?[0-7]{3}", text) else 0
     if bits & 0o713 != 0o600:
@@ -179,14 +186,15 @@ def mode(value: Any) -> int:
 
 
 def port(value: Any) -> int | None:
-    """The number of a port, None if it is none."""
+    """Return the number of a port, None if it is not a port."""
     text = str(value)
     return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and 0 < int(text) < 65536 else None
 
 
 def _parts(value: Any) -> SplitResult | None:
-    """The parts of a URL that has a host and no bad port, None for any other; never what Python says of it, which
-    quotes it, password and all.
+    """Return the parts of a URL that has a host and a valid port, None for any other.
+
+    Never raise Python's own error, which would quote the URL with its password.
     """
     try:
         parts = urlsplit(str(value))
@@ -196,13 +204,13 @@ def _parts(value: Any) -> SplitResult | None:
 
 
 def _slip(value: Any) -> str:
-    """A word on the likely cause."""
+    """Return a hint at the likely cause, or ""."""
     found = _WIDE.search(str(value))
     return f"; it contains a full-width character (U+{ord(found[0]):04X}): write it as ASCII" if found else ""
 
 
 def database_url(value: Any) -> str:
-    """Address of a database: MySQL, MariaDB or SQLite. The error shows no part of it."""
+    """Read the address of a database: MySQL, MariaDB or SQLite. The error shows no part of it."""
     text = str(value)
     if text.startswith("sqlite:"):
         if not text.startswith("sqlite:///") or len(text) <= len("sqlite:///"):
@@ -221,14 +229,14 @@ def database_url(value: Any) -> str:
 
 
 def secret_file(path: Any) -> str:
-    """What a file holds, without the line's end; a secret.
+    """Return the content of a file without the line's end; a secret.
 
-    :raises ValueError: naming the file, if it cannot be read or holds more or less than one line.
+    :raises ValueError: naming the file, if it cannot be read or does not hold exactly one line.
     """
     try:
         descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8") as file:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)  # anything else might keep us waiting
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)  # opening or reading anything else might block
             text = file.read(65537) if regular else ""
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"cannot be read ({type(error).__name__}): name a text file that the service's user may "
@@ -240,7 +248,7 @@ def secret_file(path: Any) -> str:
 
 
 def web_url(value: Any) -> str:
-    """An http or https address."""
+    """Read an http or https address."""
     text = str(value)
     parts = _parts(text)
     if parts is None or parts.scheme not in ("http", "https") or re.search(r"[\x00-\x20\x7f]", text):
@@ -249,7 +257,7 @@ def web_url(value: Any) -> str:
 
 
 def bind(value: Any) -> str:
-    """Where to listen: address:port or a Unix socket."""
+    """Read a listening address: address:port or a Unix socket."""
     text = str(value)
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", text)
     if not (text.startswith("unix:/") or (match and 0 < int(match[2]) < 65536)):
@@ -261,7 +269,7 @@ SHORTEST_TOKEN = 16  #: characters of a token that shows details; with a shorter
 
 
 def token(value: Any) -> str:
-    """A secret that can stand in a header."""
+    """Read a secret that can stand in a header."""
     if not re.fullmatch(r"[\x21-\x7e]+", str(value)):
         raise ValueError(f"give at least {SHORTEST_TOKEN} printable characters without spaces")
     return str(value)

@@ -1,10 +1,10 @@
-"""What the errors of databases mean, and what follows from each: one table, for everything that has to decide.
+"""The meaning of database errors, and the consequence of each: one table for all code that has to decide.
 
-It stands below the rooms, since the database room may not know how errors are answered, nor the other way round, and
-an app may use its driver without the pool.
+The module stands below the rooms: the database room must not depend on the answers to errors, nor the other way round,
+and an app may use its driver without the pool.
 
-The numbers are those of MySQL 8.4 to 9, MariaDB 10.6 to 12, their client libraries, ProxySQL, MaxScale and RDS Proxy.
-A number that is not here belongs to the statement or to the app: 500, and nothing else follows.
+The numbers are those of MySQL 8.4 to 9, MariaDB 10.6 to 12, their client libraries, ProxySQL, MaxScale and RDS Proxy. A
+number that is missing here belongs to the statement or to the app: it leads to 500, and to nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 class ErrorClass(enum.Enum):
-    """What an error of the database means."""
+    """The meaning of a database error."""
 
     CONNECT = "the database cannot be reached for now"
     FULL = "the server, or a proxy, has no connection left for now"
@@ -37,20 +37,20 @@ class ErrorClass(enum.Enum):
 
 
 KEPT, DISCARDED, ALL_DISCARDED = "kept", "discarded", "all of the pool are replaced"
-#: What a failed connect leads to: another attempt while a request waits, or an error for all that wait.
+#: The consequence of a failed connect: another attempt while a request waits, or an error for all waiting requests.
 COUNTS, WAITS, ENDS = "counts against the breaker", "tried again", "nobody waits for it"
 
 
 @dataclass(frozen=True)
 class Consequence:
-    """What follows from an error.
+    """The consequence of an error.
 
-    :ivar unavailable: the answer is 503 with Retry-After if a view lets it through, else 500.
+    :ivar unavailable: the answer is 503 with Retry-After if a view lets the error through, else 500.
     :ivar connection: KEPT, DISCARDED, or ALL_DISCARDED.
-    :ivar again: the unit of work may be run again.
-    :ivar stored: what a COMMIT that fails so has stored is unknown.
-    :ivar connecting: COUNTS, WAITS or ENDS, for a connect that fails so.
-    :ivar alive: only a server that lives sends it.
+    :ivar again: the unit of work may be repeated.
+    :ivar stored: it is unknown whether a COMMIT that fails this way was stored.
+    :ivar connecting: COUNTS, WAITS or ENDS, for a connect that fails this way.
+    :ivar alive: only a living server sends this error.
     """
 
     unavailable: bool = False
@@ -161,7 +161,7 @@ _BY_TEXT: dict[int, tuple[tuple[str, ErrorClass], ...]] = {
 
 
 def mysql_class(error: BaseException) -> ErrorClass:
-    """Class of an exception of mysqlclient (or of anything with a server's error number as first argument)."""
+    """Return the class of an exception of mysqlclient (or of any with a server's error number as first argument)."""
     code = error.args[0] if error.args else None
     if code == 0 and type(error).__name__ == "InterfaceError":
         return ErrorClass.LINK_LOST  # "(0, '')": the connection is closed
@@ -175,7 +175,7 @@ def mysql_class(error: BaseException) -> ErrorClass:
 
 
 def proves_alive(error: BaseException) -> bool:
-    """Whether an exception of mysqlclient is one that only a living server can have caused."""
+    """Return whether only a living server can have caused an exception of mysqlclient."""
     kind, code = mysql_class(error), error.args[0] if error.args else None
     if kind is ErrorClass.OTHER:
         return isinstance(code, int) and code >= 1000 and not 2000 <= code < 3000
@@ -183,7 +183,7 @@ def proves_alive(error: BaseException) -> bool:
 
 
 def sqlite_class(error: BaseException) -> ErrorClass:
-    """Class of an exception of sqlite3."""
+    """Return the class of an exception of sqlite3."""
     code = getattr(error, "sqlite_errorcode", None)
     base = code & 0xFF if isinstance(code, int) else None
     if base in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -200,7 +200,7 @@ def sqlite_class(error: BaseException) -> ErrorClass:
 
 
 def means_unavailable(error: BaseException | None) -> bool:
-    """Whether an exception of mysqlclient, PyMySQL or sqlite3 says that the database cannot be had now."""
+    """Return whether an exception of mysqlclient, PyMySQL or sqlite3 means that the database is unavailable now."""
     driver = type(error).__module__.partition(".")[0]
     if error is None or driver not in ("MySQLdb", "pymysql", "sqlite3"):
         return False
@@ -211,7 +211,7 @@ def means_unavailable(error: BaseException | None) -> bool:
 
 
 def table() -> str:
-    """The table of errors in reStructuredText, as docs/database.rst shows it."""
+    """Return the table of errors in reStructuredText, as in docs/database.rst."""
     lines = [".. list-table::", "   :header-rows: 1", "", "   * - Meaning", "     - Errors", "     - Answer",
              "     - Connection", "     - Unit of work", "     - Connecting", "     - Check ``database``"]
     for kind, follows in CONSEQUENCES.items():

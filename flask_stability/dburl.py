@@ -125,7 +125,7 @@ class DatabaseURL:
                    init_command)
 
     def check_files(self) -> None:
-        """The files of TLS can be read.
+        """Check that the TLS files can be read.
 
         :raises ValueError: naming option and file.
         """
@@ -136,9 +136,9 @@ class DatabaseURL:
                                  "correct the path or its permissions")
 
     def arguments(self, **login: str) -> dict[str, Any]:
-        """Arguments for mysqlclient's ``connect``.
+        """Return the arguments for mysqlclient's ``connect``.
 
-        :param login: user and password, where they are not those of the address.
+        :param login: user and password, if they differ from the address's.
         """
         found: dict[str, Any] = {"user": self.user, "password": self.password, **login, "database": self.name,
                                  "charset": "utf8mb4", "local_infile": 0, **self.options}
@@ -155,11 +155,11 @@ class DatabaseURL:
 
     @property
     def secure(self) -> bool:
-        """The link is encrypted, or there is none."""
+        """Return whether the address requires an encrypted link."""
         return self.ssl_mode in SSL_MODES[2:]
 
     def describe(self) -> str:
-        """Where it is, without credentials."""
+        """Return the address without credentials."""
         if "unix_socket" in self.options:
             return f"{self.options['unix_socket']}/{self.name}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -167,7 +167,10 @@ class DatabaseURL:
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
-    """The options, dashes as underscores; each may stand once."""
+    """Return the options with underscores for dashes.
+
+    :raises ValueError: if one is unknown or appears twice.
+    """
     try:
         pairs = [(name.replace("-", "_").lower(), value) for name, value in
                  parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")] if query else []
@@ -190,7 +193,10 @@ def _nearest(name: str) -> str:
 
 
 def _tls(given: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """Mode and files; what was named without a mode is used: a certificate to check against is checked."""
+    """Return TLS mode and files; files without a mode imply one: a given CA certificate is used to verify.
+
+    :raises ValueError: if options contradict each other.
+    """
     ssl = {name.removeprefix("ssl_"): given[name] for name in (*_SSL_FILES, "ssl_cipher") if name in given}
     for name, path in ssl.items():
         if not path:

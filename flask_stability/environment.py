@@ -1,7 +1,7 @@
-"""What a ``.env`` file set is known to come from it, so that it can be read again.
+"""Track which variables a ``.env`` file has set, so that the file can be read again.
 
-A reload reads the file anew, and what has left it returns to what was there before. Which variables came from it
-stands in the environment itself: a master that SIGUSR2 started inherits them.
+A reload reads the file again, and variables that have left it get their former state. The environment itself stores
+which variables came from the file, so a master that SIGUSR2 started inherits the list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from .config_types import port, shown
 from .exceptions import ConfigError
 
-#: The variable that tells: {name: digest of the value that the file gave it}.
+#: The variable that stores the list: {name: digest of the value that the file gave it}.
 MARK = "FLASK_STABILITY_DOTENV"
 
 
@@ -23,9 +23,9 @@ _defaults: dict[str, str] = {}
 
 
 def apply(values: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> None:
-    """Set the variables of a ``.env`` file, and undo what an earlier reading set; what anything else set stays.
+    """Set the variables of a ``.env`` file, and undo an earlier reading; variables set by anything else stay.
 
-    :param defaults: set where neither the file nor anything else does; remembered for the next reading.
+    :param defaults: set where neither the file nor anything else sets them; remembered for the next reading.
     """
     if defaults is not None:
         _defaults.update(defaults)
@@ -43,7 +43,7 @@ def apply(values: Mapping[str, str], defaults: Mapping[str, str] | None = None) 
 def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None) -> None:
     """Add the variables of a ``.env`` file to the environment; what anything else has set stays.
 
-    Read again, it undoes what it did before: a variable that has left the file is what it was.
+    A further call undoes the former one: a variable that has left the file gets its former state.
 
     :param defaults: set where neither the file nor anything else sets them, now and whenever the file is read again.
 
@@ -72,9 +72,11 @@ def load_dotenv(path: str = ".env", *, defaults: Mapping[str, str] | None = None
 
 
 def _refuse_planted(found: os.stat_result, path: str) -> None:
-    """The environment decides what the service runs: only who could replace the file's folder may decide it.
+    """Refuse a file that another user could have planted.
 
-    :raises ConfigError: if anybody may write the file, or its owner is neither root, nor this user, nor the folder's.
+    The environment decides what the service runs, so only a user that could replace the file's folder may decide it.
+
+    :raises ConfigError: if all users may write the file, or its owner is neither root, nor this user, nor the folder's.
     """
     folder = os.stat(os.path.dirname(path) or ".")
     # file systems of other systems (WSL, shared folders) show every mode as 0777
@@ -87,7 +89,7 @@ def _refuse_planted(found: os.stat_result, path: str) -> None:
 
 
 def from_file() -> dict[str, str]:
-    """The variables that a ``.env`` file set, each with a digest of its value; empty if none was read."""
+    """Return the variables that a ``.env`` file set, each with a digest of its value; empty if none was read."""
     try:
         mark = json.loads(os.environ.get(MARK, ""))
     except ValueError:
@@ -96,7 +98,7 @@ def from_file() -> dict[str, str]:
 
 
 def was_read() -> bool:
-    """Whether a ``.env`` file was looked for, by this process or the one that started it."""
+    """Return whether this process, or the one that started it, has looked for a ``.env`` file."""
     return MARK in os.environ
 
 
@@ -115,11 +117,12 @@ def _digest(value: str) -> str:
 
 
 def server_bind(host: str = "0.0.0.0") -> str:
-    """Where our gunicorn configurations listen: SERVER_HOST and SERVER_PORT, or PORT as gunicorn takes it (3007).
+    """Return where our gunicorn configurations listen.
 
-    :param host: without SERVER_HOST.
+    The address comes from SERVER_HOST and SERVER_PORT, or PORT as gunicorn reads it; the default port is 3007.
 
-    :raises ConfigError: if that is no port.
+    :param host: used without SERVER_HOST.
+    :raises ConfigError: if the port is not valid.
     """
     name = "SERVER_PORT" if os.environ.get("SERVER_PORT") else "PORT"
     given = os.environ.get(name) or "3007"

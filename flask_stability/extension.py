@@ -1,6 +1,6 @@
 """`StabilityExt`: reads the settings and wires the rooms to an app.
 
-What it keeps for an app, and what runs for all apps of a process, is in `apps`.
+`apps` holds the state for an app, and what runs for all apps of a process.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _TAKEN = "_flask_stability_connections"
 
 
 class StabilityExt:
-    """Keeps the service up whose app it is given.
+    """Keeps the service of an app up.
 
     ``StabilityExt(app)``, or ``stability = StabilityExt()`` and ``stability.init_app(app)`` in a factory. One object
     may serve several apps. All settings: README.rst, "Settings".
 
-    :param app: the app, if it is there already.
-    :param credentials: gives the password of a MySQL or MariaDB database, or user and password (a pair, or a mapping
+    :param app: the app, if it exists already.
+    :param credentials: returns the password of a MySQL or MariaDB database, or user and password (a pair, or a mapping
         with these keys); called for each new connection, in a thread of the pool. For passwords that expire.
     """
 
@@ -97,17 +97,17 @@ class StabilityExt:
 
     def connection(self, timeout: float | None = None, *, query_timeout: float | None = None,
                    wait: bool = True) -> PooledConnection:
-        """A connection to the app's database, in autocommit.
+        """Return a connection to the app's database, in autocommit mode.
 
-        With ``with`` it is given back at the end of the block, else when the request or app context ends.
+        A ``with`` block gives it back at its end; otherwise the end of the request or app context does.
 
-        :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, or STABILITY_DB_OUTAGE_PATIENCE while
-            the database is away; never longer than the request may.
-        :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT;
-            0 = no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
-        :param wait: False: fail at once while the database is away or all connections are in use, for code that has a
-            fallback.
-        :raises DatabaseUnavailable: if none can be had in that time.
+        :param timeout: seconds to wait at most; default STABILITY_DB_TIMEOUT, or STABILITY_DB_OUTAGE_PATIENCE while the
+            database is away; never longer than the request may.
+        :param query_timeout: seconds that each of its statements may take, instead of STABILITY_DB_QUERY_TIMEOUT; 0 =
+            no limit but the request's own. It costs a round trip or, for more time than usual, a connect.
+        :param wait: False: fail immediately while the database is away or all connections are in use, for code that has
+            a fallback.
+        :raises DatabaseUnavailable: if none becomes available in that time.
         """
         connection = self._state().pool.connection(timeout, query_timeout=query_timeout, wait=wait)
         if has_app_context():
@@ -121,7 +121,7 @@ class StabilityExt:
 
     @property
     def pool(self) -> Pool:
-        """The current app's pool; ``pool.stats()`` are its figures."""
+        """Return the current app's pool; ``pool.stats()`` returns its figures."""
         return self._state().pool
 
     def health_check(self, name: str, *, critical: bool = False, interval: float | None = None,
@@ -142,53 +142,57 @@ class StabilityExt:
         return register
 
     def declare_broken(self, reason: str) -> None:
-        """Say that this process cannot go on: its /health/live answers 503 from now on."""
+        """Declare that this process cannot go on: its /health/live answers 503 from now on."""
         declare_broken(reason)
 
     def watch(self, future: Future[Any]) -> Future[Any]:
-        """Log the exception of a future that no code reads; return the future."""
+        """Log the exception of a future if no other code reads it; return the future."""
         return hooks.watch(future)
 
     def request_timeout(self, seconds: float) -> Callable[[F], F]:
-        """Decorator: the view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT; 0 = none."""
+        """Set a view's own deadline in seconds, instead of STABILITY_REQUEST_TIMEOUT (a decorator); 0 = none."""
         return request.request_timeout(seconds)
 
     def priority(self, level: str) -> Callable[[F], F]:
-        """Decorator: how much the view matters under overload. A *critical* one goes before others and is refused late,
-        a *sheddable* one goes last and is refused early; *normal* is like no decorator, but never taken for cheap.
+        """Set how much a view matters under overload (a decorator).
+
+        A *critical* view goes before others and is refused late, a *sheddable* one goes last and is refused early;
+        *normal* is like no decorator, but never counts as cheap.
 
         :raises ValueError: for another level.
         """
         return priority(level)
 
     def client_min_rate(self, bytes_per_second: float) -> Callable[[F], F]:
-        """Decorator: the view's own rate of slow clients, instead of STABILITY_CLIENT_MIN_RATE; 0 = none is cut."""
+        """Set a view's minimum rate for clients, instead of STABILITY_CLIENT_MIN_RATE (a decorator); 0 = cut no client.
+        """
         return request.client_min_rate(bytes_per_second)
 
     def keep(self, *, fresh: float, stale: float, vary: Sequence[str] | None = None, query: Sequence[str] = ()
              ) -> Callable[[F], F]:
-        """Decorator: store the view's answer to GET for all workers, and give it while no new one can be made.
+        """Store the view's answer to GET for all workers, and serve it while no new one can be computed (a decorator).
 
-        A view of user-specific answers is not for it. Requests with Cookie, Authorization or REMOTE_USER run the view,
-        unless `vary` is given. Never stored: status other than 200, Set-Cookie, ``Cache-Control: private``,
-        ``no-store`` or ``no-cache``, a stream, a Vary header that the key does not cover, a view that reads the session
-        unless `vary` has ``Cookie``. The view sees only the query parameters that `query` names.
+        Do not use it for user-specific answers. Requests with Cookie, Authorization or REMOTE_USER run the view, unless
+        `vary` is given. Never stored: status other than 200, Set-Cookie, ``Cache-Control: private``, ``no-store`` or
+        ``no-cache``, a stream, a Vary header that the key does not cover, a view that reads the session unless `vary`
+        has ``Cookie``. The view sees only the query parameters that `query` names.
 
-        :param fresh: seconds in which the answer is given without running the view.
-        :param stale: further seconds in which it is given at once while one worker makes a new one, and in which it
-            stays if the view fails with 5xx.
+        :param fresh: seconds for which the answer is served without running the view.
+        :param stale: further seconds for which it is served immediately while one worker computes a new one, and for
+            which it stays if the view fails with 5xx.
         :param vary: names of request headers that the answer depends on, beside Host, Accept and Accept-Encoding;
             ``()`` says that it is the same for all users.
         :param query: names of the query parameters that the answer depends on.
-        :raises ValueError: for values that are none of these.
+        :raises ValueError: for invalid values.
         """
         return last_good.keep(fresh=fresh, stale=stale, vary=vary, query=query)
 
     def register_engine(self, engine: Engine, name: str = "sqlalchemy") -> None:
-        """Bring an SQLAlchemy engine's pool into /health and its outages to 503.
+        """Add an SQLAlchemy engine's pool to /health, and answer its outages with 503.
 
-        An error of the engine that means an outage, in any worker, has the check run at once.
-        Inside an app context it is that app's alone: what a factory makes for one app is not held for the next.
+        An error of the engine that means an outage, in any worker, makes the check run immediately. Inside an app
+        context the engine belongs to that app alone: an engine created by a factory for one app is not used for the
+        next.
         """
         check = engine_check(engine, name)
         if has_app_context():
@@ -199,11 +203,14 @@ class StabilityExt:
 
     @property
     def health_blueprint(self) -> Blueprint:
-        """The health endpoints as a blueprint, for an app that wants to register them by hand."""
+        """Return the health endpoints as a blueprint, for an app that registers them itself."""
         return make_blueprint(self._state().settings)
 
     def _state(self) -> AppState:
-        """The current app's state; outside of an app context the only app's."""
+        """Return the current app's state; outside of an app context the only app's.
+
+        :raises StabilityError: if there is no such app.
+        """
         if has_app_context():
             state = current_app.extensions.get(_NAME)
             if state is None:
@@ -227,7 +234,7 @@ def _named(settings: Settings, app: Flask) -> Settings:
 
 
 def _give_back(_: BaseException | None) -> None:
-    """At the end of an app context, a request's among them: what it took goes back. Never raises."""
+    """Give back the connections taken in an app context at its end; a request has one, too. Never raise."""
     taken = getattr(g, _TAKEN, None) or []
     while taken:
         try:
@@ -237,7 +244,7 @@ def _give_back(_: BaseException | None) -> None:
 
 
 def _propagation(state: AppState) -> Callable[[], bool]:
-    """Whether the app wants exceptions to reach its caller; holds the app weakly."""
+    """Return a function that tells whether the app wants exceptions to reach its caller; it holds the app weakly."""
     reference = weakref.ref(state)
 
     def propagates() -> bool:
@@ -249,7 +256,7 @@ def _propagation(state: AppState) -> Callable[[], bool]:
 
 
 def _look_for_hooks() -> None:
-    """Under gunicorn half of what this package is for needs its hooks, and nothing fails without them: say so.
+    """Warn if gunicorn runs without our hooks: half of this package needs them, and nothing fails without them.
 
     gunicorn's master sets SERVER_SOFTWARE, to "" or another name where its own is hidden.
     """
@@ -261,7 +268,7 @@ def _look_for_hooks() -> None:
 
 
 def _share_health_path(app: Flask, path: str, middleware: StabilityMiddleware) -> None:
-    """The app's own routes win, and ours answer where it has none."""
+    """Let the app's own routes win under the health path; ours answer where it has none."""
     found = conflicts.find(app, path)
     if found.by_hand:
         middleware.health_app = None
@@ -279,7 +286,7 @@ def _share_health_path(app: Flask, path: str, middleware: StabilityMiddleware) -
 
 
 def _first_request(state: AppState, middleware: StabilityMiddleware) -> Callable[[], None]:
-    """What the middleware calls before an app's first request."""
+    """Return the function that the middleware calls before an app's first request."""
     reference = weakref.ref(state)
 
     def begin() -> None:

@@ -14,24 +14,24 @@ import re
 import stat
 from collections.abc import Iterator
 
-NOBODY = (-1, -1)  #: an owner (user, group) that is not to be changed
+NOBODY = (-1, -1)  #: an owner (user, group) that leaves the file's owner unchanged
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
-#: Links to an open file: the kernel leads them somewhere, their text does not.
+#: Links to an open file: the kernel resolves them; their text leads nowhere.
 _STREAM = re.compile(r"/dev/(?:stdout|stderr|fd/\d+)|/proc/(?:self|\d+)/fd/\d+")
 
 
 def trusted_users() -> frozenset[int]:
-    """The users whose links this process follows."""
+    """Return the users whose links this process follows."""
     return frozenset((0, os.geteuid()))
 
 
 class _Place:
-    """Where a path leads: an open directory and a name in it that is no link; or, in `stream`, an open file's link.
+    """Where a path leads: an open directory and a name in it that is not a link; or, in `stream`, an open file's link.
 
     :ivar linked: a link led there.
-    :ivar lent: the user for whom it is opened could have put that link in its place.
+    :ivar lent: the user that will own the file could have put that link there.
     """
 
     def __init__(self, directory: int) -> None:
@@ -39,7 +39,7 @@ class _Place:
         self.linked = self.lent = False
 
     def enter(self, directory: int) -> None:
-        """Go on from another directory; the descriptor is then this object's."""
+        """Continue from another directory; this object then owns the descriptor."""
         os.close(self.directory)
         self.directory = directory
 
@@ -111,13 +111,13 @@ def _walk(place: _Place, path: str) -> None:
 
 
 def _closed_to_others(directory: int) -> bool:
-    """Only a trusted user can put names into it."""
+    """Return whether only a trusted user can create names in a directory."""
     status = os.fstat(directory)
     return status.st_uid in trusted_users() and not status.st_mode & 0o022
 
 
 def _names(path: str) -> list[str]:
-    """The names of a path, the first one last."""
+    """Return the names of a path, the first one last."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
@@ -125,10 +125,10 @@ def _names(path: str) -> list[str]:
 
 
 def open_directory(path: str, *, listed: bool = False) -> int:
-    """A descriptor of a directory, good for names relative to it.
+    """Return a descriptor of a directory, for names relative to it.
 
-    :param listed: good for listing them as well.
-    :raises OSError: if it is none, or another user made a link on the way.
+    :param listed: also allow listing its names.
+    :raises OSError: if it is not a directory, or another user made a link on the way.
     """
     place = _resolve(path)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC if listed else _DIRECTORY
@@ -137,10 +137,11 @@ def open_directory(path: str, *, listed: bool = False) -> int:
 
 
 def make_directory(path: str, mode: int, owner: tuple[int, int] = NOBODY) -> int:
-    """`open_directory`, made first if it is not there, with what is missing above it.
+    """Open a directory as `open_directory`, creating it and its missing parents first.
 
-    :param mode: of the directory; those above it get 0755; less the umask.
-    :param owner: user and group that get the directory, if it is made.
+    :param mode: of the directory, less the umask; its parents get 0755, less the umask.
+    :param owner: user and group that get the directory, if it is created.
+    :raises OSError: as `open_directory`, or if it cannot be created.
     """
     try:
         return open_directory(path)
@@ -156,16 +157,16 @@ def make_directory(path: str, mode: int, owner: tuple[int, int] = NOBODY) -> int
         except FileExistsError:  # another process was faster, or it is a link that leads nowhere
             return open_directory(path)
         made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-        # what is in its place by now may be another directory: ours is empty
+        # another directory may be in its place by now: ours is empty
         if owner != NOBODY and os.fstat(made).st_uid == os.geteuid() and not os.listdir(made):
             os.fchown(made, *owner)
         return made
 
 
 def own_directory(path: str, *, readers: bool = False) -> bool:
-    """Whether a directory (no link) belongs to this process's user and no other can write it.
+    """Return whether a directory (not a link) belongs to this process's user and no other user can write it.
 
-    :param readers: others have to be able to look into it.
+    :param readers: other users must also be able to look into it.
     """
     with contextlib.suppress(OSError):
         status = os.lstat(path)
@@ -178,19 +179,19 @@ def own_directory(path: str, *, readers: bool = False) -> bool:
 
 
 def open_append(directory: int, name: str, *, mode: int | None = None, owner: tuple[int, int] = NOBODY) -> int:
-    """Open a file for appending; make it if it is not there. Never waits for the reader of a pipe.
+    """Open a file for appending; create it if it is missing. Never wait for the reader of a pipe.
 
     :param mode: of a new file, whatever the umask; None = 0640, less the umask.
     :param owner: user and group that get a new file.
-    :raises OSError: also if the file is no regular one, has a second name, or belongs to a user who is neither
-        trusted nor `owner` nor the directory's. A link that a trusted user made may lead to anything but a second name;
-        where the directory is the `owner`'s, of files only to the owner's.
+    :raises OSError: also if the file is not a regular one, has a second name, or belongs to a user other than the
+        trusted users, `owner` and the directory's owner. A link that a trusted user made may lead to anything but a
+        second name; where the directory belongs to `owner`, only to files of `owner`.
     """
     place = _resolve(name, directory)
     with _closed(place.directory):
         if place.stream:
             return os.open(place.stream, _APPEND & ~os.O_NOFOLLOW)
-        # the directory's owner can move trusted links into it: they lend that user nothing
+        # the directory's owner can move trusted links into it: they must not extend that user's rights
         place.lent = place.linked and owner != NOBODY and os.fstat(directory).st_uid == owner[0]
         for _ in range(8):
             try:
@@ -211,9 +212,9 @@ def _new(place: _Place, mode: int | None, owner: tuple[int, int]) -> int:
         if mode is not None:
             os.fchmod(descriptor, mode)
         if owner != NOBODY:
-            # the group of a directory with the set-group-id bit is its files' too, whichever user makes them
+            # The group of a directory with the set-group-id bit is its files' group too, whichever user creates them.
             inherited = os.fstat(place.directory).st_mode & stat.S_ISGID
-            with contextlib.suppress(OSError):  # NFS: it is written by this process alone then
+            with contextlib.suppress(OSError):  # NFS: then only this process can write it
                 os.fchown(descriptor, owner[0], -1 if inherited else owner[1])
     except OSError:
         os.close(descriptor)
@@ -241,7 +242,7 @@ def _judged(descriptor: int, place: _Place, name: str, owner: tuple[int, int]) -
 
 
 def open_existing(path: str, flags: int) -> int:
-    """Open a regular file that has one name, and is no link. Never waits.
+    """Open a regular file that has one name and is not a link. Never wait.
 
     :raises OSError: if it is something else, or another user made a link on the way.
     """

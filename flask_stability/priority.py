@@ -1,4 +1,4 @@
-"""How much a view matters under overload, as the app knows it."""
+"""The importance of a view under overload, as set by the app."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARK = "_flask_stability_priority"
 def priority(level: str) -> Callable[[F], F]:
     """See `StabilityExt.priority`.
 
-    :raises ValueError: if it is none of `PRIORITIES`.
+    :raises ValueError: if `level` is none of `PRIORITIES`.
     """
     if level not in PRIORITIES:
         raise ValueError(f"priority({level!r}): give one of {', '.join(map(repr, PRIORITIES))}")
@@ -27,5 +27,5 @@ def priority(level: str) -> Callable[[F], F]:
 
 
 def priority_of(view: Any) -> str:
-    """The level that a view was decorated with, "" without one."""
+    """Return the level of a view's decorator, or "" without one."""
     return str(getattr(view, _MARK, ""))

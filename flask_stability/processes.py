@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_SLACK_NS = 200_000_000  # of the comparison of two clocks, one of which ticks
+_SLACK_NS = 200_000_000  # tolerance in comparing two clocks, one of which ticks
 
 
 class Process(NamedTuple):
-    """A process that exists and is no zombie.
+    """A process that exists and is not a zombie.
 
     :ivar state: its state letter; ``T`` is stopped.
     :ivar parent: process id of its parent.

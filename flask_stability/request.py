@@ -1,7 +1,7 @@
 """The record of one request, and the table of those in flight.
 
 The guard thread reads the table to find requests past their deadline; the pool asks how long the request may still
-wait; the log asks which request it was. One thread serves one request at a time, so the table's key is the thread.
+wait; the log names the request. One thread serves one request at a time, so the table's key is the thread.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Resource(Protocol):
-    """What a request holds and gives back at its end at the latest."""
+    """A resource that a request holds and gives back at its end at the latest."""
 
     def release(self) -> None:
-        """Give back; called more than once without harm."""
+        """Give the resource back; further calls do nothing."""
 
 
 class ClientSocket(Protocol):
-    """What an app speaks on with the client itself."""
+    """The object with which an app itself speaks with the client."""
 
     def say_goodbye(self) -> None:
-        """Tell the client that the server goes away; never waits, never raises."""
+        """Tell the client that the server is going away; never wait, never raise."""
 
     def cut(self) -> None:
-        """Have the app's next read find the end of the stream; never waits, never raises."""
+        """Make the app's next read find the end of the stream; never wait, never raise."""
 
 
-#: Requests in flight by thread; None between two of them, since a dict that entries leave and enter is made anew every
-#: few times. Each store is atomic; others than the thread itself ask `in_flight`.
+#: Requests in flight by thread, None for a thread between two requests: a dict whose entries come and go is rebuilt
+#: every few times. Each store is atomic; code outside the serving thread calls `in_flight`.
 inflight: dict[int, RequestRecord | None] = {}
 
-#: Threads whose request is held for a database that is away, and since when (`time.monotonic` seconds).
+#: Threads whose request is held during a database outage, and since when (`time.monotonic` seconds).
 held: dict[int, float] = {}
 
-#: Nanoseconds for which the request that a thread is about to serve has waited for it; most have not, and are not here.
+#: Nanoseconds for which the request that a thread is about to serve has waited for it; without an entry it has not.
 waited: dict[int, int] = {}
 
 _well_formed = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 OVER: dict[str, Any] = {}
-#: Keys of the environ: the client's socket, which some libraries speak on; and what gevent-websocket's server made.
+#: Keys of the environ: the client's socket, on which some libraries speak; and the object of gevent-websocket's server.
 SOCKET, WEBSOCKET = "gunicorn.socket", "wsgi.websocket"
-#: `RequestRecord.recorded` of one that the isolation worker answers.
+#: `RequestRecord.recorded` of a request that the isolation worker answers.
 HANDED_OVER = "handed over"
 _MIN_RATE = "flask_stability.client_min_rate"
-#: In the environ of a request that must not be held, since nobody waits for its answer.
+#: Key in the environ of a request that must not be held, since no client waits for its answer.
 NO_HOLD = "flask_stability.no_hold"
 
 
 class NoRule:
-    """Stands where no rule is known: no route matched, the response is not made yet, or not Flask answers."""
+    """Replaces an unknown rule: no route matched, there is no response yet, or something other than Flask answers."""
 
     endpoint = rule = ""
 
@@ -75,10 +75,10 @@ NO_RULE = NoRule()
 
 
 def rule_of(environ: dict[str, Any]) -> Any:
-    """werkzeug's rule of the request that this thread serves, `NO_RULE` without one.
+    """Return werkzeug's rule of the request that this thread serves, `NO_RULE` without one.
 
-    A middleware between us and Flask may have copied the environ (Flask-SocketIO's does): what Flask puts into it is
-    not seen here then. From the first such request on Flask says which request it has begun.
+    A middleware between us and Flask may have copied the environ (Flask-SocketIO's does), so Flask's entries are
+    missing here. From the first such request on, a Flask signal reports each request that Flask begins.
     """
     found = environ.get("werkzeug.request")
     if found is None and "werkzeug.request" not in environ and has_request_context():
@@ -100,22 +100,22 @@ class RequestRecord:
     :ivar thread_id: `threading.get_ident` of the thread that serves it.
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar timeout: seconds from its arrival after which it is overdue; 0.0 = never.
-    :ivar held_ns: nanoseconds for which it was held for a database that was away: neither slowness nor hanging.
+    :ivar held_ns: nanoseconds for which it was held during a database outage: neither slowness nor hanging.
     :ivar queued_ns: nanoseconds for which it waited for a thread, before `started_ns`.
-    :ivar response_started: the server was given the response's head: the deadline does not hold any more.
-    :ivar rule: werkzeug's rule that Flask matched, once the response is made: Flask takes it out of the environ;
+    :ivar response_started: the server has the response's head: the deadline no longer applies.
+    :ivar rule: werkzeug's rule that Flask matched, once there is a response: Flask removes it from the environ;
         `NO_RULE` before, and without one.
-    :ivar recorded: kind of the exception of it that was logged last, None = none was.
+    :ivar recorded: kind of its exception that was logged last, None = none.
     :ivar health: one of the extension's own endpoints: not counted as traffic.
-    :ivar refused: its 503 is given on purpose, since the database cannot be had.
+    :ivar refused: its 503 is deliberate, because the database is unavailable.
     :ivar resources: what it holds, None if nothing.
     :ivar overdue: the guard has noticed that it is past its deadline.
-    :ivar outer: the request of the same thread inside which this one is made, if any.
-    :ivar taken_ns: `time.monotonic_ns` from which on the app speaks with the client itself; 0 = it does not.
-    :ivar client_socket: what it does that on, as far as that is known.
-    :ivar handled: the exception that a handler of the app's was given last; None = none was.
-    :ivar unavailable: the database's, announced but not yet answered by Flask: see `errors.handlers`.
-    :ivar place: of its slot in the black box; -1 without one.
+    :ivar outer: the request of the same thread inside which this one runs, if any.
+    :ivar taken_ns: `time.monotonic_ns` since which the app itself speaks with the client; 0 = it does not.
+    :ivar client_socket: the socket for that, if known.
+    :ivar handled: the last exception that a handler of the app got; None = none.
+    :ivar unavailable: the database's exception, announced but not yet answered by Flask: see `errors.handlers`.
+    :ivar place: index of its slot in the black box; -1 without one.
     """
 
     __slots__ = ("client_socket", "environ", "given_id", "handled", "health", "held_ns", "outer", "overdue", "place",
@@ -142,20 +142,21 @@ class RequestRecord:
 
     @property
     def id(self) -> str:
-        """The client's id where that is trusted and well formed, else our own: process and time of arrival."""
+        """Return the client's id if it is trusted and well formed, else our own: process and time of arrival."""
         return self.given_id or f"{_requests.prefix}-{self.started_ns:x}"
 
     @property
     def deadline(self) -> float:
-        """`time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
+        """Return the `time.monotonic` seconds after which it is overdue; 0.0 = never, or not any more."""
         if not self.timeout or self.response_started:
             return 0.0
         return (self.started_ns - self.queued_ns + self.held_ns) / 1e9 + self.timeout
 
     @property
     def supervised(self) -> bool:
-        """A server serves it: not a test client (which names none), not the development server. gunicorn's name may
-        be hidden: it may be empty, or another.
+        """Return whether a server serves it: neither a test client (which names none) nor the development server.
+
+        gunicorn's name may be hidden: empty, or another.
         """
         software = self.environ.get("SERVER_SOFTWARE")
         if software is not None and (runtime.under_hooks or SOCKET in self.environ):
@@ -164,50 +165,50 @@ class RequestRecord:
 
     @property
     def method(self) -> str:
-        """As the client sent it."""
+        """Return the method as the client sent it."""
         return str(self.environ.get("REQUEST_METHOD", ""))
 
     @property
     def path(self) -> str:
-        """Path below the server's root, without the query."""
+        """Return the path below the server's root, without the query."""
         raw = str(self.environ.get("SCRIPT_NAME", "")) + str(self.environ.get("PATH_INFO", ""))
         return raw.encode("latin-1", "replace").decode("utf-8", "replace")
 
     @property
     def query_keys(self) -> list[str]:
-        """Names of the query's parameters, sorted; their values may be secrets and are never kept."""
+        """Return the sorted names of the query's parameters; their values may be secrets and are never kept."""
         parts = str(self.environ.get("QUERY_STRING", ""))[:2048].split("&")
         return sorted({name[:64] for name, equals, _ in (part.partition("=") for part in parts) if equals})[:20]
 
     @property
     def route(self) -> str:
-        """The rule that Flask matched, or ""."""
+        """Return the rule that Flask matched, or "" without one."""
         rule = self.rule or getattr(self.environ.get("werkzeug.request"), "url_rule", None)
         return str(getattr(rule, "rule", ""))
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that Flask matched, or ""."""
+        """Return the endpoint that Flask matched, or "" without one."""
         rule = self.rule or getattr(self.environ.get("werkzeug.request"), "url_rule", None)
         return str(getattr(rule, "endpoint", ""))
 
     @property
     def client(self) -> str:
-        """The peer's address as the server saw it."""
+        """Return the peer's address as the server saw it."""
         return str(self.environ.get("REMOTE_ADDR", ""))
 
     def seconds(self) -> float:
-        """Since it arrived."""
+        """Return the seconds since it arrived."""
         return (time.monotonic_ns() - self.started_ns) / 1e9
 
     def hold(self, resource: Resource) -> None:
-        """Remember what has to be given back at the end."""
+        """Remember a resource to give back at the end."""
         if self.resources is None:
             self.resources = []
         self.resources.append(resource)
 
     def take(self, client_socket: ClientSocket | None = None) -> None:
-        """The app speaks with the client itself from now on: its answer has begun."""
+        """Record that from now on the app itself speaks with the client: its answer has begun."""
         if not self.taken_ns:
             self.client_socket = client_socket
             self.rule = self.rule or rule_of(self.environ)
@@ -216,22 +217,22 @@ class RequestRecord:
             black_box.answering(self.place)
 
     def drop(self, resource: Resource) -> None:
-        """It was given back already."""
+        """Forget a resource that was given back already."""
         if self.resources is not None and resource in self.resources:
             self.resources.remove(resource)
 
     def trust(self, given: str | None) -> None:
-        """Take the client's id over if it is well formed."""
+        """Adopt the client's id if it is well formed."""
         if given is not None and _well_formed(given):
             self.given_id = given
 
     @property
     def over(self) -> bool:
-        """It has left the table."""
+        """Return whether the request has left the table."""
         return self.environ is OVER
 
     def leave(self) -> None:
-        """Out of the table."""
+        """Leave the table; the outer request of the thread, if any, returns to it."""
         outer = self.outer
         if outer is not None and not outer.over:
             inflight[self.thread_id] = outer
@@ -241,22 +242,22 @@ class RequestRecord:
 
 
 def id_prefix() -> str:
-    """What the ids of this process's requests begin with, before the hyphen."""
+    """Return the prefix of this process's request ids, before the hyphen."""
     return _requests.prefix
 
 
 def in_flight() -> list[RequestRecord]:
-    """All requests that this process serves now."""
+    """Return all requests that this process serves now."""
     return [record for record in list(inflight.values()) if record is not None]
 
 
 def current() -> RequestRecord | None:
-    """The request that this thread serves."""
+    """Return the request that this thread serves, or None."""
     return inflight.get(threading.get_ident())
 
 
 def remaining() -> float | None:
-    """Seconds that this thread's request has left, possibly negative.
+    """Return the seconds that this thread's request has left, possibly negative.
 
     :returns: None without a request, without a deadline, or once its response has begun.
     """
@@ -266,7 +267,7 @@ def remaining() -> float | None:
 
 
 def request_timeout(seconds: float) -> Callable[[F], F]:
-    """Decorator: the view's own deadline in seconds, counted from the request's arrival; 0 = none.
+    """Set a view's own deadline in seconds, counted from the request's arrival (a decorator); 0 = none.
 
     :raises ValueError: if `seconds` is negative.
     """
@@ -290,7 +291,7 @@ def request_timeout(seconds: float) -> Callable[[F], F]:
 
 
 def client_min_rate(bytes_per_second: float) -> Callable[[F], F]:
-    """Decorator: the view's own STABILITY_CLIENT_MIN_RATE, bytes per second; 0 = its clients may take their time.
+    """Set a view's own STABILITY_CLIENT_MIN_RATE, bytes per second (a decorator); 0 = cut no client.
 
     :raises ValueError: if it is negative.
     """
@@ -313,18 +314,18 @@ def client_min_rate(bytes_per_second: float) -> Callable[[F], F]:
 
 
 def min_rate(record: RequestRecord, default: float) -> float:
-    """Bytes per second that the client of a request must send or take; 0.0 = any rate will do."""
+    """Return the bytes per second that a request's client must send or receive; 0.0 = any rate will do."""
     return float(record.environ.get(_MIN_RATE, default))
 
 
 class _Requests(Part):
-    """The table, and what this process's ids of requests begin with."""
+    """The table, and the prefix of this process's request ids."""
 
     def __init__(self) -> None:
         self.prefix = secrets.token_hex(6)
 
     def reset_after_fork(self) -> None:
-        """Only this thread is left, with its request if a view forked; the child's ids are its own."""
+        """Keep only this thread's request, if a view forked; give the child its own prefix of ids."""
         mine = inflight.get(threading.get_ident())
         inflight.clear()
         held.clear()

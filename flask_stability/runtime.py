@@ -1,10 +1,10 @@
-"""What this process has once, and its one reset in a forked child.
+"""The state that exists once per process, and its single reset in a forked child.
 
-`runtime` is that object. It holds the board and this process's row. Each room hands it the room's own state as a
-`Part`; `ORDER` names all of them and is the order in which a forked child resets them. A fork copies one thread and all
-of memory: locks stay locked by threads that the child does not have, descriptors and sockets are the parent's, and
-counts would be counted twice. So no module of this package keeps such a thing outside of a part, and no other module
-registers with `os.register_at_fork`.
+`runtime` is that object. It holds the board and this process's row. Each room registers its own state as a `Part`;
+`ORDER` names all of them and is the order in which a forked child resets them. A fork copies one thread and all of
+memory: locks stay locked by threads that the child does not have, descriptors and sockets are the parent's, and counts
+would be counted twice. So no module of this package keeps such a thing outside of a part, and no other module registers
+with `os.register_at_fork`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import TypeVar
 
 from .scoreboard import STATE_READY, W_PID, W_READY_NS, W_STARTED_NS, W_STATE, Row, Scoreboard, black_box
 
-#: Every part, in the order in which a forked child resets them, after its row: what others use while they are reset
-#: comes first, and the server's comes last, since it lets signals in again.
+#: Every part, in the order in which a forked child resets them, after its row. Parts that others use during the reset
+#: come first; the server's comes last, since it unblocks signals.
 ORDER = ("logs", "stacks", "requests", "quarantine", "exceptions", "memory", "pools", "holds", "stored_answers",
          "kept_answers", "access", "apps", "server")
 
 
 class Part:
-    """What one room keeps for the whole process."""
+    """The state that one room keeps for the whole process."""
 
     def before_fork(self) -> None:
-        """Prepare for a fork, in the thread that forks; the parts are asked in the reverse of `ORDER`."""
+        """Prepare for a fork, in the thread that forks; called in the reverse of `ORDER`."""
 
     def after_fork_in_parent(self) -> None:
         """Undo `before_fork` in the parent."""
 
     def reset_after_fork(self) -> None:
-        """In a forked child: renew the locks, let go of what is the parent's. Only this thread is left."""
+        """Renew the locks and drop the parent's objects, in a forked child. Only this thread exists there."""
         raise NotImplementedError
 
 
@@ -47,16 +47,16 @@ def _unknown() -> bool:
 class Runtime:
     """The state of this process.
 
-    :ivar board: the shared board; None until a server gives one or the first use makes a private one.
-    :ivar row: this process's row of it; None as `board`, and in a forked child until it gets its own.
+    :ivar board: the shared board; None until a server sets it or the first use creates a private one.
+    :ivar row: this process's row of the board; None as `board`, and in a forked child until it gets its own.
     :ivar under_hooks: the server's hooks run in this worker, so every request is a server's, whatever the server calls
         itself.
-    :ivar watches_uploads: the guard looks how fast bodies of requests arrive.
-    :ivar stopping: whether this worker was told to end. Only then may a SystemExit that comes out of gunicorn's own
-        signal handlers pass. Without the hooks: True.
-    :ivar more_threads: gives this worker spare threads, at most so many in all; returns False if there are no more.
-        None: there are none.
-    :ivar longest_timeout: the longest deadline that any view asked for, seconds; 0.0 = none did.
+    :ivar watches_uploads: the guard measures how fast request bodies arrive.
+    :ivar stopping: returns whether this worker has to end. Only then may a SystemExit from gunicorn's own signal
+        handlers pass. Without the hooks: True.
+    :ivar more_threads: adds spare threads to this worker, up to the given total; returns False if it can add none.
+        None: spare threads are not supported.
+    :ivar longest_timeout: the longest deadline of any view, seconds; 0.0 = no view has one.
     :ivar broken: why this process cannot go on; "" if it can.
     """
 
@@ -69,13 +69,13 @@ class Runtime:
         self.longest_timeout = 0.0
         self.broken = ""
         self._making = threading.RLock()
-        #: By name; `ORDER` is the order that counts.
+        #: By name; `ORDER` decides the order.
         self.parts: dict[str, Part] = {}
 
     # -- the board -----------------------------------------------------------------------------------------------
 
     def install(self, board: Scoreboard, row: Row | None) -> None:
-        """Set the board, and the row, of this process."""
+        """Set the board and the row of this process."""
         self.board, self.row = board, row
         if row is not None:
             row.renew_locks()
@@ -91,7 +91,7 @@ class Runtime:
         return board
 
     def my_row(self) -> Row:
-        """Return this process's row; a private one where no server gave one (also when all rows are taken)."""
+        """Return this process's row; a private one if the server has set none (also when all rows are taken)."""
         row = self.row
         if row is None:
             with self._making:
@@ -112,14 +112,14 @@ class Runtime:
         return row
 
     def forget_board(self) -> None:
-        """Have no board until the next use makes one; for tests."""
+        """Drop the board, so that the next use creates one; for tests."""
         with self._making:
             self.board = self.row = None
 
     # -- the parts -----------------------------------------------------------------------------------------------
 
     def add(self, name: str, part: P) -> P:
-        """Keep a room's part, and return it.
+        """Register a room's part, and return it.
 
         :param name: one of `ORDER`.
         :raises ValueError: for another name, or one that is taken.
@@ -135,15 +135,15 @@ class Runtime:
     # -- forks ---------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Let every part prepare, in the reverse of `ORDER`."""
+        """Have every part prepare, in the reverse of `ORDER`."""
         _all([part.before_fork for part in reversed(self._ordered())])
 
     def after_fork_in_parent(self) -> None:
-        """Let every part undo that, in `ORDER`."""
+        """Have every part undo that, in `ORDER`."""
         _all([part.after_fork_in_parent for part in self._ordered()])
 
     def reset_after_fork(self) -> None:
-        """In a forked child: reset every part, in `ORDER`, whatever one of them raises."""
+        """Reset every part in a forked child, in `ORDER`, even if one of them raises."""
         self._making = threading.RLock()
         self.row = self.more_threads = None
         black_box.after_fork()
@@ -151,7 +151,7 @@ class Runtime:
 
 
 def _all(steps: list[Callable[[], None]]) -> None:
-    """Take every step; then raise what the first bad one raised, which Python reports as unraisable."""
+    """Run every step; then raise the first exception, which Python reports as unraisable."""
     failed: BaseException | None = None
     for step in steps:
         try:
@@ -162,7 +162,7 @@ def _all(steps: list[Callable[[], None]]) -> None:
         raise failed
 
 
-#: The one of this process.
+#: The only instance of this process.
 runtime = Runtime()
 os.register_at_fork(before=runtime.before_fork, after_in_parent=runtime.after_fork_in_parent,
                     after_in_child=runtime.reset_after_fork)

@@ -1,7 +1,7 @@
-"""Blinker signals: what an application can subscribe to.
+"""Blinker signals that an application can subscribe to.
 
-Receivers run in a thread of the extension's (that of the alerts, or the guard's); what they raise is logged,
-never passed on. The sender is the name of the service.
+Receivers run in a thread of the extension (the alerts' thread, or the guard's), which logs their exceptions and never
+passes them on. The sender is the name of the service.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ worker_retired: Signal = _namespace.signal("worker-retired")
 
 #: Memory, a connection or another resource looks leaked. Keywords: ``kind``, ``detail``.
 leak_suspected: Signal = _namespace.signal("leak-suspected")
-#: The kind of leak that took all connections of a pool: only a new process has some again.
+#: The kind of leak that took all connections of a pool: only a new process has connections again.
 POOL = "pool"
 
 #: A request passed its deadline. Keywords: ``request_id``, ``path``, ``seconds``.
@@ -28,7 +28,7 @@ request_overdue: Signal = _namespace.signal("request-overdue")
 
 
 def send(signal: Signal, sender: str, **kwargs: Any) -> list[Exception]:
-    """Send to every receiver even if one raises; return what they raised, never raise."""
+    """Send to every receiver even if one raises; return their exceptions, never raise."""
     failures: list[Exception] = []
     for receiver in list(signal.receivers_for(sender)) if signal.receivers else ():
         try:

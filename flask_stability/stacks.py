@@ -1,8 +1,8 @@
-"""Where a thread is now, asked so that no Python hangs over it.
+"""Find out where a thread is now, without hanging any Python version.
 
-`sys._current_frames` of Python before 3.12 holds a lock of the interpreter while it makes objects. If that collects
-garbage, and what is collected lets another thread run which starts or ends a thread, both wait for each other for good,
-and the whole process with them (python/cpython#106883). So garbage collection is off meanwhile.
+`sys._current_frames` of Python before 3.12 holds a lock of the interpreter while it makes objects. If that triggers a
+garbage collection, and the collected objects let another thread run that starts or ends a thread, both threads
+deadlock, and the whole process hangs (python/cpython#106883). So garbage collection is off during the call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 from .runtime import Part, runtime
 
 _HANGS = sys.version_info < (3, 12)
-#: Seconds to wait for another thread that asks; then the answer is that nothing is known.
+#: Seconds to wait for another thread in here; after that the frame counts as unknown.
 PATIENCE = 1.0
 
 
@@ -30,7 +30,9 @@ class _Stacks(Part):
         self.paused = False
 
     def reset_after_fork(self) -> None:
-        """The thread that would have switched it on again is not in the child."""
+        """Switch garbage collection on again if it is off, since the thread that would have done it is not in the
+        child.
+        """
         self.lock = threading.Lock()
         if self.paused:
             self.paused = False
@@ -41,7 +43,7 @@ _stacks = runtime.add("stacks", _Stacks())
 
 
 def frame_of(thread_id: int) -> FrameType | None:
-    """Return the innermost frame of a thread; None if it has ended. Waits for `PATIENCE` seconds at the most."""
+    """Return the innermost frame of a thread; None if it has ended. Wait at most `PATIENCE` seconds."""
     if not _HANGS:
         return sys._current_frames().get(thread_id)
     lock = _stacks.lock

@@ -1,9 +1,9 @@
-"""Who may see details, and the login form's cookie.
+"""Decide which clients may see details, and issue the login form's cookie.
 
-The cookie is not the token: it says until when it is good, under a key that is derived from the token slowly enough
-that the owner of a stolen cookie cannot try tokens against it. Every worker takes it, without keeping anything for it;
-a logout is kept on the scoreboard (`sessions`), and a new token ends all logins. No header and no address lets anyone
-in, and none is what wrong tokens are counted by: behind a proxy all clients have one address.
+The cookie is not the token. It holds its own expiry, signed with a key that is derived from the token slowly enough
+that the owner of a stolen cookie cannot try tokens against it. Every worker accepts it without storing anything; a
+logout is stored on the scoreboard (`sessions`), and a new token ends all logins. No header and no address grants
+access, and wrong tokens are counted without them: behind a proxy all clients have one address.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 COOKIE = "stability_login"
 LIFETIME = 12 * 3600  #: seconds that a login lasts
-ROUNDS = 100_000  #: of the key's derivation; about 30 ms, once in a process
-TRIES = 10  #: wrong tokens that a worker takes at once
-REFILL = 6.0  #: seconds until it takes another one
-TELL_EVERY = 60.0  #: seconds between two records of refused tokens
-WAIT = "flask_stability.wait"  #: in the environ of a request whose token was one too many: seconds to wait
+ROUNDS = 100_000  #: iterations of the key's derivation; about 30 ms, once per process
+TRIES = 10  #: wrong tokens that a worker answers in quick succession
+REFILL = 6.0  #: seconds until it answers another one
+TELL_EVERY = 60.0  #: seconds between two log records of refused tokens
+WAIT = "flask_stability.wait"  #: key in the environ of a request with one wrong token too many: seconds to wait
 
 _COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{16})\.([0-9a-f]{64})")
 
 
 class _Login(NamedTuple):
-    """A cookie that we gave, still good or ended."""
+    """A cookie that we issued, still valid or ended."""
 
     issued: int
     until: int
@@ -57,18 +57,18 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether details are for everybody."""
+        """Return whether all clients may see details."""
         return self._open
 
     @property
     def has_login(self) -> bool:
-        """Whether there is a token that a form could ask for."""
+        """Return whether there is a token that a form can ask for."""
         return bool(self._token)
 
     def may_see(self, request: Request) -> bool:
-        """Whether this request may have details: all may, or it carries the token or a login's cookie.
+        """Return whether this request may have details: all may, or it carries the token or a login's cookie.
 
-        A wrong token is counted; one too many is marked in the environ (`WAIT`).
+        Count a wrong token; mark one too many in the environ (`WAIT`).
         """
         if self._open:
             return True
@@ -83,22 +83,22 @@ class Access:
         return cookie is not None and self._is_login(cookie)
 
     def is_token(self, given: str) -> bool:
-        """Whether it is the token, in constant time."""
-        # as bytes: text beyond ASCII is refused by compare_digest
+        """Return whether a text is the token, in constant time."""
+        # as bytes: compare_digest refuses text beyond ASCII
         return bool(self._token) and hmac.compare_digest(given.encode(errors="replace"), self._token)
 
     def refuse(self, request: Request, *, event: str) -> float:
-        """Count a wrong token; 0.0, or the seconds until another one is taken."""
+        """Count a wrong token; return 0.0, or the seconds until another one is accepted."""
         refused.count(event, request.remote_addr or "", time.monotonic())
         return self.guesses.take(time.monotonic())
 
     def new_login(self) -> str:
-        """The value of the cookie that a login from now on gets."""
+        """Return the value of the cookie for a new login."""
         until, name = str(int(time.time()) + LIFETIME), secrets.token_hex(8)
         return f"{until}.{name}.{self._signature(until, name)}"
 
     def end_login(self, cookie: str) -> None:
-        """The session of this cookie is over, for every worker."""
+        """End the session of this cookie, for every worker."""
         login = self._login(cookie)
         if login is not None:
             sessions.end(runtime.my_row(), sessions.fingerprint(login.signature), login.until, int(time.time()))
@@ -123,10 +123,10 @@ class Access:
 
 
 class Guesses:
-    """One bucket of wrong tokens for a process, of the form and of the header alike.
+    """The wrong tokens of a process, in one bucket for the form and the header.
 
-    Nobody is locked out by it: the right token is never asked to wait. It bounds what guessing is answered, and a token
-    is too long for that to lead anywhere.
+    It locks no user out: the right token never has to wait. It bounds the answers to guesses, and a token is too long
+    to be guessed at that rate.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Guesses:
         self._used, self._then = 0.0, 0.0
 
     def take(self, now: float) -> float:
-        """Use up one; 0.0 if there was one, else the seconds until there is.
+        """Count one wrong token; return 0.0 if the bucket has room, else the seconds until it does.
 
         :param now: monotonic seconds.
         """
@@ -147,19 +147,20 @@ class Guesses:
 
 
 class Refused(Part):
-    """Tells of wrong tokens: the first one at once, then once a minute how many there were."""
+    """Logs wrong tokens: the first one immediately, then their number once a minute."""
 
     def __init__(self) -> None:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """The parent tells of its own."""
+        """Start over in a forked child: the parent logs its own counts."""
         self._lock = threading.Lock()
-        self._counts: dict[str, tuple[int, str]] = {}  # of each event since it was told: how many, the last address
+        # by event, since its last log record: the number, and the last address
+        self._counts: dict[str, tuple[int, str]] = {}
         self._told: dict[str, float] = {}
 
     def count(self, event: str, address: str, now: float) -> None:
-        """Count one more, and record it if that is due.
+        """Count one more, and log it if that is due.
 
         :param now: monotonic seconds.
         """
@@ -169,7 +170,7 @@ class Refused(Part):
         self.tell(now)
 
     def tell(self, now: float) -> None:
-        """Record what is due; also called where nothing happens, so that the last ones are recorded."""
+        """Log the counts that are due; called regularly, so that the last ones are logged too."""
         with self._lock:
             due = {event: self._counts.pop(event) for event in tuple(self._counts)
                    if now - self._told.get(event, -TELL_EVERY) >= TELL_EVERY}

@@ -24,16 +24,16 @@ from ..config import Settings
 from .blueprint import HEALTH_JSON, make_health_app
 
 PATIENCE = 5.0  #: seconds for the previous leader to release the address before that is logged
-MOST = 16  #: connections at once
-LONGEST = 10.0  #: seconds that a connection may take in all
-LOCAL = "flask_stability.address"  #: in the environ: the address at which a connection arrived
+MOST = 16  #: maximum number of connections at once
+LONGEST = 10.0  #: maximum seconds that a connection may take in all
+LOCAL = "flask_stability.address"  #: key in the environ: the address at which a connection arrived
 _SERVER = ("Server", "stability")
 
 WSGIApp = Callable[..., Iterable[bytes]]
 
 
 class _Handler(WSGIRequestHandler):
-    """Log nothing, wait ten seconds at most, resolve no names and reveal no versions."""
+    """Handles a request without logging, for at most ten seconds, without resolving names or revealing versions."""
 
     timeout = LONGEST
 
@@ -54,7 +54,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
-    """Answer each connection in a thread, a few at once."""
+    """Answers each connection in a thread, a few at once."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -77,7 +77,7 @@ class _TCPServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
-            self._cut(1)  # an answer takes milliseconds: the oldest is in no hurry
+            self._cut(1)  # an answer takes milliseconds, so the oldest connection is stale
             if not self._room.acquire(timeout=1.0):
                 self.shutdown_request(request)
                 return
@@ -128,7 +128,7 @@ class _IPv6Server(_TCPServer):
 
 
 class _UnixServer(_TCPServer):
-    """Bind a socket file that only the user can open; one rename puts it in place, so there is always one."""
+    """Binds a socket file that only the user can open; one rename puts it in place, so there is always one."""
 
     address_family = socket.AF_UNIX
 
@@ -140,7 +140,8 @@ class _UnixServer(_TCPServer):
         made = f"{path}.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(made)
-        os.fchmod(self.socket.fileno(), 0o600)  # bind makes the file with this mode; by name it may be another
+        # bind creates the file with this mode; a later chmod by name could hit another file
+        os.fchmod(self.socket.fileno(), 0o600)
         self.socket.bind(made)
         try:
             self._inode = os.lstat(made).st_ino
@@ -162,7 +163,7 @@ class _UnixServer(_TCPServer):
 
 
 class AdminListener:
-    """Hold the listener while this worker leads. Only the monitor's thread uses it."""
+    """Holds the listener while this worker leads. Only the monitor's thread uses it."""
 
     def __init__(self, settings: Settings) -> None:
         self._bind = settings.admin_bind
@@ -226,7 +227,7 @@ def _nameless(app: WSGIApp) -> WSGIApp:
 
 
 class _HostCheck:
-    """Refuse a Host that is not the listener's: its address, localhost, or a name of STABILITY_ADMIN_HOSTS.
+    """Refuses a Host that is not the listener's: its address, localhost, or a name of STABILITY_ADMIN_HOSTS.
 
     :param host: the host of STABILITY_ADMIN_BIND.
     """
@@ -237,7 +238,7 @@ class _HostCheck:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         given = environ.get("HTTP_HOST")
-        # no browser leaves it out; of several wsgiref makes one with commas, which is no name
+        # No browser omits it; wsgiref joins several with commas, and the result is not a name.
         if given is None or self.is_ours(given, environ.get(LOCAL, "")):
             return self._app(environ, start_response)
         body = (b'{"status": "fail", "notes": ["this listener is not asked by that name: '

@@ -1,8 +1,8 @@
 """Alerts on transitions: to health.log, to a blinker signal, and to a webhook if one is set.
 
-Signal and webhook are served by a thread of their own: a receiver that hangs or fails loses nothing but that alert,
-which is counted. A check that flaps alerts once, and again when its status holds; every alert has its recovery. A check
-that an operator muted (``flask stability mute``) is still logged and signalled, but not posted.
+A thread of its own serves signal and webhook: a receiver that hangs or fails loses only that alert, which is counted. A
+check that flaps alerts once, and again when its status holds; every alert has its recovery. A check that an operator
+muted (``flask stability mute``) is still logged and signalled, but not posted.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .alert_formats import AGAIN, DELIVERED, message, verdict
 from .state import PASS
 
 ATTEMPTS = 4
-TIMEOUT = 5.0  #: seconds for the receiver to connect, to take and to answer, each
-STUCK = 120.0  #: seconds after which a delivery is given up, and its thread with it
+TIMEOUT = 5.0  #: seconds for the receiver to connect, to read and to answer, each
+STUCK = 120.0  #: seconds after which a delivery is abandoned, and its thread with it
 REMINDER = 600.0
 FLAPS = 6  #: transitions of one check within `FLAP_WINDOW` after which it flaps
 FLAP_WINDOW = 600.0
-HOLD = 60.0  #: seconds that a check has to pass after it flapped
+HOLD = 60.0  #: seconds that a check must pass after it flapped
 WAITING = 100
-LONGEST_PAUSE = 30.0  #: seconds that a receiver's Retry-After may ask for
-MOST_ANSWER = 4096  #: bytes of a receiver's answer that are read
+LONGEST_PAUSE = 30.0  #: maximum seconds of a receiver's Retry-After that are respected
+MOST_ANSWER = 4096  #: bytes of a receiver's answer to read
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET without the alert."""
+    """Refuses redirects: a redirected POST would become a GET without the alert."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -52,10 +52,10 @@ Open = Callable[..., Any]
 
 
 def post(settings: Settings, alert: dict[str, Any], send: Open | None = None) -> tuple[str, str, float]:
-    """Post one alert to STABILITY_ALERT_WEBHOOK, once. Never raises.
+    """Post one alert to STABILITY_ALERT_WEBHOOK, once. Never raise.
 
-    :returns: what became of it (`alert_formats.DELIVERED`, `AGAIN` or `REFUSED`), why, and the seconds that the
-        receiver wants to be left alone.
+    :returns: the outcome (`alert_formats.DELIVERED`, `AGAIN` or `REFUSED`), the reason, and the seconds that the
+        receiver asks to wait.
     """
     send = send or urllib.request.build_opener(_NoRedirect).open
     form, pause = settings.alert_format, 0.0
@@ -76,12 +76,12 @@ def post(settings: Settings, alert: dict[str, Any], send: Open | None = None) ->
 
 
 class Alerts:
-    """The sender of one worker; only the leader's is used, and only by the monitor's thread."""
+    """The sender of one worker. Only the leader uses its own, and only in the monitor's thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stamp = {"service": settings.service_id or "", "host": socket.gethostname()}
-        # of alerts, each with whether it goes to the signal and to the webhook
+        # alerts, each with whether it goes to the signal and to the webhook
         self._queue: queue.Queue[tuple[dict[str, Any], bool, bool] | None] = queue.Queue(WAITING)
         self._sender: threading.Thread | None = None
         self._busy_since = 0.0
@@ -90,14 +90,14 @@ class Alerts:
         self._recent: dict[str, list[float]] = {}
         self._told: dict[str, float] = {}
         self._muted: dict[str, float | None] = {}  # checks that flap; since when they pass
-        self._details: dict[str, str] = {}  # why each check that does not pass does not
+        self._details: dict[str, str] = {}  # why each check that does not pass fails
         self._silenced: frozenset[str] = frozenset()  # checks that an operator muted
 
-    # -- what is told --------------------------------------------------------------------------------------------
+    # -- transitions and reminders -------------------------------------------------------------------------------
 
     def transition(self, check: str, old: str, new: str, reason: str, service_status: str,
                    now: float) -> dict[str, Any]:
-        """A check changed its status; returns the entry for the history.
+        """Report a check's change of status; return the entry for the history.
 
         :param service_status: of the service as a whole.
         :param now: monotonic seconds.
@@ -116,7 +116,7 @@ class Alerts:
         elif len(recent) > FLAPS and new != PASS:
             self._muted[check] = None
             kind = "flapping"
-        if silenced:  # an alert that went out gets its recovery all the same
+        if silenced:  # an alert that was posted still gets its recovery
             told = new == PASS and check in self._told
         if new == PASS:
             self._told.pop(check, None)
@@ -126,7 +126,8 @@ class Alerts:
         return {**entry, "muted": True} if check in self._muted else entry
 
     def remind(self, failing: dict[str, str], now: float) -> None:
-        """Alert again for what has been failing for ten minutes since its last alert, and for what flaps no more."""
+        """Alert again about checks that fail ten minutes after their last alert, and about those that no longer flap.
+        """
         for check, status in failing.items():
             if check in self._silenced:
                 continue
@@ -142,7 +143,7 @@ class Alerts:
             self._ensure_sender()
 
     def silence(self, checks: frozenset[str], failing: dict[str, str], now: float) -> None:
-        """Post nothing of these checks from now on; tell at once of what fails still when it is silenced no more.
+        """Post no more alerts about these checks; alert immediately about one that still fails when its mute ends.
 
         :param failing: status of each check that does not pass.
         """
@@ -153,7 +154,7 @@ class Alerts:
                 self._later("reminder", check, failing[check])
 
     def resume(self, transitions: list[dict[str, Any]], now: float) -> None:
-        """A new leader goes on: what flapped when the last one ended still needs its alert.
+        """Continue as a new leader: checks that flapped when the last leader ended still need their alert.
 
         :param transitions: of the history, the newest first.
         """
@@ -165,7 +166,7 @@ class Alerts:
         self._told = dict.fromkeys(failing, now)
 
     def stop(self) -> None:
-        """Send nothing more; what was begun or waits has a second."""
+        """Stop sending; a started or waiting alert has one more second."""
         sender = self._sender
         self._stopped.set()
         if sender is None:
@@ -198,7 +199,7 @@ class Alerts:
             self._lost("queue full")
 
     def _ensure_sender(self) -> None:
-        """One thread; another in its place if a receiver has held it for too long."""
+        """Start the sending thread; start another if a receiver has held it for too long."""
         if self._sender is not None:
             if not self._busy_since or time.monotonic() - self._busy_since < STUCK:
                 return
@@ -207,7 +208,7 @@ class Alerts:
         sender = threading.Thread(target=self._run, name="stability-alerts", daemon=True)
         try:
             sender.start()
-        except RuntimeError:  # no more threads to be had: tried again with the next
+        except RuntimeError:  # no thread can be started: the next alert tries again
             return
         self._sender = sender
 
@@ -225,7 +226,7 @@ class Alerts:
             if post:
                 lost = self._deliver({**entry, "pid": os.getpid()})
             if self._sender is not me and self._sender is not None:
-                return  # given up meanwhile, and counted
+                return  # abandoned meanwhile, and counted
             self._busy_since = 0.0
             if lost:
                 self._lost(lost)
@@ -236,7 +237,7 @@ class Alerts:
             logs.error("signal_receiver_failed", signal="health-changed", error=type(failure).__name__)
 
     def _deliver(self, alert: dict[str, Any]) -> str:
-        """Post it, several times if need be; why it was lost, or "". Never raises."""
+        """Post an alert, several times if needed; return why it was lost, or "" if it was not. Never raise."""
         why, pause = "", 0.0
         for attempt in range(ATTEMPTS):
             if attempt and self._stopped.wait(max(pause, random.uniform(0.5, 1.0) * 2 ** (attempt - 1))):
@@ -247,7 +248,7 @@ class Alerts:
                 return ""
             if outcome != AGAIN:
                 break
-        return redact(why, secrets_of(self._settings))  # a receiver's answer may have our address in it
+        return redact(why, secrets_of(self._settings))  # a receiver's answer may contain our address
 
     def _lost(self, why: str) -> None:
         runtime.my_row().add(scoreboard.W_ALERTS_LOST)

@@ -1,7 +1,7 @@
-"""The health endpoints: they read the scoreboard, and nothing a client sends makes a check run.
+"""The health endpoints: they read the scoreboard, and no request of a client makes a check run.
 
-They are served by a small Flask app of our own, which the middleware hands the path to, so that an app's login wall
-or error handlers cannot reach them.
+A small Flask app of our own serves them; the middleware passes the path to it, so that an app's login wall or error
+handlers cannot interfere.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from .history import MOST, SAMPLES, History, Sample, trends
 from .state import FAIL, PASS
 
 HEALTH_JSON = "application/health+json"
-#: Of every rule: a path is ours or it is not; a redirect would name the host that the client named.
+#: Options of every rule: a path matches exactly or not at all; a redirect would contain the host that the client named.
 MATCHED: dict[str, Any] = {"merge_slashes": False, "strict_slashes": True}
 SUFFIXES = ("", "/live", "/ready", "/startup", "/history", "/metrics", "/dashboard")
 
 
 def declare_broken(reason: str) -> None:
-    """This process cannot go on: from now on its /health/live says 503, so that it is replaced from outside."""
+    """Declare that this process cannot go on.
+
+    Its /health/live answers 503 from now on, so that it is replaced from outside.
+    """
     runtime.broken = reason or "declared broken"
     logs.error("declared_broken", level="CRITICAL", reason=runtime.broken[:500])
 
 
 def make_health_app(settings: Settings) -> Flask:
-    """An app with nothing but the endpoints."""
+    """Return an app that has only the endpoints."""
     app = Flask("flask_stability.health", static_folder=None, template_folder=None)
     app.register_blueprint(make_blueprint(settings))
     app.register_error_handler(HTTPException, _refused)
@@ -44,7 +47,7 @@ def make_health_app(settings: Settings) -> Flask:
 
 
 def make_blueprint(settings: Settings) -> Blueprint:
-    """The endpoints as a blueprint under STABILITY_HEALTH_PATH."""
+    """Return the endpoints as a blueprint under STABILITY_HEALTH_PATH."""
     access = Access(settings)
     views = _Views(settings, access)
     blueprint = Blueprint("stability_health", __name__, url_prefix=settings.health_path)
@@ -61,22 +64,22 @@ class _Views:
         self._trends: tuple[object, dict[str, float] | None] = None, None
 
     def health(self) -> Response:
-        """The whole service; 503 when a critical check fails."""
+        """Answer for the whole service; 503 when a critical check fails."""
         board = runtime.my_board()
         if not self._access.may_see(request):
             return _answer({"status": results.summary(board)})
         return _answer(report.build(board, self._settings))
 
     def live(self) -> Response:
-        """This worker answers; 503 only if the app called itself broken."""
+        """Answer that this worker is alive; 503 only if the app has declared it broken."""
         return _answer({"status": FAIL if runtime.broken else PASS})
 
     def startup(self) -> Response:
-        """The app is loaded and the first round of checks is done."""
+        """Answer whether the app is loaded and the first round of checks is done."""
         return _answer({"status": PASS if results.started(runtime.my_board()) else FAIL})
 
     def ready(self) -> Response:
-        """Takes traffic: not draining, and no gate fails."""
+        """Answer whether the service takes traffic: it does not drain, and no gate fails."""
         board = runtime.my_board()
         if board.master.words[scoreboard.M_DRAINING]:
             return _answer({"status": FAIL})
@@ -85,8 +88,10 @@ class _Views:
         return _answer({"status": FAIL if closed else PASS})
 
     def history(self) -> Response:
-        """Samples from ``?since=`` a cursor on, at most ``limit``; ``changes``: transitions from that cursor on;
-        ``with=health``: the health document too, for a client that polls both.
+        """Answer the samples from the cursor ``?since=`` on, at most ``limit``.
+
+        ``changes`` is the cursor for transitions. ``with=health`` adds the health document, for a client that polls
+        both.
         """
         if not self._access.may_see(request):
             return _forbidden()
@@ -98,7 +103,7 @@ class _Views:
         except ValueError:
             return _answer({"status": FAIL, "notes": ["since, limit, changes: give numbers, cursors of an earlier "
                                                       "answer"]}, 400)
-        # a cursor of another life of the service is none of this one
+        # a cursor of an earlier life of the service is not valid in this one
         first = max(since if since <= known else 0, known - SAMPLES, 0)
         numbers = range(first, min(known, first + max(1, limit)))
         changed = history.changes
@@ -114,13 +119,13 @@ class _Views:
         return _answer(document)
 
     def _trend(self, history: History, known: int) -> dict[str, float] | None:
-        """Told once for each round: it takes longer than all the rest."""
+        """Return the trends, computed once per round: they take longer than everything else."""
         if self._trends[0] != known:
             self._trends = known, trends([history.at(number) for number in range(max(0, known - MOST), known)])
         return self._trends[1]
 
     def metrics(self) -> Response:
-        """For Prometheus."""
+        """Answer the metrics for Prometheus."""
         if not self._access.may_see(request):
             return _forbidden()
         try:
@@ -131,7 +136,7 @@ class _Views:
 
 
 def _refused(error: HTTPException) -> Response:
-    """A path or a method that there is not."""
+    """Answer for an unknown path or method."""
     response = _answer({"status": FAIL, "notes": [error.name]}, error.code)
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.valid_methods or ())
@@ -148,7 +153,7 @@ def _answer(document: dict[str, Any], code: int | None = None) -> Response:
 
 
 def _forbidden() -> Response:
-    """401; 429 for a wrong token that is one too many."""
+    """Answer 401, or 429 for one wrong token too many."""
     wait = request.environ.get(WAIT)
     if wait:
         response = _answer({"status": FAIL, "notes": ["too many wrong tokens: wait, then send the right one"]}, 429)

@@ -1,6 +1,6 @@
-"""How long certificates are still good: of PEM files, and of what is served on an address.
+"""How long certificates are still valid: those in PEM files, and those served on an address.
 
-Only the end is looked at. Whether a client trusts the certificate is for clients to say, and a private authority's is
+Only the end of validity counts. Whether to trust a certificate is the clients' decision, and a private authority's is
 as good as any.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 from .checks_base import CheckWarning
 
-DAYS = 21.0  #: before its end a certificate warns
+DAYS = 21.0  #: days before its end from which a certificate warns
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----")
-_MOST = 1 << 20  #: bytes of a file that are read
+_MOST = 1 << 20  #: bytes of a file to read
 
 
 class Certificates:
@@ -32,7 +32,7 @@ class Certificates:
         self._names, self._timeout = names, 0.8 * timeout
 
     def __call__(self) -> dict[str, Any]:
-        """Return the days that each is still good for.
+        """Return the days that each certificate remains valid.
 
         :raises CheckWarning: if one ends within `DAYS`, or cannot be read.
         """
@@ -93,7 +93,7 @@ def end_of(certificate: bytes) -> float:
 
     The standard library decodes only certificates that it has verified.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if it is not one.
     """
     _, outer = next(_parts(certificate), (0, b""))
     _, body = next(_parts(outer), (0, b""))
@@ -110,9 +110,9 @@ def end_of(certificate: bytes) -> float:
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each element of DER.
+    """Yield tag and content of each DER element.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if the data is not DER.
     """
     at = 0
     while at < len(data):

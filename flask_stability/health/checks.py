@@ -1,4 +1,4 @@
-"""The checks: what each looks at. They run in threads of their own, never in a request."""
+"""The built-in checks and the database checks. They run in threads of their own, never in a request."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ def __getattr__(name: str) -> type[CheckWarning]:
     return CheckWarning
 
 
-FULL = 5.0  #: seconds for which all connections of a worker are in use before that is worth a warning
+FULL = 5.0  #: seconds for which all connections of a worker are in use before the check warns
 
 
 def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
-    """Ask the database on a connection of the check's own: a pool whose connections are all in use is not a database
-    that is gone. Critical. Runs at once when a worker could not connect, or can again.
+    """Return the database check, on a connection of its own: an exhausted pool is not a database outage.
 
-    :param shared: the leader asks for all; else each worker that has the check asks for itself.
+    It is critical. It runs immediately when a worker fails to connect, or succeeds again.
+
+    :param shared: the leader checks for all; else each worker that has the check does.
     """
-    patience = 0.8 * settings.health_timeout  # so that the driver's own reason is told, and not "timeout"
+    patience = 0.8 * settings.health_timeout  # so that the driver reports its own reason, not "timeout"
 
     def ask() -> Details:
         try:
             seconds = round_trip(pool.driver, patience)
         except Exception as error:
-            # other connections work: no request fails for it
+            # other connections work: no request fails because of it
             if is_busy(pool.driver, error) and any(row.words[board.W_DB_SIZE] for row in runtime.my_board().live()):
                 raise CheckWarning("the database takes no more connections now", kind=pool.driver.kind) from error
             raise
@@ -66,8 +67,10 @@ def database_check(pool: Pool, settings: Settings, *, shared: bool) -> Check:
 
 
 def engine_check(engine: Engine, name: str) -> Check:
-    """Ask an SQLAlchemy engine's database. Critical. Runs at once when an error of the engine in any worker means that
-    the database cannot be had.
+    """Return the check of an SQLAlchemy engine's database.
+
+    It is critical. It runs immediately when an error of the engine in any worker means that the database is
+    unavailable.
     """
     watch_engine(engine)
     return Check(name, partial(engine_probe, engine), critical=True,
@@ -75,7 +78,8 @@ def engine_check(engine: Engine, name: str) -> Check:
 
 
 def broken_database_check(error: Exception) -> Check:
-    """In place of `database_check` where no pool can be made: a named database that cannot be asked."""
+    """Return a failing check in place of `database_check`, for a configured database for which no pool can be created.
+    """
     def fail() -> Details:
         raise error
 
@@ -83,7 +87,7 @@ def broken_database_check(error: Exception) -> Check:
 
 
 def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
-    """The checks that every service has."""
+    """Return the checks that every service has."""
     found = [Check(NAME, ErrorRate(settings, shared), critical=settings.health_fail_error_rate is not None,
                    interval=min(INTERVAL, settings.health_interval)),
              Check("memory", lambda: _memory(settings, shared, row), shared=False),
@@ -102,7 +106,7 @@ def builtin(settings: Settings, shared: Scoreboard, row: Row) -> list[Check]:
 
 
 def _release(shared: Scoreboard) -> Details:
-    """Warn of a release that was refused, until the next one is accepted."""
+    """Warn about a refused release, until the next one is accepted."""
     found = shared.master.releases.read_json({})
     details = {"serving": found.get("serving"), "on_trial": found.get("coming") or None, "phase": found.get("phase")}
     refused = found.get("refused")
@@ -150,7 +154,7 @@ def _full(row: Row) -> bool:
 
 
 def _disk(settings: Settings) -> Details:
-    """Space and inodes: a file system without either takes no file."""
+    """Check space and inodes: a file system without either accepts no file."""
     found: Details = {}
     low = []
     for path in settings.health_disk_paths:
@@ -168,9 +172,9 @@ def _disk(settings: Settings) -> Details:
 
 
 class _ResponseTime:
-    """Mean and 95th percentile of all workers since it last looked.
+    """Checks mean and 95th percentile of all workers since its last run.
 
-    A worker that begins to lead, or leads again, only takes its bearings: what was long ago is not recent.
+    The first run of a new leader, or of one that leads again, only stores the totals: old requests are not recent.
     """
 
     def __init__(self, settings: Settings, shared: Scoreboard) -> None:
@@ -205,7 +209,7 @@ def _restarts(shared: Scoreboard) -> Details:
 
 
 class _LogDrops:
-    """Log records that were lost since it last looked."""
+    """Checks for log records lost since its last run."""
 
     def __init__(self, shared: Scoreboard) -> None:
         self._board = shared

@@ -1,4 +1,4 @@
-"""What a health check is, and how it says that something is worth a warning."""
+"""The definition of a health check, and the exception by which it warns."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Check:
     :ivar function: raises (a failure; `CheckWarning`: a warning), or returns None or a dict of details.
     :ivar critical: its failure makes the service fail; others can only warn.
     :ivar interval, timeout: seconds; None = the settings'.
-    :ivar shared: run by the leader alone, for all workers.
-    :ivar sign: a look that costs nothing; when it shows something new, the check is run at once.
+    :ivar shared: the leader alone runs it, for all workers.
+    :ivar sign: a cheap probe; when its value changes, the check runs immediately.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Find the app's own routes under STABILITY_HEALTH_PATH: which it answers, and which ours hide."""
+"""Find the app's own routes under STABILITY_HEALTH_PATH: those that the app answers, and those that ours hide."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def find(app: Flask, path: str) -> Conflicts:
 
 
 class Ours:
-    """Decide which paths the extension answers in an app that has routes there as well."""
+    """Decides which paths the extension answers in an app that has routes there as well."""
 
     def __init__(self, health_app: Flask, found: Conflicts) -> None:
         self._found = found

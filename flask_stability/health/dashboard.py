@@ -1,8 +1,7 @@
-"""The dashboard: one page that polls the history, the files it is made of, and a login form for the token.
+"""The dashboard: one page that polls the history, its files, and a login form for the token.
 
-The files are read once and handed out from memory. An unauthenticated client gets the form's own files, and where no
-token is set none at all.
-Addresses in the page are relative, so that it works behind a proxy that takes a prefix off.
+The files are read once and served from memory. An unauthenticated client gets only the form's own files, and none if no
+token is set. Addresses in the page are relative, so that it works behind a proxy that removes a prefix.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from .access import COOKIE, LIFETIME, Access
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
           "form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 LANGUAGES = ("en", "zh")
-FORM_FILES = frozenset({"style.css", "icon.svg"})  #: what the login form is made of
-MOST_BODY = 2048  #: bytes of a login
+FORM_FILES = frozenset({"style.css", "icon.svg"})  #: the files of the login form
+MOST_BODY = 2048  #: maximum bytes of a login's body
 PATIENCE = 5.0  #: seconds for a login's body to arrive
 _HERE = Path(__file__).parent
 
@@ -63,7 +62,7 @@ class Dashboard:
             blueprint.add_url_rule(rule, endpoint, view, methods=[method], merge_slashes=False)
 
     def index(self) -> Response:
-        """What is here and how to get in, for a browser; for anything else what lies at the path without the slash."""
+        """Answer a browser with an overview and the way in; answer other clients as the path without the slash does."""
         if request.accept_mimetypes.best_match(("application/json", "text/html"), default="application/json") != (
                 "text/html"):
             return self._health()
@@ -84,7 +83,7 @@ class Dashboard:
         return _html("login.html") if self._access.has_login else self._refuse()
 
     def login(self) -> Response:
-        """Take a token and give a cookie; there are only so many tries, and the right token needs none."""
+        """Check a token and set a cookie; the number of wrong tokens is limited, and the right one always works."""
         if not self._access.has_login:
             return self._refuse()
         try:
@@ -104,7 +103,7 @@ class Dashboard:
         return answer
 
     def logout(self) -> Response:
-        """Take the cookie back, and take it no more."""
+        """Clear the cookie, and accept it no more."""
         if not self._access.has_login:
             return self._refuse()
         self._access.end_login(request.cookies.get(COOKIE, ""))
@@ -113,20 +112,20 @@ class Dashboard:
         return answer
 
     def file(self, name: str) -> Response:
-        """One of the files the page is made of."""
+        """Serve one of the page's files."""
         may = self._access.may_see(request) or (self._access.has_login and name in FORM_FILES)
         found = _files().get(name) if may else None
         if found is None:
             return self._refuse()
         answer = Response(found.data, content_type=found.kind)
         answer.set_etag(found.tag)
-        _guard(answer, "private, no-cache")  # asked for each time, sent when it changed
+        _guard(answer, "private, no-cache")  # revalidated each time, sent when it has changed
         answer.make_conditional(request)
         return answer
 
     def _cookie(self, answer: Response, value: str, seconds: int) -> None:
-        # Without a path it is the browser's (RFC 6265, 5.1.4): the folder of the address that it asked, which a proxy
-        # that takes a prefix off has never told us. The scheme is the server's word, not a header's.
+        # Without a path the browser chooses it (RFC 6265, 5.1.4): the folder of the address that it requested, which we
+        # do not know behind a proxy that removes a prefix. The scheme comes from the server, not from a header.
         answer.set_cookie(COOKIE, value, max_age=seconds, path=None, httponly=True, samesite="Strict",
                           secure=request.environ["wsgi.url_scheme"] == "https")
 
@@ -135,9 +134,9 @@ class Dashboard:
 
 
 def _form_token() -> str | None:
-    """The token in the request's form; None if there is none.
+    """Return the token in the request's form; None if there is none.
 
-    Read here, and byte by byte: a client that never sends what it announced is not to hold a thread.
+    Read here, byte by byte: a client that never sends the announced body must not hold a thread.
 
     :raises OSError: if it does not arrive in time.
     """
@@ -187,35 +186,35 @@ def _html(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def _redirect(where: str) -> Response:
-    """To one of our own pages, and to no other: relative, so that no header has a say in it."""
+    """Redirect to one of our own pages only; the address is relative, so that no header can influence it."""
     answer = Response(status=303, headers={"Location": where})
     _guard(answer, "no-store")
     return answer
 
 
 def _closing(answer: Response) -> Response:
-    """What the client still sends belongs to no next request."""
+    """Close the connection after an answer: the rest of the body must not be read as the next request."""
     answer.headers["Connection"] = "close"
     return answer
 
 
 @functools.cache
 def words(language: str) -> dict[str, str]:
-    """The page's texts in a language."""
+    """Return the page's texts in a language."""
     found: dict[str, str] = json.loads((_HERE / "templates" / f"words.{language}.json").read_text("utf-8"))
     return found
 
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """Of our own: an app's context processors and templates have no part in it."""
+    """Return our own template environment, which an app's context processors and templates cannot affect."""
     return jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, auto_reload=False,
                               undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 @functools.cache
 def _files() -> dict[str, _File]:
-    """All files by name, so that no name can lead elsewhere."""
+    """Return all files by name, so that no name can lead elsewhere."""
     found = {}
     for path in sorted((_HERE / "static").iterdir()):
         kind = {".js": "text/javascript"}.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"

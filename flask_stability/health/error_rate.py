@@ -1,6 +1,6 @@
 """The share of requests that fail, over one and five minutes, per route and in all.
 
-A 503 that we give on purpose (database away, overload, drain) is counted apart: it says nothing of the app.
+A deliberate 503 (database away, overload, drain) counts separately: it says nothing about the app.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .checks_base import CheckWarning
 NAME = "errors"
 MINUTE, FIVE = 60.0, 300.0
 INTERVAL = 5.0  #: seconds between looks
-COARSE = 25.0  #: seconds between the looks that are kept beyond the last minute
-FEWEST = 20  #: requests below which a share says nothing
-ROUTES = 5  #: routes that are named, those with the most errors
+COARSE = 25.0  #: seconds between the looks kept beyond the last minute
+FEWEST = 20  #: requests below which a share means nothing
+ROUTES = 5  #: maximum number of routes named, those with the most errors
 
 Key = tuple[str, str]
 Counts = tuple[int, int, int]  # answered, failed, refused on purpose
@@ -33,7 +33,7 @@ class TooManyErrors(Exception):
 
 
 class ErrorRate:
-    """The check of the leader. A new leader begins anew: ``observed_s`` says for how long it has looked."""
+    """The leader's check. A new leader starts over: ``observed_s`` is the time that it has observed."""
 
     def __init__(self, settings: Settings, shared: Scoreboard) -> None:
         self._settings, self._board = settings, shared
@@ -56,24 +56,24 @@ class ErrorRate:
             if most is None:
                 continue
             for words, window in (("minute", recent), ("five minutes", longer)):
-                # the longer window tells of a slow trickle, but no more of what is over
+                # the longer window catches a slow trickle, but must not report failures that are over
                 if window["requests"] - window["refused"] >= FEWEST and window["rate"] > most and recent["errors"]:
                     text = _in_words(window, words, details["routes"])
                     raise TooManyErrors(text, **details) if fails else CheckWarning(text, **details)
         return details
 
     def _look(self, now: float) -> None:
-        """Keep what was counted up to now, finely for a minute and coarsely for five."""
-        if self._looks and now - self._looks[-1][0] > FIVE:  # another led meanwhile
+        """Store the counts up to now, finely for a minute and coarsely for five."""
+        if self._looks and now - self._looks[-1][0] > FIVE:  # another worker led meanwhile
             self._looks.clear()
         begun = self._board.master.words[M_STARTED_NS] / 1e9
         if not self._looks and 0.0 < now - begun < FIVE:
-            self._looks.append((begun, {}))  # all that was counted is as young
+            self._looks.append((begun, {}))  # no count is older than the service
         before = self._looks[-1][1] if self._looks else {}
         counts = {}
         for key, words in self._board.totals().endpoints.items():
             found, known = _counts(words), before.get(key)
-            counts[key] = known if known == found and known is not None else found  # equal ones are one object
+            counts[key] = known if known == found and known is not None else found  # equal counts share one object
         kept: list[tuple[float, dict[Key, Counts]]] = []
         for look in self._looks:
             if kept and now - look[0] > MINUTE + INTERVAL and look[0] - kept[-1][0] < COARSE:
@@ -97,7 +97,7 @@ class ErrorRate:
         return {**found, "routes": routes[:ROUTES], "observed_s": round(min(FIVE, now - self._looks[0][0]), 1)}
 
     def _since(self, moment: float) -> dict[Key, Counts]:
-        """What was counted at the latest look that is no younger than `moment`."""
+        """Return the counts of the latest look at or before `moment`, else of the oldest look."""
         return next((counts for at, counts in reversed(self._looks) if at <= moment), self._looks[0][1])
 
 

@@ -1,7 +1,7 @@
 """24 hours of samples and the latest transitions, in rings on the scoreboard: they outlive every worker.
 
-The leader writes, anyone reads, without a lock: a sample is shown by counting it after it was written, and the slot
-being written is never one of those that are shown.
+The leader writes and any process reads, without a lock: the writer counts a sample only after writing it, and the slot
+being written is never among the counted ones.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ..memory.trend import gated_slope
 
 SAMPLES = 2880
 TRANSITIONS = 240
-#: Points that a trend is told from, at least and at most.
+#: Minimum and maximum number of points for a trend.
 FEWEST, MOST = 60, 120
-#: Workers of a sample whose memory is kept: those in the lowest slots.
+#: Number of workers per sample whose memory is stored: those in the lowest slots.
 WORKERS = 16
-#: Checks whose beats are kept, in the order in which they were met.
+#: Number of checks whose beats are stored, in the order in which they appeared.
 CHECKS = 32
 _SLOTS = SAMPLES + 8
 _HEAD = 64
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What one worker held in a round; `age` (modulo 65,536) tells it from the one that was in its slot before."""
+    """One worker's memory in a round; `age` (modulo 65,536) distinguishes it from the previous worker in its slot."""
 
     slot: int
     age: int
@@ -67,8 +67,8 @@ class Memory(NamedTuple):
 
 
 _SAMPLE = struct.Struct("=22d")
-_BEATS = struct.Struct("=Q")  # two bits a check: 0 unknown, 1 pass, 2 warn, 3 fail
-_MEMORY = struct.Struct("=HHI")  # slot, age, KiB; a worker that holds nothing is none
+_BEATS = struct.Struct("=Q")  # two bits per check: 0 unknown, 1 pass, 2 warn, 3 fail
+_MEMORY = struct.Struct("=HHI")  # slot, age, KiB; 0 KiB means no worker
 _RECORD = _SAMPLE.size + _BEATS.size + WORKERS * _MEMORY.size
 _TIME = struct.Struct("=d")
 
@@ -86,14 +86,14 @@ class History:
 
     @property
     def count(self) -> int:
-        """Samples ever written: the cursor for `samples`."""
+        """Return the number of samples ever written: the cursor for `samples`."""
         return int(self._counts[0])
 
     def append(self, sample: Sample, workers: Iterable[Memory] = (), beats: Mapping[str, int] | None = None) -> None:
         """Add a round.
 
-        :param workers: what each worker holds; the first `WORKERS` are kept.
-        :param beats: by name of the check the worst status since the round before: 0 pass, 1 warn, 2 fail.
+        :param workers: the memory of each worker; the first `WORKERS` are stored.
+        :param beats: by name of the check, the worst status since the previous round: 0 pass, 1 warn, 2 fail.
         """
         number, last = self._counts[0], self.last()
         failed = (last.failed_rounds if last else 0) + (sample.status >= 2)
@@ -108,32 +108,34 @@ class History:
         self._counts[0] = number + 1
 
     def samples(self, since: int = 0) -> list[Sample]:
-        """The rounds from cursor `since` on, the oldest first."""
+        """Return the rounds from cursor `since` on, the oldest first."""
         count = self.count
         return [self.at(number) for number in range(max(since, count - SAMPLES, 0), count)]
 
     def memory(self, number: int) -> list[Memory]:
-        """What the workers held in the round of this number, in bytes."""
+        """Return the workers' memory in the round of this number, in bytes."""
         start = number % _SLOTS * _RECORD + _SAMPLE.size + _BEATS.size
         found = _MEMORY.iter_unpack(self._samples[start:start + WORKERS * _MEMORY.size])
         return [Memory(slot, age, kib << 10) for slot, age, kib in found if kib]
 
     def beats(self, number: int) -> str:
-        """How the checks were in the round of this number: a digit for each of `check_names`, 0 where it is unknown,
-        1 pass, 2 warn, 3 fail."""
+        """Return the checks' statuses in the round of this number, a digit for each of `check_names`.
+
+        The digits are 0 unknown, 1 pass, 2 warn, 3 fail.
+        """
         beats: int = _BEATS.unpack_from(self._samples, number % _SLOTS * _RECORD + _SAMPLE.size)[0]
         return "".join(str(beats >> 2 * index & 3) for index in range(self._counts[2]))
 
     def check_names(self) -> list[str]:
-        """The checks that `beats` are of."""
+        """Return the names of the checks in `beats`."""
         return [bytes(self._names[index * _NAME:(index + 1) * _NAME]).rstrip(b"\0").decode(errors="replace")
                 for index in range(self._counts[2])]
 
     def _packed(self, beats: Mapping[str, int]) -> int:
-        """The beats in one word; a check that was not met before gets a place, as long as there is one."""
+        """Return the beats in one word; a new check gets a place, as long as there is one."""
         names, packed = self.check_names(), 0
         for name, status in beats.items():
-            # not cut in the middle of a character: it must be found again
+            # not cut in the middle of a character: later lookups must find it again
             name = name.encode(errors="replace")[:_NAME].decode(errors="ignore")
             if name not in names and len(names) < CHECKS:
                 start = len(names) * _NAME
@@ -145,15 +147,16 @@ class History:
         return packed
 
     def last(self) -> Sample | None:
-        """The newest round."""
+        """Return the newest round, None before the first."""
         return self.at(self.count - 1) if self.count else None
 
     def at(self, number: int) -> Sample:
-        """The round of this number, one of the latest `SAMPLES`."""
+        """Return the round of this number, one of the latest `SAMPLES`."""
         return Sample(*_SAMPLE.unpack_from(self._samples, number % _SLOTS * _RECORD))
 
     def _first_since(self, time: float) -> int:
-        """Number of the first round that is no older than `time`, by bisection; `count` if there is none."""
+        """Return the number of the first round that is not older than `time`, by bisection; `count` if there is none.
+        """
         low, high = max(0, self.count - SAMPLES), self.count
         while low < high:
             middle = (low + high) // 2
@@ -164,14 +167,17 @@ class History:
         return low
 
     def availability(self, now: float, requests: int, errors: int, window: float) -> dict[str, Any]:
-        """Over the last `window` seconds: the share of requests answered without a server error, and of rounds that
-        did not fail (`probes`); None where there were none.
+        """Return the availability over the last `window` seconds.
 
-        :param requests, errors: the totals at this moment; `now` is the time of day.
+        That is the share of requests answered without a server error (`ratio`), and of rounds that did not fail
+        (`probes`); None where there were none.
+
+        :param now: time of day, seconds since the epoch.
+        :param requests, errors: the totals at this moment.
         """
         count, first = self.count, self._first_since(now - window)
         oldest = max(0, count - SAMPLES)
-        # a service younger than the window began with nothing
+        # a service younger than the window started from zero
         then = self.at(max(oldest, first - 1)) if first > oldest or oldest else None
         asked = requests - int(then.requests if then else 0)
         failed = errors - int(then.errors if then else 0)
@@ -198,11 +204,11 @@ class History:
 
     @property
     def changes(self) -> int:
-        """Changes ever written: the cursor for `transitions`."""
+        """Return the number of changes ever written: the cursor for `transitions`."""
         return int(self._counts[1])
 
     def transitions(self, since: int = 0) -> list[dict[str, Any]]:
-        """The latest changes from cursor `since` on, the newest first."""
+        """Return the latest changes from cursor `since` on, the newest first."""
         count = self._counts[1]
         found = []
         for number in range(count - 1, max(-1, since - 1, count - 1 - TRANSITIONS), -1):
@@ -215,9 +221,9 @@ class History:
 
 
 def trends(samples: Sequence[Sample]) -> dict[str, float] | None:
-    """Per minute, by name of the figure, over the latest `MOST` rounds; 0.0 where no trend is significant at 1 %.
+    """Return the trends per minute, by name of the figure, over the latest `MOST` rounds.
 
-    None for fewer than `FEWEST` rounds.
+    A trend is 0.0 where it is not significant at 1 %. Return None for fewer than `FEWEST` rounds.
     """
     latest = samples[-MOST:]
     if len(latest) < FEWEST:

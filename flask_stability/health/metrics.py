@@ -1,7 +1,8 @@
 """Metrics of the whole service for Prometheus: a custom collector over the scoreboard.
 
-Not prometheus_client's multiprocess files, which stay for each dead worker; counters come from the totals, so they
-never fall when a worker is replaced. An endpoint is a route's name, never the raw path: a client cannot make labels.
+It does not use prometheus_client's multiprocess files, which remain for each dead worker. Counters come from the
+totals, so they never fall when a worker is replaced. An endpoint is a route's name, never the raw path, so clients
+cannot create labels.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class NotInstalled(Exception):
 
 
 def exposition(shared: Scoreboard, settings: Settings, accept: str) -> tuple[bytes, str]:
-    """Body and content type: OpenMetrics or the classic text, as the scraper prefers.
+    """Return body and content type: OpenMetrics or the classic text, as the scraper prefers.
 
     :raises NotInstalled: without the extra ``metrics``.
     """
@@ -50,7 +51,7 @@ def exposition(shared: Scoreboard, settings: Settings, accept: str) -> tuple[byt
     registry.register(_Collector(shared, settings))
     try:
         encoder, kind = choose_encoder(accept)
-    except Exception:  # it reads versions and escapings out of the header: whatever a client sends is no error of ours
+    except Exception:  # it parses versions and escapings from the header: a client's malformed header is not our error
         encoder, kind = choose_encoder("")
     return encoder(registry), kind
 
@@ -150,7 +151,7 @@ def _free(found: Results) -> Iterator[tuple[str, float]]:
 
 
 def _buckets(totals: Totals) -> list[tuple[str, float]]:
-    """Cumulative counts at each octave."""
+    """Return the cumulative counts at each octave."""
     found: list[tuple[str, float]] = []
     seen = 0
     for bucket in range(BUCKETS):

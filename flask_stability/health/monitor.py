@@ -26,18 +26,18 @@ from .history import History, Memory, Sample
 from .results import CheckResult
 from .state import ORDER, PASS, CheckState
 
-FAILING_INTERVAL = 5.0  #: seconds at the most to the next run while a check fails, or is about to change its status
-LOOK = 5.0  #: seconds at the most between two looks of the leader at the results of all workers
-MOST_DETAIL = 2000  #: bytes of details that a check may show
+FAILING_INTERVAL = 5.0  #: maximum seconds to the next run while a check fails, or is about to change its status
+LOOK = 5.0  #: maximum seconds between two looks of the leader at the results of all workers
+MOST_DETAIL = 2000  #: maximum bytes of a check's details
 
 
 @dataclass
 class _Run:
-    """A check and how it goes.
+    """A check and its progress.
 
-    :ivar state, trouble: of failures; and of failures or worries.
+    :ivar state, trouble: the counts of failures; and of failures or warnings.
     :ivar shared: the leader alone runs it.
-    :ivar sign: what its sign showed last.
+    :ivar sign: the latest value of its sign.
     """
 
     check: Check
@@ -53,7 +53,7 @@ class _Run:
     result: CheckResult | None = None
 
     def moment(self) -> float:
-        """When the schedule has to look at it."""
+        """Return when the schedule has to look at it."""
         return self.started + self.timeout if self.running and not self.told_hanging else self.due
 
 
@@ -64,14 +64,14 @@ class Monitor:
         self._settings, self._board, self._row = settings, board, row
         self._secrets = secrets_of(settings)
         self._runs: dict[str, _Run] = {}
-        self._lock = threading.Lock()  # of the runs; no check runs under it
+        self._lock = threading.Lock()  # protects the runs; no check runs under it
         self._wake = threading.Event()
         self._stop = False
         self._alerts = Alerts(settings)
         self._history = History(board.master.history)
         self._admin = AdminListener(settings)
         self._told: dict[str, str] = {}
-        self._worst: dict[str, int] = {}  # of each check since the last round
+        self._worst: dict[str, int] = {}  # worst status of each check since the last round
         self._seen: tuple[tuple[int, int], ...] = ()
         self._next_look = self._next_round = self._expected = 0.0
         self._led = self._beats = False
@@ -81,14 +81,14 @@ class Monitor:
             self.add(check)
 
     def start(self) -> None:
-        """Begin with a first round at once."""
+        """Start the thread, with a first round of checks immediately."""
         words = self._row.words
-        # where no server's guard gives the signs of life
+        # where no server's guard gives signs of life
         self._beats = words[scoreboard.W_STATE] == scoreboard.STATE_READY and not words[scoreboard.W_HEARTBEAT_NS]
         self._thread.start()
 
     def stop(self) -> None:
-        """Start no more checks; what is still to be told has a second."""
+        """Start no more checks; alerts that wait have one more second."""
         self._stop = True
         self._wake.set()
         if self._thread.is_alive():
@@ -97,7 +97,7 @@ class Monitor:
         self._admin.close()
 
     def add(self, check: Check, *, prefix: str = "") -> None:
-        """Run one more check, the same one only once; a second one of the same name gets a number.
+        """Add a check, unless the same one runs already; a second one with the same name gets a number.
 
         :param prefix: of its name.
         """
@@ -125,7 +125,7 @@ class Monitor:
             self._wake.clear()
 
     def _step(self, now: float) -> float:
-        """Start what is due, tell of what hangs; seconds until there is something to do."""
+        """Start due checks and report hanging ones; return the seconds until the next step."""
         if self._beats:
             self._row.words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         write_latest(self._row)
@@ -139,7 +139,7 @@ class Monitor:
         asleep = now - self._expected if self._expected else 0.0
         with self._lock:
             runs = [(name, run) for name, run in self._runs.items() if leading or not run.check.shared]
-            if asleep > 1.0:  # the process was stopped: that is no fault of what it was running
+            if asleep > 1.0:  # the process was stopped, which is not the running checks' fault
                 for _, run in runs:
                     run.started += asleep
         for name, run in runs:
@@ -153,7 +153,7 @@ class Monitor:
         return max(0.02, min([1.0 if leader else 0.1, *(run.moment() - now for _, run in runs)]))
 
     def _shows_a_sign(self, run: _Run, now: float) -> bool:
-        """What it looks at seems to have changed; asked at most once a second."""
+        """Return whether a check's sign has changed; look at most once a second."""
         if run.check.sign is None or now - run.started < 1.0:
             return False
         before, run.sign = run.sign, run.check.sign()
@@ -161,12 +161,12 @@ class Monitor:
 
     def _begin(self, name: str, run: _Run, now: float) -> None:
         run.running, run.started, run.told_hanging = True, now, False
-        if run.sign is None and run.check.sign is not None:  # what changes from now on is news
+        if run.sign is None and run.check.sign is not None:  # a change from now on is news
             run.sign = run.check.sign()
         thread = threading.Thread(target=self._execute, args=(name, run), name=f"stability-check-{name}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads to be had
+        except RuntimeError:  # no thread can be started
             with self._lock:
                 run.running = False
                 self._result(run, False, now, error="no thread for it")
@@ -183,9 +183,10 @@ class Monitor:
             logs.error("check_failed", level="WARNING", check=name, error=f"{type(failure).__name__}: {failure}"[:300])
         with self._lock:
             run.running = False
-            if not run.told_hanging and (self._led or not run.check.shared):  # else it was judged already, or is
+            # otherwise it was judged already, or another worker leads
+            if not run.told_hanging and (self._led or not run.check.shared):
                 self._result(run, ok, time.monotonic(), error=error, worry=worry, cause=cause,
-                             detail=detail)  # another's now
+                             detail=detail)
         self._wake.set()
 
     def _tell_hanging(self, name: str, run: _Run, now: float) -> None:
@@ -200,7 +201,7 @@ class Monitor:
 
     def _result(self, run: _Run, ok: bool, now: float, *, error: str = "", worry: str = "", cause: str = "",
                 detail: dict[str, Any] | None = None) -> None:
-        """Take one result in, and show it. Under the lock."""
+        """Record one result and publish it. The caller holds the lock."""
         check, old = run.check, run.trouble.down
         rule = {"threshold": self._settings.health_failure_threshold,
                 "recovery": self._settings.health_success_threshold}
@@ -225,7 +226,7 @@ class Monitor:
     # -- the leader's part ---------------------------------------------------------------------------------------
 
     def _take_over(self, now: float) -> None:
-        """Go on where the last leader stopped."""
+        """Continue where the last leader stopped."""
         known = results.read(self._board.master.shared)
         with self._lock:
             for name, run in self._runs.items():
@@ -239,7 +240,7 @@ class Monitor:
         self._alerts.resume(changes, now)
         self._before, self._seen, self._next_look, self._worst = self._board.totals(), (), 0.0, {}
         last, interval = self._history.last(), self._settings.health_interval
-        # never later than a whole interval, though the clock was set back since
+        # never later than a whole interval, even if the clock was set back
         self._next_round = now + min(interval, interval - (time.time() - last.time)) if last is not None else now
 
     def _lead(self, now: float, runs: list[tuple[str, _Run]]) -> None:
@@ -253,7 +254,7 @@ class Monitor:
             self._round(rows)
 
     def _look(self, now: float) -> None:
-        """Tell of what changed since it was told last, in any worker, stale results included."""
+        """Report changes of status since the last report, of any worker, stale results included."""
         found = results.results(self._board)
         failing = {name: result.settled for name, result in found.items() if result.settled != PASS}
         self._alerts.silence(frozenset(str(one.get("check")) for one in report.mutes(self._board)), failing, now)
@@ -267,7 +268,7 @@ class Monitor:
         self._alerts.remind(failing, now)
 
     def _round(self, rows: list[Row]) -> None:
-        """A sample for the history, and a line for the log."""
+        """Write a sample into the history, and a line into the log."""
         document = report.build(self._board, self._settings)
         totals, before = self._board.totals(), self._before or self._board.totals()
         self._before = totals
@@ -299,7 +300,7 @@ class Monitor:
 
 
 def _clean(detail: object) -> dict[str, Any]:
-    """What a check returned as plain JSON of a size that fits."""
+    """Return a check's result as plain JSON of limited size."""
     if not isinstance(detail, dict):
         return {}
     try:
@@ -311,6 +312,6 @@ def _clean(detail: object) -> dict[str, Any]:
 
 
 def _class_of(error: BaseException) -> str:
-    """Class and number of an error, by which programs tell one from another; `cause_of` is the text for people."""
+    """Return class and number of an error, for programs; `cause_of` returns the text for people."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else None
     return f"{type(error).__name__} {code}" if code is not None else type(error).__name__

@@ -1,4 +1,4 @@
-"""The health document, built from the scoreboard alone: no I/O, no lock, and every worker gives the same.
+"""The health document, built from the scoreboard alone: no I/O, no lock, and the same in every worker.
 
 ``application/health+json``: draft-inadarei-api-health-check-06.
 """
@@ -20,16 +20,16 @@ from .state import ORDER, PASS
 
 
 def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
-    """The whole document."""
+    """Return the whole document."""
     now = time.monotonic_ns() if now_ns is None else now_ns
     rows = shared.live()
-    # before the totals: an exit is counted before its row is given up, so a worker that is not here is among them
+    # before the totals: an exit is counted before its row is released, so the totals include each worker missing here
     workers = [one for one in (_worker(row, now) for row in rows) if one["pid"]]
     own = {row.slot: judged(row.checks, now) for row in rows}
     found = merged([own[row.slot] for row in staying(rows)], shared, now)
     totals = shared.totals()
     words = shared.master.words
-    # the worst first; of equals the share of failed requests, which is what users feel
+    # the worst first; among equals the share of failed requests, which users notice
     troubled = sorted((item for item in found.items() if item[1].status != PASS),
                       key=lambda item: (-ORDER[item[1].status], item[0] != ERRORS))
     notes = [f"{name}: {result.reason or result.status}" for name, result in troubled]
@@ -70,7 +70,8 @@ def build(shared: Scoreboard, settings: Settings, now_ns: int | None = None) -> 
 
 
 def hung(rows: list[Row], now_ns: int) -> list[dict[str, Any]]:
-    """Requests that take long and have not begun to answer, the longest first, with their thread's latest own line."""
+    """Return long requests that have not begun to answer, longest first, with their thread's latest line of app code.
+    """
     found = [(entry.pop("started_ns"), {**entry, "slot": row.slot, "pid": row.pid})
              for row in rows for entry in row.hung.read_json([])]
     return [{**entry, "seconds": round((now_ns - started) / 1e9, 1)}
@@ -78,7 +79,7 @@ def hung(rows: list[Row], now_ns: int) -> list[dict[str, Any]]:
 
 
 def mutes(shared: Scoreboard, now: float | None = None) -> list[dict[str, Any]]:
-    """The checks whose alerts are muted at this moment: check, since, until (seconds since the epoch), by."""
+    """Return the checks whose alerts are muted now: check, since, until (seconds since the epoch), by."""
     now = time.time() if now is None else now
     found = shared.master.mutes.read_json([])
     return [one for one in found if isinstance(one, dict) and one.get("until", 0) > now] if (
@@ -86,7 +87,7 @@ def mutes(shared: Scoreboard, now: float | None = None) -> list[dict[str, Any]]:
 
 
 def _wall(age: float) -> str:
-    """The time of day `age` seconds ago, as the draft wants it."""
+    """Return the time of day `age` seconds ago, in the draft's format."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - age))
 
 
@@ -141,7 +142,7 @@ def _database(rows: list[Row], found: Results, totals: board.Totals) -> dict[str
 
 
 def _response_time(result: CheckResult | None, totals: board.Totals) -> dict[str, Any]:
-    """Since the service began; ``recent``: between the latest two looks of the check."""
+    """Return the response times since the service began; ``recent``: between the latest two looks of the check."""
     requests, part = totals.requests, _part(result)
     recent = {name: part.pop(name) for name in (result.detail if result is not None else ())}
     return {**part, **{f"p{share}_ms": round(percentile(totals.histogram, share / 100) * 1000, 2)
@@ -150,7 +151,7 @@ def _response_time(result: CheckResult | None, totals: board.Totals) -> dict[str
 
 
 def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
-    """Over 24 hours; and over the last five minutes and the last hour."""
+    """Return the availability over 24 hours, and over the last five minutes and the last hour."""
     history, now = History(shared.master.history), time.time()
     day, hour, minutes = (history.availability(now, totals.requests, totals.errors, window)
                           for window in (86400.0, 3600.0, 300.0))
@@ -158,7 +159,7 @@ def _availability(shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
 
 
 def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
-    """The five routes with the highest mean."""
+    """Return the five routes with the highest mean."""
     def mean(item: tuple[tuple[str, str], board.Entry]) -> float:
         return item[1][0] / max(1, sum(item[1][board.ANSWERS]))
 
@@ -168,13 +169,13 @@ def _slowest(totals: board.Totals) -> list[dict[str, Any]]:
 
 
 def release(shared: Scoreboard) -> dict[str, Any]:
-    """Which release serves, which is on trial, which was refused and why."""
+    """Return which release serves, which one is on trial, and which one was refused, with the reason."""
     found = shared.master.releases.read_json({})
     return {name: found.get(name) or None for name in ("serving", "coming", "phase", "refused")}
 
 
 def _overload(rows: list[Row], totals: board.Totals, *, measured: bool) -> dict[str, Any]:
-    """How long requests wait for a thread, and what became of those that were not given one."""
+    """Return how long requests wait for a thread, and the outcome of those that got none."""
     routes = sorted(((words[board.SHED], words[board.ABANDONED], key) for key, words in totals.endpoints.items()
                      if words[board.SHED] or words[board.ABANDONED]), reverse=True)
     return {"workers": sum(bool(row.words[board.W_OVERLOADED]) for row in rows),
@@ -197,13 +198,13 @@ def _worker(row: Row, now: int) -> dict[str, Any]:
 
 
 def _exceptions(rows: list[Row], shared: Scoreboard, totals: board.Totals) -> dict[str, Any]:
-    """Of workers that are gone, too."""
+    """Return the latest exceptions, including those of workers that have ended."""
     latest = board.merged_exceptions([*(row.exceptions for row in rows), shared.master.exceptions])
     return {"total": totals.counters[board.W_EXCEPTIONS], "latest": latest[:10]}
 
 
 def _draft_checks(detailed: dict[str, Any], uptime: float) -> dict[str, list[dict[str, Any]]]:
-    """The ``checks`` object of the draft: lists of measurements by component and what is measured."""
+    """Return the ``checks`` object of the draft: lists of measurements by component and quantity."""
 
     def measured(part: dict[str, Any], value: Any, unit: str, kind: str = "system",
                  component: str = "") -> dict[str, Any]:

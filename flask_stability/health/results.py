@@ -1,7 +1,7 @@
-"""Results of checks: what a worker writes into the scoreboard, and what all workers' results say together.
+"""Results of checks: how a worker writes them into the scoreboard, and how all workers' results are combined.
 
-A result is JSON in a blob on its way through shared memory, and a `CheckResult` on both sides of it. Whoever reads a
-board trusts it no more than a file: what is not of the form is left out.
+A result is JSON in a blob in shared memory, and a `CheckResult` on both sides of it. A reader trusts a board no more
+than a file: it skips anything malformed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .state import FAIL, ORDER, PASS, WARN, CheckState, worst
 class CheckResult:
     """One result of one check.
 
-    :ivar status: what is reported: a warning at once, a failure after STABILITY_HEALTH_FAILURE_THRESHOLD.
-    :ivar settled: what alerts go by: a warning, too, only after that many in a row.
+    :ivar status: the reported status: a warning immediately, a failure after STABILITY_HEALTH_FAILURE_THRESHOLD.
+    :ivar settled: the status that alerts use: a warning, too, only after that many in a row.
     :ivar down: it failed often enough, critical or not.
     :ivar ok: the check did not raise, or only a `CheckWarning`.
     :ivar at_ns: `time.monotonic_ns` of the result.
     :ivar failures: in a row.
     :ivar interval, timeout: of the check, seconds.
-    :ivar error: class and number of what it raised, for programs.
+    :ivar error: class and number of its exception, for programs.
     :ivar note: why it warns.
     :ivar cause: of an error, in words without secrets.
-    :ivar state, trouble: how it goes, by failures and by failures or warnings: the next leader goes on from there.
+    :ivar state, trouble: the counts of failures, and of failures or warnings, from which the next leader continues.
     :ivar age_s: seconds since the result when it was read.
     """
 
@@ -55,16 +55,16 @@ class CheckResult:
 
     @property
     def reason(self) -> str:
-        """Why it does not pass, in words, for clients that may see details; "" if nothing is known."""
+        """Return why the check does not pass, for clients that may see details; an empty text if that is unknown."""
         return self.note or self.cause or self.error or ""
 
     @property
     def severity(self) -> tuple[int, int]:
-        """Orders results of one check, the worst last."""
+        """Return the sort key of results of one check, the worst last."""
         return ORDER[self.status], ORDER[self.settled]
 
     def judged(self, now_ns: int) -> CheckResult:
-        """Return it with its age: one older than it may be says so, since a stuck checker is no good news."""
+        """Return the result with its age; an overdue one becomes a warning or failure, since its checker is stuck."""
         age = (now_ns - self.at_ns) / 1e9
         shown = round(age, 1)
         interval = self.interval * 1.1
@@ -77,7 +77,7 @@ class CheckResult:
         return replace(self, age_s=shown)
 
     def part(self) -> dict[str, Any]:
-        """Return it as the health document shows it."""
+        """Return the result as the health document shows it."""
         return {**self.detail, "status": self.status, "critical": self.critical, "age_s": self.age_s,
                 "consecutive_failures": self.failures, "took_ms": self.took_ms, "error": self.error,
                 "note": self.note, "cause": self.cause}
@@ -88,19 +88,19 @@ _FIELDS = frozenset(one.name for one in fields(CheckResult))
 
 
 def publish(blob: Blob, found: Results) -> None:
-    """Write results; without their details if they are too long."""
+    """Write results; omit their details if they are too long."""
     if not blob.write_json({name: asdict(result) for name, result in found.items()}):
         blob.write_json({name: asdict(replace(result, detail={})) for name, result in found.items()})
 
 
 def read(blob: Blob) -> Results:
-    """Return what was published; empty if that cannot be read."""
+    """Return the published results; none if they cannot be read."""
     return _decoded(blob.read())
 
 
 @functools.lru_cache(maxsize=64)
 def _decoded(data: bytes) -> Results:
-    """What a blob says; it is read more often than it is written, and never changed."""
+    """Decode a blob. It is read more often than written, and the caller never changes the result."""
     try:
         found = json.loads(data)
     except ValueError:
@@ -112,12 +112,12 @@ def _decoded(data: bytes) -> Results:
 
 
 def _of_json(raw: Any) -> CheckResult | None:
-    """A result of this version, else None."""
+    """Return a result of this version, else None."""
     try:
         known = {name: value for name, value in raw.items() if name in _FIELDS}
         known["state"], known["trouble"] = CheckState(*raw["state"]), CheckState(*raw["trouble"])
         result = CheckResult(**known)
-        _ = result.severity, result.judged(0).took_ms + 0.0  # what is done with it later works
+        _ = result.severity, result.judged(0).took_ms + 0.0  # verifies that later uses of it work
         return result if isinstance(result.detail, dict) else None
     except (AttributeError, KeyError, TypeError):
         return None
@@ -127,26 +127,32 @@ def _of_json(raw: Any) -> CheckResult | None:
 
 
 def results(shared: Scoreboard, now_ns: int | None = None) -> Results:
-    """Each check's result over all workers, judged by its age: the newest of a shared one, the worst of a local one."""
+    """Return each check's result over all workers, judged by its age.
+
+    That is the newest result of a shared check, and the worst one of a local check.
+    """
     now = time.monotonic_ns() if now_ns is None else now_ns
     return merged([judged(row.checks, now) for row in staying(shared.live())], shared, now)
 
 
 def judged(blob: Blob, now_ns: int) -> Results:
-    """Return what was published, judged by its age."""
+    """Return the published results, judged by their age."""
     return {name: result.judged(now_ns) for name, result in read(blob).items()}
 
 
 def staying(rows: list[Row]) -> list[Row]:
-    """Leave out those that have been sent SIGTERM, unless there are no others.
+    """Return the rows of workers that were not sent SIGTERM, or all rows if there are no such workers.
 
-    They serve no request, and one that hangs would make its last results look stuck for as long as it takes to die.
+    Terminated workers serve no request, and a hanging one would make its last results look stuck until it dies.
     """
     return [row for row in rows if not row.orders[O_RETIRE_SINCE_NS]] or rows
 
 
 def merged(own: list[Results], shared: Scoreboard, now_ns: int) -> Results:
-    """Shared results are also on the master's part of the board: they outlive the leader that found them."""
+    """Merge the results of all workers with the shared ones on the master's part of the board.
+
+    Those outlive the leader that found them.
+    """
     found: Results = {}
     for source in [*own, judged(shared.master.shared, now_ns)]:
         for name, result in source.items():
@@ -168,11 +174,11 @@ def summary(shared: Scoreboard, now_ns: int | None = None) -> str:
 
 
 def started(shared: Scoreboard) -> bool:
-    """Whether the first round of shared checks is done: only then the leader hands their results on."""
+    """Return whether the first round of shared checks is done: only then does the leader publish their results."""
     return bool(shared.master.shared.read())
 
 
 def is_down(shared: Scoreboard, name: str) -> bool:
-    """Whether a check failed often enough, critical or not."""
+    """Return whether a check failed often enough, critical or not."""
     found = results(shared).get(name)
     return found is not None and found.down

@@ -1,7 +1,8 @@
-"""Logins that were ended before their time, on the scoreboard: a cookie that was logged out is none for any worker.
+"""Logins that ended before their time, on the scoreboard: no worker accepts a cookie after its logout.
 
-Each row has room for some, written by the one worker that has the row; the next worker in it goes on with them. Where
-there is no more room all logins so far are ended, so that none ever comes back. They live as long as the board does.
+Each row has room for some, which only the row's worker writes; the next worker in the row continues with them. Where
+the room is used up, all logins so far end, so that no ended login ever becomes valid again. The entries live as long as
+the board does.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import hashlib
 
 from ..scoreboard import ENDED_LOGINS, Row, Scoreboard
 
-ALL_UNTIL, USED, FIRST = 0, 1, 2  # words: logins issued up to then are over; entries follow; the first entry
+ALL_UNTIL, USED, FIRST = 0, 1, 2  # words: logins issued up to this time have ended; entries follow; the first entry
 
 
 def fingerprint(signature: str) -> int:
-    """Return a cookie's number on the board, from which a reader of the board cannot make the cookie."""
+    """Return a cookie's number on the board, from which a reader of the board cannot derive the cookie."""
     return int.from_bytes(hashlib.sha256(signature.encode()).digest()[:8], "big", signed=True) or 1
 
 
 def end(row: Row, number: int, until: int, now: int) -> None:
-    """Keep that a login is over.
+    """Store that a login has ended.
 
     :param until: seconds since the epoch at which it would have ended by itself.
     """
@@ -28,17 +29,17 @@ def end(row: Row, number: int, until: int, now: int) -> None:
         for entry in range(FIRST, FIRST + 2 * ENDED_LOGINS, 2):
             if words[entry + 1] < now:
                 words[entry + 1] = until
-                words[entry] = number  # one store: a reader sees the old one or the new one
+                words[entry] = number  # one store: a reader sees the old or the new number
                 words[USED] = 1
                 return
         words[ALL_UNTIL] = now
 
 
 def is_ended(board: Scoreboard, number: int, issued: int) -> bool:
-    """Whether a login is over before its time.
+    """Return whether a login has ended before its time.
 
     :param issued: seconds since the epoch.
     """
-    # a worker for which there was no row has one of its own, on a board of its own
+    # a worker without a row on the shared board has one on a board of its own
     return any(row.ended[ALL_UNTIL] >= issued or (row.ended[USED] and number in row.ended[FIRST::2].tolist())
                for row in board.rows)

@@ -1,8 +1,8 @@
 """Burn-rate alerts for STABILITY_SLO: how fast the error budget is being spent.
 
 Two pairs of windows, as in "The Site Reliability Workbook", chapter 5, "Multiwindow, Multi-Burn-Rate Alerts": the
-longer window says that it matters, the shorter that it goes on. Every answer that failed counts, a 503 given on purpose
-too: the user went without.
+longer window says that it matters, the shorter that it goes on. Every failed answer counts, including a deliberate 503:
+the user got no result.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..scoreboard import Scoreboard
 from .checks_base import CheckWarning
 from .history import History
 
-#: Long and short window in seconds, and how many times too fast the budget is spent that alerts.
+#: Long and short window in seconds, and the factor of overspending the budget that alerts.
 PAIRS = ((3600.0, 300.0, 14.4), (21600.0, 1800.0, 6.0))
-FEWEST = 10  #: failed requests in the long window below which nothing is told: one failure of three is no trend
+FEWEST = 10  #: failed requests in the long window below which there is no alert: one failure of three is not a trend
 
 
 class BurnRate:

@@ -1,7 +1,7 @@
-"""From single results to a status: pure.
+"""Derive a status from single results: pure.
 
-``threshold`` failures in a row make a fail (a warn where the check is not critical), ``recovery`` successes in a row
-a pass; the opposite result starts the count anew.
+``threshold`` failures in a row make a fail (a warn if the check is not critical), ``recovery`` successes in a row a
+pass; the opposite result restarts the count.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ ORDER = {PASS: 0, WARN: 1, FAIL: 2}
 
 
 def worst(*statuses: str) -> str:
-    """The worst of some statuses; pass without any."""
+    """Return the worst of some statuses; pass without any."""
     return max(statuses, key=lambda status: ORDER[status], default=PASS)
 
 
 class CheckState(NamedTuple):
-    """Where a check stands.
+    """The counts of one check.
 
     :ivar down: it failed often enough, and has not yet succeeded often enough.
     :ivar failures, successes: in a row.
@@ -29,7 +29,7 @@ class CheckState(NamedTuple):
     successes: int = 0
 
     def after(self, ok: bool, *, threshold: int, recovery: int) -> CheckState:
-        """The state after one more result."""
+        """Return the state after one more result."""
         if ok:
             successes = self.successes + 1
             return CheckState(self.down and successes < recovery, 0, successes)
@@ -37,7 +37,10 @@ class CheckState(NamedTuple):
         return CheckState(self.down or failures >= threshold, failures, 0)
 
     def status(self, *, critical: bool, worried: bool = False) -> str:
-        """What is reported; `worried`: there is cause for a warning."""
+        """Return the reported status.
+
+        :param worried: there is a reason for a warning.
+        """
         if self.down:
             return FAIL if critical else WARN
         return WARN if worried else PASS

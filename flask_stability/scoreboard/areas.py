@@ -1,4 +1,4 @@
-"""How the shared memory is cut: tables of words, and areas that follow each other."""
+"""The partition of the shared memory: tables of words, and consecutive areas."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PAGE = 4096
 class Words:
     """A table of words with one writing process.
 
-    :ivar prefix: what the names of its constants begin with.
-    :ivar meanings: of each word that is taken.
-    :ivar room: how many words there is room for.
-    :ivar counters: the indices of the words that the sums keep.
+    :ivar prefix: of the names of its constants.
+    :ivar meanings: of each word in use.
+    :ivar room: the maximum number of words.
+    :ivar counters: the indices of the words that the sums include.
     """
 
     def __init__(self, title: str, prefix: str, *, writer: str, room: int) -> None:
@@ -24,14 +24,17 @@ class Words:
         self.counters: list[int] = []
 
     def word(self, meaning: str) -> int:
-        """Take the next word and return its index."""
+        """Take the next word and return its index.
+
+        :raises ValueError: if there is no room.
+        """
         if len(self.meanings) >= self.room:
             raise ValueError(f"{self.title}: all {self.room} words are taken; raise `room`")
         self.meanings.append(meaning)
         return len(self.meanings) - 1
 
     def counter(self, meaning: str) -> int:
-        """Take the next word for a number that only grows."""
+        """Take the next word for a number that only grows; return its index."""
         index = self.word(meaning)
         self.counters.append(index)
         return index
@@ -48,12 +51,12 @@ class Area:
 
 
 def blob_area(name: str, content: int, writer: str, meaning: str) -> Area:
-    """An area for a blob that holds up to `content` bytes."""
+    """Return an area for a blob that holds up to `content` bytes."""
     return Area(name, 2 * content + Blob.HEAD, writer, meaning)
 
 
 class Part:
-    """Areas that follow each other, each aligned to 8 bytes, all together to a page."""
+    """Consecutive areas, each aligned to 8 bytes, all together to a page."""
 
     def __init__(self, title: str, *areas: Area) -> None:
         self.title, self.areas = title, areas

@@ -1,14 +1,16 @@
 """The black box: what each thread of each worker is doing, in memory that survives the worker.
 
-The master makes one mapping before it forks. A worker notes each request in a slot of its own part when the request
-begins, and clears the slot when it ends; whatever kills the worker in between, the master reads what was in flight.
+The master creates one mapping before it forks. A worker notes each request in a slot of its own part when the request
+begins, and clears the slot when it ends. If anything kills the worker in between, the master reads which requests were
+in flight.
 
 A slot is packed in one call. `struct` clears the whole slot first and stores the fields in order, the request's start
-last: that word is the slot's sequence number. It is 0 while the slot is written and while it is free, and it differs
-from request to request, so that a reader that finds the same start before and after its copy has a whole slot.
+last: that word is the slot's sequence number. It is 0 while the slot is being written and while it is free, and it
+differs from request to request. A reader that finds the same start before and after its copy therefore has a whole
+slot.
 
-The address, the query and the body are never noted. Of query, content type and body length a hash is: Python's own
-SipHash, whose key this process and those forked from it share, and no other process knows.
+The address, the query and the body are never stored. Query, content type and body length enter a hash: Python's own
+SipHash, whose key only this process and those forked from it know.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from typing import Any, NamedTuple
 
 from .primitives import Blob
 
-SLOTS = 64  #: threads that a worker notes the requests of; those of more are served without
+SLOTS = 64  #: threads of a worker whose requests are noted; requests of further threads are served without
 SLOT_BYTES = 384
-COUNTS = 256  #: places in which a worker counts answers to watched requests
+COUNTS = 256  #: counters of a worker for answers to watched requests
 _PREFIX_BYTES, _EXACT_AT, _BEAT_AT = 64, 48, 56
 HEAD_BYTES = _PREFIX_BYTES + COUNTS * 8
 ROW_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
@@ -34,10 +36,10 @@ ROUTES_BYTES = 2 * 65536 + Blob.HEAD
 QUARANTINE_BYTES = 2 * 65536 + Blob.HEAD
 _COMMON_BYTES = (64 + ROUTES_BYTES + QUARANTINE_BYTES + 63) & ~63
 
-# A slot's words. The first sixteen, two cache lines, are packed; the others are written where they are needed.
+# A slot's words. The first sixteen, two cache lines, are packed; the others are written when needed.
 (_KEY, _KIND, _ANSWERING, _BEFORE, _GROWN, _BODY, _PATH) = range(7)
 STARTED, _REST, _THREAD, _ID = 15, 16, 31, 32
-_SHORT = (STARTED - _PATH) * 8  #: bytes of the path among the packed ones
+_SHORT = (STARTED - _PATH) * 8  #: bytes of the path within the packed words
 PATH_BYTES = _SHORT + (_THREAD - _REST) * 8
 _WORDS = SLOT_BYTES // 8
 _PACKED = struct.Struct(f"@q{(_PATH - _KIND) * 8}x{_SHORT}sq")
@@ -45,25 +47,25 @@ _PACKED = struct.Struct(f"@q{(_PATH - _KIND) * 8}x{_SHORT}sq")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER")
 METHOD_CODES: dict[str | None, int] = {name: code for code, name in enumerate(_METHODS)}
 _EXACT = frozenset({"REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE", "CONTENT_LENGTH"})
-#: Headers that differ from one attempt to the next: proxies add them, and browsers when a page is loaded again.
+#: Headers that differ between attempts: proxies add them, and browsers when they reload a page.
 _OF_PROXIES = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_REQUEST_", "HTTP_X_CORRELATION_",
                "HTTP_X_AMZN_", "HTTP_X_CLOUD_TRACE", "HTTP_X_B3_", "HTTP_X_ENVOY_", "HTTP_TRACEPARENT",
                "HTTP_TRACESTATE", "HTTP_CF_", "HTTP_VIA", "HTTP_X_STABILITY_", "HTTP_CACHE_CONTROL", "HTTP_PRAGMA")
-_LONG, _GIVEN = 256, 512  #: in the kind's word: of the path, and of the id, more stands behind the packed words
+_LONG, _GIVEN = 256, 512  #: flags in the kind's word: the path continues, and an id is, behind the packed words
 
 
 class InFlight(NamedTuple):
     """A request in flight.
 
-    :ivar request_id: as its log records have it.
+    :ivar request_id: as in its log records.
     :ivar thread_id: `threading.get_ident` of the thread that serves it.
-    :ivar method: one of those that are counted by name, else OTHER.
+    :ivar method: one of those counted by name, else OTHER.
     :ivar path: below the server's root, without the query; cut at `PATH_BYTES` bytes.
     :ivar fingerprint: keyed hash of method, path, query, content type and body length; the key is the master's.
     :ivar started_ns: `time.monotonic_ns` of its arrival.
     :ivar answering: its answer has begun: a stream, a download, a WebSocket.
-    :ivar grown_bytes: how much the worker's memory grew meanwhile; 0 for a request shorter than about a second.
-    :ivar body_bytes: length that its body was announced with.
+    :ivar grown_bytes: growth of the worker's memory meanwhile; 0 for a request shorter than about a second.
+    :ivar body_bytes: announced length of its body.
     """
 
     request_id: str
@@ -77,16 +79,16 @@ class InFlight(NamedTuple):
     body_bytes: int = 0
 
     def seconds(self, now_ns: int | None = None) -> float:
-        """Since it arrived."""
+        """Return the seconds since it arrived."""
         return ((time.monotonic_ns() if now_ns is None else now_ns) - self.started_ns) / 1e9
 
 
 class BlackBox:
-    """The mapping of all workers' parts.
+    """The mapping with all workers' parts.
 
-    :param rows: how many workers there can be, the scoreboard's number.
-    :ivar listed: one word: 0 while no request is watched or quarantined, else the number of the list's version.
-    :ivar quarantine: what is watched or quarantined, as `wsgi.quarantine` reads it; written by the master.
+    :param rows: the maximum number of workers, as on the scoreboard.
+    :ivar listed: one word: 0 while no request is watched or quarantined, else the version of the list.
+    :ivar quarantine: the watched and quarantined requests, as `wsgi.quarantine` reads them; written by the master.
     :ivar routes: the rules of the app, as `wsgi.routes` reads them; written by any worker that has loaded it.
     """
 
@@ -100,30 +102,30 @@ class BlackBox:
         self._version = 0
 
     def part(self, row: int) -> memoryview:
-        """The bytes of a row's part."""
+        """Return the bytes of a row's part."""
         start = _COMMON_BYTES + row * ROW_BYTES
         return self._view[start:start + ROW_BYTES]
 
     def clear(self, row: int) -> None:
-        """Forget what a worker was doing. Only by the master, while no worker has the row."""
+        """Forget what a worker was doing. Only the master may call this, while no worker has the row."""
         self.part(row)[:] = bytes(ROW_BYTES)
 
     def answered(self, row: int) -> list[int]:
-        """How many answers to each watched request the worker of a row has counted."""
+        """Return how many answers to each watched request the worker of a row has counted."""
         return list(struct.unpack_from(f"@{COUNTS}q", self.part(row), _PREFIX_BYTES))
 
     def exact(self, row: int) -> int:
-        """The exact fingerprint of the request that the isolation worker served last, 0 = none."""
+        """Return the exact fingerprint of the request that the isolation worker served last, 0 = none."""
         return int(struct.unpack_from("@q", self.part(row), _EXACT_AT)[0])
 
     def heartbeat(self, row: int) -> int:
-        """When the worker of a row gave its last sign of life by `beat`, `time.monotonic_ns`; 0 = it gave none."""
+        """Return when the worker of a row last called `beat`, as `time.monotonic_ns`; 0 = never."""
         return int(struct.unpack_from("@q", self.part(row), _BEAT_AT)[0])
 
     def list_quarantine(self, data: bytes, *, empty: bool) -> bool:
-        """By the master: have all workers read a new list at their next request; False if it is too long.
+        """Make all workers read a new list at their next request; return False if it is too long. Only for the master.
 
-        :param empty: nothing is on it: requests are not looked at any more.
+        :param empty: the list has no entries: workers stop looking at requests.
         """
         if not self.quarantine.write(data):
             return False
@@ -132,7 +134,7 @@ class BlackBox:
         return True
 
     def read(self, row: int) -> list[InFlight]:
-        """What the worker of a row is doing, or was doing when it ended, the oldest request first."""
+        """Return the requests of a row's worker that are in flight, or were when it ended, the oldest first."""
         area = self.part(row)
         prefix = bytes(area[:16]).rstrip(b"\0").decode("ascii", "replace")
         found = (_read(area[HEAD_BYTES + number * SLOT_BYTES:HEAD_BYTES + (number + 1) * SLOT_BYTES], prefix)
@@ -166,7 +168,7 @@ def _read(slot: memoryview, prefix: str) -> InFlight | None:
 
 
 def readable(path: str) -> str:
-    """Return a path as WSGI has it, bytes in the place of characters, as text."""
+    """Return a path in WSGI's form, with bytes as characters, as text."""
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
@@ -187,12 +189,12 @@ def fingerprint_of(environ: dict[str, Any]) -> int:
 
 
 def exact_of(environ: dict[str, Any], body: bytes) -> int:
-    """Return the exact fingerprint of a request: keyed, of everything in it that its sender chooses.
+    """Return the exact fingerprint of a request: a keyed hash over everything in it that its sender chooses.
 
-    Two clients have the same one only where they send the same request, cookies and credentials included. What proxies
-    add to each request, such as ids and addresses, is left out.
+    Two clients have the same one only if they send the same request, including cookies and credentials. Headers that
+    proxies add to each request, such as ids and addresses, are left out.
 
-    :param body: the beginning of it.
+    :param body: the beginning of the request's body.
     """
     made = hashlib.blake2b(key=_secret.encode(), digest_size=8)
     parts = [(name, environ[name]) for name in sorted(environ) if type(environ[name]) is str and (
@@ -204,22 +206,22 @@ def exact_of(environ: dict[str, Any], body: bytes) -> int:
 
 
 def key_of(environ: dict[str, Any], path: str) -> int:
-    """Return the hash of what else makes the request; 0 for one without query, body and longer path."""
+    """Return the hash of the other parts of a request; 0 for one without query, body and longer path."""
     query, length = environ.get("QUERY_STRING"), environ.get("CONTENT_LENGTH")
     if length or len(path) > _SHORT:
         return hash((path, query, environ.get("CONTENT_TYPE"), length))
     return hash(query) if query else 0
 
 
-#: PYTHONHASHSEED may be known; this is not.
+#: PYTHONHASHSEED may be known; this secret is not.
 _secret = secrets.token_hex(16)
 
 # -- this process's part: written by the middleware on the path of each request, so without a call -----------------
 
-#: The part's slots as bytes and as words; of this process alone until `install`.
+#: The part's slots as bytes and as words; private to this process until `install`.
 slots: memoryview = memoryview(bytearray(SLOTS * SLOT_BYTES))
 words: memoryview = slots.cast("q")
-#: By thread the place of its slot: of the slot's last packed word among `words`.
+#: The place of each thread's slot: the index in `words` of the slot's last packed word.
 places: dict[int, int] = {}
 #: `BlackBox.listed` of this process's box.
 listed: memoryview = memoryview(bytearray(8)).cast("q")
@@ -230,10 +232,10 @@ _BACK = STARTED * 8
 
 
 def begin(environ: dict[str, Any], path: str, thread: int, started_ns: int, given_id: str | None) -> int:
-    """Note a request; returns its place, where the word is set to 0 at its end; -1 if all slots are taken.
+    """Note a request; return its place, whose word is set to 0 at the request's end; -1 if all slots are taken.
 
     :param path: its PATH_INFO.
-    :param thread: that serves it.
+    :param thread: the thread that serves it.
     """
     place = places.get(thread)
     if place is None:
@@ -249,7 +251,7 @@ def begin(environ: dict[str, Any], path: str, thread: int, started_ns: int, give
 
 
 def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int, given_id: str | None) -> int:
-    """`begin` for a request that needs more than the packed words. Those behind are written before the start is."""
+    """Note a request that needs more than the packed words, as `begin`; write the further words before its start."""
     first = place - STARTED
     kind = METHOD_CODES.get(environ.get("REQUEST_METHOD"), len(_METHODS) - 1)
     raw, length = path.encode("utf-8", "replace"), str(environ.get("CONTENT_LENGTH") or "")
@@ -269,12 +271,12 @@ def _begin_long(environ: dict[str, Any], path: str, place: int, started_ns: int,
 
 
 def note_exact(exact: int) -> None:
-    """By the isolation worker: what it serves now."""
+    """Note the request that the isolation worker serves now."""
     _head[_EXACT_AT // 8] = exact
 
 
 def beat() -> None:
-    """Give a sign of life where there is no row for it."""
+    """Give a sign of life from a worker without a row."""
     _head[_BEAT_AT // 8] = time.monotonic_ns()
 
 
@@ -285,7 +287,7 @@ def count(index: int) -> None:
 
 
 def _claim(thread: int) -> int:
-    """A slot for a thread: a new one, else that of a thread that is gone, else of one (a greenlet) that serves none."""
+    """Take a slot for a thread: a new one, else that of an ended thread, else of one (a greenlet) without a request."""
     with _claiming:
         taken = dict(places)
         if len(taken) >= SLOTS:
@@ -305,13 +307,13 @@ def _claim(thread: int) -> int:
 
 
 def answering(place: int) -> None:
-    """Its answer has begun."""
+    """Note that a request's answer has begun."""
     if place >= 0:
         words[place - STARTED + _ANSWERING] = 1
 
 
 def grown(place: int, started_ns: int, memory: int) -> None:
-    """Note how much the worker's memory has grown since this was first called for the request.
+    """Note how much the worker's memory has grown since the first call for the request.
 
     :param memory: bytes of the worker's memory now.
     """
@@ -328,19 +330,19 @@ _box: BlackBox | None = None
 
 
 def make(rows: int) -> BlackBox:
-    """In the master: make the mapping that the workers inherit."""
+    """Create the mapping that the workers inherit, in the master."""
     global _box
     _box = BlackBox(rows)
     return _box
 
 
 def current() -> BlackBox | None:
-    """The mapping that this process inherited, or made."""
+    """Return the mapping that this process inherited or created."""
     return _box
 
 
 def install(row: int, prefix: str) -> None:
-    """In a worker: note requests in the part of its row from now on.
+    """Note requests in the part of a worker's row from now on.
 
     :param prefix: of the ids of its requests.
     """
@@ -360,7 +362,7 @@ def _use(area: memoryview) -> None:
 
 
 def after_fork() -> None:
-    """In a forked child, called by the runtime: the slots are the parent's."""
+    """Replace the slots, which are the parent's, in a forked child. The runtime calls this."""
     global _counts, _head
     _use(memoryview(bytearray(SLOTS * SLOT_BYTES)))
     _counts = memoryview(bytearray(COUNTS * 8)).cast("q")

@@ -1,9 +1,9 @@
-"""One truth over all workers: a mapping in shared memory, one row per worker, one writer per word.
+"""The shared state of all workers: a mapping in shared memory, one row per worker, one writer per word.
 
-The master makes the board before it forks; each worker writes its own row, the master its own words, and any process
+The master creates the board before it forks; each worker writes its own row, the master its own words, and any process
 that answers ``/health`` reads all of them without a lock and without I/O. Numbers are 8-byte aligned words, written in
-one store each. What is no number is a `Blob`. When a worker dies its counters are folded into totals, so that
-what is exported never falls.
+one store each. Anything else is a `Blob`. When a worker dies, the master folds its counters into totals, so that
+exported counters never fall.
 
 The mapping is backed by a file where that is possible, so that the command line can read it while HTTP is stuck.
 """
@@ -47,11 +47,11 @@ from .totals import Totals
 HEAD_BYTES = 24  # `MAGIC`, rows, size
 MAX_ROWS = 4096
 _USED = max(COUNTERS) + 1
-EXCEPTIONS_KEPT = 20  #: kinds of exceptions of workers that are gone
+EXCEPTIONS_KEPT = 20  #: kinds of exceptions kept of workers that have ended
 
 
 class _Sums:
-    """What was counted by workers that are gone."""
+    """The counts of workers that have ended."""
 
     def __init__(self, area: memoryview) -> None:
         self.all = area.cast("q")
@@ -61,12 +61,12 @@ class _Sums:
 
 
 class MasterArea:
-    """What only the master writes, and the areas that the leading worker writes for all.
+    """The areas that only the master writes, and those that the leading worker writes for all.
 
     :ivar words: by the constants ``M_…``.
     :ivar sums: two sides; the number of folds says which is valid.
     :ivar restarts: the latest restarts, a JSON list, newest last.
-    :ivar exceptions: the latest exceptions of workers that are gone.
+    :ivar exceptions: the latest exceptions of workers that have ended.
     :ivar shared: results of the shared checks, handed on from leader to leader (written by the leader).
     :ivar mutes: checks whose alerts are muted: a list of check, until, since, by (written by the master).
     :ivar releases: which release serves, which one was refused, the latest verdicts (written by the master).
@@ -90,7 +90,7 @@ class Scoreboard:
 
     :ivar rows: all slots, in use or not.
     :ivar path: the backing file, or None.
-    :ivar owner: the file's owner when it was opened, who could have written anything into it.
+    :ivar owner: the file's owner when it was opened; that user could have written anything into it.
     """
 
     def __init__(self, mapping: mmap.mmap, rows: int, path: str | None = None, owner: int | None = None) -> None:
@@ -105,16 +105,16 @@ class Scoreboard:
 
     @classmethod
     def anonymous(cls, rows: int = 1) -> Scoreboard:
-        """A board without a file, for the processes forked from this one."""
+        """Return a board without a file, for the processes forked from this one."""
         mapping = mmap.mmap(-1, _size(rows))
         mapping[:HEAD_BYTES] = _head(rows)
         return cls(mapping, rows)
 
     @classmethod
     def create(cls, rows: int, run_dir: str | None = None, uid: int = -1, gid: int = -1) -> tuple[Scoreboard, str]:
-        """A board backed by a file in `run_dir`; anonymous, with the reason in words, where that cannot be.
+        """Return a board backed by a file in `run_dir`; if that fails, an anonymous one with the reason in words.
 
-        :param uid, gid: the workers' user and group, who get the file; -1 = as they are.
+        :param uid, gid: the workers' user and group, which get the file; -1 = unchanged.
         """
         if not run_dir:
             return cls.anonymous(rows), ""
@@ -126,17 +126,19 @@ class Scoreboard:
 
     @classmethod
     def attach(cls, path: str, *, write: bool = False) -> Scoreboard:
-        """The board of another process of the same user.
+        """Return the board of another process of the same user.
 
-        :raises OSError: if there is no such file, or it is another user's.
-        :raises ValueError: if it is no board of this version.
+        :raises OSError: if there is no such file, or it belongs to another user.
+        :raises ValueError: if it is not a board of this version.
         """
         mapping, head, owner = scoreboard_file.attach(path, HEAD_BYTES, write=write)
         return cls._of_file(mapping, head, path, owner)
 
     @classmethod
     def copy_of(cls, path: str) -> Scoreboard:
-        """What the board of another process says now: read, not mapped, since its owner may cut the file at any moment.
+        """Return a copy of the board of another process.
+
+        It is read, not mapped, since the file's owner may truncate the file at any moment.
 
         :raises OSError, ValueError: as `attach`.
         """
@@ -151,7 +153,7 @@ class Scoreboard:
         return cls(mapping, rows, path, owner)
 
     def unlink(self) -> None:
-        """Remove the file; the mapping stays. Never raises."""
+        """Remove the file; the mapping stays. Never raise."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
@@ -159,7 +161,7 @@ class Scoreboard:
     # -- the master's part ---------------------------------------------------------------------------------------
 
     def allocate(self, age: int) -> Row | None:
-        """A cleared row for the worker about to be forked; None if all are taken."""
+        """Return a cleared row for the worker about to be forked; None if all are taken."""
         for row in self.rows:
             if not row.orders[O_ALLOCATED]:
                 row.clear()
@@ -170,11 +172,11 @@ class Scoreboard:
         return None
 
     def free(self) -> int:
-        """How many rows no worker has."""
+        """Return how many rows are free."""
         return sum(not row.orders[O_ALLOCATED] for row in self.rows)
 
     def release(self, row: Row) -> None:
-        """The worker is gone: its counters go to the totals, its row is free."""
+        """Add the counters of a worker that has ended to the totals, and free its row."""
         master = self.master
         folds = master.words[M_FOLDS]
         old, new = master.sums[folds & 1], master.sums[1 - (folds & 1)]
@@ -188,11 +190,11 @@ class Scoreboard:
             total = add_entry(tuple(new.entries[base:base + ENTRY_WORDS]), words)
             for offset, number in enumerate(total):
                 new.entries[base + offset] = number
-        with contextlib.suppress(Exception):  # what a worker wrote is not the master's risk
+        with contextlib.suppress(Exception):  # the master must survive whatever a worker wrote
             latest = merged_exceptions([row.exceptions, master.exceptions])[:EXCEPTIONS_KEPT]
             while latest and not master.exceptions.write_json(latest):
                 latest.pop()
-        # one store makes the row's counts the totals': a reader sees them once, before as after
+        # One store moves the row's counts into the totals: a reader counts them once, before as after.
         row.orders[O_FOLDED] = folds + 1
         master.words[M_FOLDS] = folds + 1
         row.orders[O_ALLOCATED] = row.words[W_PID] = 0
@@ -210,11 +212,11 @@ class Scoreboard:
     # -- anyone's part -------------------------------------------------------------------------------------------
 
     def live(self) -> list[Row]:
-        """Rows whose worker has begun."""
+        """Return the rows whose worker has begun."""
         return [row for row in self.rows if row.orders[O_ALLOCATED] and row.words[W_PID]]
 
     def leader(self, now_ns: int | None = None) -> Row | None:
-        """The worker that runs the shared checks: the lowest ready row with a heartbeat younger than 3 s."""
+        """Return the worker that runs the shared checks: the lowest ready row with a heartbeat younger than 3 s."""
         now = time.monotonic_ns() if now_ns is None else now_ns
         for row in self.rows:
             words = row.words
@@ -224,7 +226,7 @@ class Scoreboard:
         return None
 
     def totals(self) -> Totals:
-        """Sums that never fall, even while a dead worker's row is being folded in or its master was killed at it."""
+        """Return sums that never fall, even while the master folds a dead worker's row, or was killed while it did."""
         words = self.master.words
         while True:
             folds = words[M_FOLDS]
@@ -259,8 +261,9 @@ def _head(rows: int) -> bytes:
 
 
 def merged_exceptions(blobs: Iterable[Blob]) -> list[dict[str, Any]]:
-    """What several workers remember of exceptions, by class and route, the latest first: class, route, count,
-    and of the last one last, where, request_id.
+    """Return the exceptions that several workers have recorded, by class and route, the latest first.
+
+    Each has class, route and count, and of the latest occurrence last, where and request_id.
     """
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for blob in blobs:

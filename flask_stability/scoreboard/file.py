@@ -1,7 +1,7 @@
-"""The scoreboard's file in the run directory: made so that neither a full disk nor a foreign file can do harm.
+"""The scoreboard's file in the run directory: created so that neither a full disk nor another user's file can do harm.
 
-It exists so that the command line can read the board while HTTP is stuck; the service runs as well without it.
-The file belongs to the workers' user, so a reader that is another user must not trust what it says.
+It exists so that the command line can read the board while HTTP is stuck; the service runs as well without it. The file
+belongs to the workers' user, so a reader that is another user must not trust its content.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from .. import files, processes
 
 PREFIX = "flask_stability-"
 SUFFIX = ".board"
-ISOLATION = ".isolation"  #: of the isolation worker's socket, beside the board
-CONTROL = ".control"  #: of the master's control socket, beside the board
+ISOLATION = ".isolation"  #: suffix of the isolation worker's socket, beside the board
+CONTROL = ".control"  #: suffix of the master's control socket, beside the board
 SHARED = "/dev/shm"
 _NAME = re.compile(rf"{PREFIX}(\d{{1,9}})(?:-[0-9a-f]{{8}})?{re.escape(SUFFIX)}")
-#: After the board's head: when the master that made it was started, in the kernel's clock ticks; 0 in older files.
+#: After the board's head: when the master that created it started, in the kernel's clock ticks; 0 in older files.
 _STARTED, _STARTED_AT = struct.Struct("=q"), 24
 
 
 def default_run_dir(uid: int = -1) -> str | None:
-    """The directory for a new board, made if need be: XDG_RUNTIME_DIR, else one of this user's own in /dev/shm, else
-    None.
+    """Return the directory for a new board, creating it if needed.
 
-    Its name there is no fixed one, which another user could take first: it is known by its owner.
+    It is XDG_RUNTIME_DIR, else one of this user's own in /dev/shm, else None. The name in /dev/shm is not fixed,
+    because another user could take a fixed name first; the owner identifies the directory.
 
-    :param uid: the workers' user, if it is another; then all users may look into the directory, none but this one
-        write it.
+    :param uid: the workers' user if it differs from ours, else -1; then all users may look into the directory, but only
+        this one may write it.
     """
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(given) and files.own_directory(given, readers=uid != -1):
@@ -52,7 +52,7 @@ def default_run_dir(uid: int = -1) -> str | None:
 
 
 def default_run_dirs() -> list[str]:
-    """Where boards may be that `default_run_dir` found a place for, and those of versions that used /dev/shm itself."""
+    """Return where `default_run_dir` may have put boards, and /dev/shm itself, which older versions used."""
     own = [path for path in _in_shared() if _owner(path) in (0, os.geteuid()) or os.geteuid() == 0]
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     return [*([given] if os.path.isabs(given) else []), *own, SHARED]
@@ -66,7 +66,7 @@ def _in_shared() -> list[str]:
 
 
 def _owner(path: str) -> int:
-    """The owner of a directory that is no link, -1 for anything else."""
+    """Return the owner of a directory that is not a link, -1 for anything else."""
     with contextlib.suppress(OSError):
         status = os.lstat(path)
         return status.st_uid if stat.S_ISDIR(status.st_mode) else -1
@@ -74,16 +74,16 @@ def _owner(path: str) -> int:
 
 
 def make(run_dir: str, head: bytes, size: int, uid: int, gid: int) -> tuple[mmap.mmap, str]:
-    """A new file of `size` bytes that begins with `head`, mapped; and its path.
+    """Create a file of `size` bytes that begins with `head`; return its mapping and its path.
 
-    :raises OSError: if that cannot be; nothing is left then.
+    :raises OSError: if that fails; it leaves no file then.
     """
     _remove_stale(run_dir)
     folder = files.open_directory(run_dir)
     try:
         name, descriptor = _new(folder)
         try:
-            # a page of a sparse file that the disk has no room for is SIGBUS at the first store
+            # a page of a sparse file on a full disk means SIGBUS at the first store
             os.posix_fallocate(descriptor, 0, size)
             if uid != -1 or gid != -1:
                 os.fchown(descriptor, uid, gid)
@@ -103,11 +103,14 @@ def make(run_dir: str, head: bytes, size: int, uid: int, gid: int) -> tuple[mmap
 
 
 def _new(folder: int) -> tuple[str, int]:
-    """A new file's name and descriptor; what another user put in its place is left alone, and makes it another name."""
+    """Return a new file's name and descriptor.
+
+    Leave another user's file in its place alone, and choose another name then.
+    """
     name = f"{PREFIX}{os.getpid()}{SUFFIX}"
     with contextlib.suppress(OSError):
         if _is_ours(os.stat(name, dir_fd=folder, follow_symlinks=False)):
-            os.unlink(name, dir_fd=folder)  # of an earlier process with this number
+            os.unlink(name, dir_fd=folder)  # left by an earlier process with this process id
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return name, os.open(name, flags, 0o600, dir_fd=folder)
@@ -117,9 +120,9 @@ def _new(folder: int) -> tuple[str, int]:
 
 
 def attach(path: str, head_size: int, *, write: bool) -> tuple[mmap.mmap, bytes, int]:
-    """A file that is there, mapped as a whole; its first `head_size` bytes; and its owner.
+    """Return an existing file mapped as a whole, its first `head_size` bytes, and its owner.
 
-    :raises OSError: if there is no such file, or it is another user's.
+    :raises OSError: if there is no such file, or it belongs to another user.
     :raises ValueError: if it is empty.
     """
     descriptor, owner = _open(path, os.O_RDWR if write else os.O_RDONLY)
@@ -134,8 +137,9 @@ def attach(path: str, head_size: int, *, write: bool) -> tuple[mmap.mmap, bytes,
 
 
 def copied(path: str, largest: int) -> tuple[mmap.mmap, int]:
-    """What a file says now, in memory of this process, and its owner: of a mapping of the file itself its owner could
-    take the pages away, and the first look at them would end this process.
+    """Return a copy of a file's content in this process's memory, and its owner.
+
+    The owner of a mapped file could truncate it, and the first access to a missing page would end this process.
 
     :raises OSError: as `attach`.
     :raises ValueError: if it is empty or larger than `largest` bytes.
@@ -160,7 +164,7 @@ def _open(path: str, flags: int) -> tuple[int, int]:
 
 
 def board_files(run_dir: str) -> list[tuple[int, str]]:
-    """(pid of the master, path) of the boards in a directory that are this user's, whether alive or not."""
+    """Return (pid of the master, path) of this user's boards in a directory, whether their masters live or not."""
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(run_dir):
@@ -174,14 +178,15 @@ def board_files(run_dir: str) -> list[tuple[int, str]]:
 
 
 def master_of(pid: int, path: str) -> processes.Process | None:
-    """The master that made a board, if it is still there: its number may have become another process's."""
+    """Return the master that created a board, if it still exists; its process id may belong to another process by now.
+    """
     process = processes.look(pid)
     if process is None:
         return None
     started = _started(path)
     if started:
         return process if process.started == started else None
-    return process if process.maps(path) is not False else None  # of a version that did not note it
+    return process if process.maps(path) is not False else None  # created by a version that did not store it
 
 
 def _started(path: str) -> int:
@@ -195,13 +200,13 @@ def _started(path: str) -> int:
 
 
 def running(run_dirs: list[str], *, master: int | None = None) -> list[tuple[int, str]]:
-    """(pid of the master, path) of the boards of services that run, as far as they concern this user.
+    """Return (pid of the master, path) of the boards of running services, as far as they concern this user.
 
-    Anyone can put a board with the number of any process into a directory that he can write. So those whose master
-    runs as this user come before all others, and of these only those count whose master is root's or the directory
-    owner's, and that are in its memory as far as this user may look.
+    Any user can put a board with any process id into a directory that this user can write. So boards whose master runs
+    as this user take precedence. Of the others only those count whose master belongs to root or to the directory's
+    owner, and has mapped the board as far as this user may check.
 
-    :param master: look for that one alone.
+    :param master: look for this process id only.
     """
     own, others = [], []
     for run_dir in run_dirs:
@@ -218,12 +223,12 @@ def running(run_dirs: list[str], *, master: int | None = None) -> list[tuple[int
 
 
 def _remove_stale(run_dir: str) -> None:
-    """Files of masters that were killed."""
+    """Remove the files of masters that were killed."""
     for pid, path in board_files(run_dir):
         process, started = processes.look(pid), _started(path)
         try:
             os.kill(pid, 0)  # /proc may hide other users' processes
-            # without a process here it is a zombie, where process 1 does not reap, or hidden
+            # no process found here: a zombie, where process 1 does not reap, or hidden
             gone = started not in (0, process.started) if process else os.path.exists(f"/proc/{pid}/stat")
         except ProcessLookupError:
             gone = True

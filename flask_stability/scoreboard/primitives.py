@@ -1,7 +1,7 @@
-"""What the scoreboard is made of: a latency histogram, blobs for what is no number, tables of endpoints.
+"""The scoreboard's building blocks: a latency histogram, blobs for anything but numbers, tables of endpoints.
 
-Each has one writing process and any number of readers. No reader waits for a writer: what is being written is never
-what is being read, so neither a writer that the scheduler put aside nor one that was killed is in anybody's way.
+Each has one writing process and any number of readers. No reader waits for a writer: a reader never reads the part
+being written, so neither a descheduled nor a killed writer blocks it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typing import Any
 
 # -- latency histogram: four buckets an octave from 2**16 ns (66 µs) to 2**37 ns (137 s) --------------------------
 
-FIRST_BITS = 17  # bit length of the first octave with buckets of its own
+FIRST_BITS = 17  # bit length of the first octave with its own buckets
 LAST_BITS = 37
-BUCKETS = (LAST_BITS - FIRST_BITS + 1) * 4 + 2  # and one below, one above
+BUCKETS = (LAST_BITS - FIRST_BITS + 1) * 4 + 2  # one more below, and one above
 
 
-#: Nanoseconds from which on a duration is in bucket 1, 2, 3 …
+#: Nanoseconds from which a duration is in bucket 1, 2, 3 …
 BUCKET_STARTS = [(4 + quarter) << (bits - 3) for bits in range(FIRST_BITS, LAST_BITS + 1) for quarter in range(4)]
 BUCKET_STARTS.append(1 << LAST_BITS)
 
 
-#: All starts are multiples of this many nanoseconds, as a power of two.
+#: All starts are multiples of two to this power, in nanoseconds.
 STEP_BITS = FIRST_BITS - 3
-#: The bucket of each step up to 0.27 s, where nearly all requests are: one look, which costs less than a search.
+#: The bucket of each step up to 0.27 s, which covers nearly all requests: one lookup costs less than a search.
 BUCKET_OF_STEP = bytes(bisect_right(BUCKET_STARTS, step << STEP_BITS) for step in range(1 << 14))
 
 
 def bucket_of(duration_ns: int) -> int:
-    """Number of the histogram's bucket for a duration in nanoseconds."""
+    """Return the number of the histogram's bucket for a duration in nanoseconds."""
     return bisect_right(BUCKET_STARTS, duration_ns)
 
 
 def bucket_bound(bucket: int) -> float:
-    """Upper bound in seconds of a bucket; infinite for the last."""
+    """Return the upper bound of a bucket in seconds; infinite for the last."""
     if bucket >= BUCKETS - 1:
         return float("inf")
     octave, quarter = divmod(bucket - 1, 4) if bucket else (-1, 3)
@@ -49,7 +49,7 @@ def bucket_bound(bucket: int) -> float:
 
 
 def percentile(histogram: list[int], share: float) -> float:
-    """Seconds below which `share` of the observations lie, interpolated inside the bucket; 0.0 without any."""
+    """Return the seconds below which `share` of the observations lie, interpolated in the bucket; 0.0 without any."""
     total = sum(histogram)
     if not total:
         return 0.0
@@ -66,8 +66,8 @@ def percentile(histogram: list[int], share: float) -> float:
 class Blob:
     """A few bytes in shared memory with one writing process; a reader gets all of one write.
 
-    There are two sides: the writer fills the one that is not shown and then, with one store, shows it. A checksum
-    tells a reader that two writes overtook it while it read, or that the processor reordered the stores.
+    There are two sides: the writer fills the hidden one and then publishes it with one store. A checksum reveals to a
+    reader that two writes overtook its read, or that the processor reordered the stores.
     """
 
     HEAD = 40  # number of writes; length and checksum of each side
@@ -80,16 +80,16 @@ class Blob:
 
     @property
     def capacity(self) -> int:
-        """Bytes that fit."""
+        """Return the maximum number of bytes."""
         return len(self._sides[0])
 
     @property
     def writes(self) -> int:
-        """Return how often it was written: a reader that has seen this number has nothing new to read."""
+        """Return the number of writes: a reader that has seen this number has nothing new to read."""
         return int(self._head[0])
 
     def write(self, data: bytes) -> bool:
-        """Store; False, with nothing changed, if `data` is too long."""
+        """Store data; return False, without a change, if it is too long."""
         if len(data) > self.capacity:
             return False
         head = self._head
@@ -103,7 +103,7 @@ class Blob:
         return True
 
     def read(self) -> bytes:
-        """What was written last; b"" before the first write."""
+        """Return the latest data; b"" before the first write."""
         head = self._head
         for _ in range(200):
             number = head[0]
@@ -116,14 +116,14 @@ class Blob:
                 if zlib.crc32(data) == checksum:
                     return data
             time.sleep(0)
-        return b""  # two processes wrote at once, and neither has since
+        return b""  # two processes wrote at once, and neither has written since
 
     def write_json(self, value: Any) -> bool:
-        """`write` of a value as JSON."""
+        """Store a value as JSON, as `write` does."""
         return self.write(json.dumps(value, separators=(",", ":"), default=str).encode())
 
     def read_json(self, default: Any = None) -> Any:
-        """`read` of what `write_json` wrote."""
+        """Return the latest value stored by `write_json`, or the default."""
         data = self.read()
         try:
             return json.loads(data) if data else default
@@ -131,25 +131,25 @@ class Blob:
             return default
 
     def renew_lock(self) -> None:
-        """In a forked child: the lock may have been held by a thread that is not here."""
-        self._lock = threading.RLock()  # a signal's handler may interrupt its own thread's write
+        """Renew the lock in a forked child: a thread that does not exist there may have held it."""
+        self._lock = threading.RLock()  # reentrant: a signal's handler may interrupt its own thread's write
 
 
 KEY_BYTES = 96
-#: Of an endpoint: duration_ns, slowest_ns, answers by status class 0..5, answers of 503 given on purpose, and, counted
-#: beside these, requests that were refused before they had a thread, and given up since their client had left.
+#: Words of an endpoint's entry: duration_ns, slowest_ns, answers by status class 0..5, deliberate 503 answers, and,
+#: counted beside these, requests refused before they had a thread, and requests abandoned since their client had left.
 ENTRY_WORDS = 11
-ANSWERS = slice(2, 9)  #: of an entry: each answer is counted in one of these words
-SHED, ABANDONED = 9, 10  #: of an entry
+ANSWERS = slice(2, 9)  #: in an entry: each answer is counted in one of these words
+SHED, ABANDONED = 9, 10  #: in an entry
 OTHER = ("", "other")
 Entry = tuple[int, ...]
-_ENTRY = struct.Struct(f"{ENTRY_WORDS}q")  # native: a word is read at once
+_ENTRY = struct.Struct(f"{ENTRY_WORDS}q")  # native: each word is read at once
 
 
 class EndpointTable:
-    """Which entry of an area of words belongs to which method and endpoint; there is a fixed number of them.
+    """The mapping from method and endpoint to an entry of an area of words, with a fixed number of entries.
 
-    :ivar known: first word of each entry that this process has met.
+    :ivar known: first word of each entry that this process has used.
     """
 
     def __init__(self, keys: memoryview, counter: memoryview, index: int) -> None:
@@ -158,15 +158,17 @@ class EndpointTable:
         self.known: dict[tuple[str, str], int] = {}
 
     def find(self, key: tuple[str, str]) -> int:
-        """First word of the entry of (method, endpoint), made if there is room, else that of "other"."""
+        """Return the first word of the entry of (method, endpoint), creating it if there is room, else that of "other".
+        """
         base = self.known.get(key)
         if base is None:
             if self._counter[self._index] >= self._last or key == OTHER:
                 return self._last * ENTRY_WORDS
-            # not cut in the middle of a character: a reader is to see the same text as the next one
+            # not cut in the middle of a character: all readers must decode the same text
             name = f"{key[0]} {key[1]}".encode(errors="replace")[:KEY_BYTES].decode(errors="ignore").encode()
             name = name.ljust(KEY_BYTES, b"\0")
-            # a signal's handler may have made an entry meanwhile; from here on nothing is called, so that none can
+            # A signal's handler may have created an entry meanwhile. From here on nothing is called, so that no handler
+            # can run.
             if key in self.known:
                 return self.known[key]
             number = self._counter[self._index]
@@ -178,7 +180,7 @@ class EndpointTable:
         return base
 
     def items(self, words: memoryview) -> Iterator[tuple[tuple[str, str], Entry]]:
-        """All entries in use: (method, endpoint) and their `words`."""
+        """Return all entries in use: (method, endpoint) and their `words`."""
         number = min(self._counter[self._index], self._last)
         found = zip(_keys(bytes(self._keys[:number * KEY_BYTES])),
                     _ENTRY.iter_unpack(words[:number * ENTRY_WORDS]), strict=True)
@@ -186,13 +188,13 @@ class EndpointTable:
         return itertools.chain(found, [(OTHER, last)]) if any(last) else found
 
     def forget(self) -> None:
-        """The table was cleared: what was known of it is void."""
+        """Forget the known entries, since the table was cleared."""
         self.known = {}
 
 
 @functools.lru_cache(maxsize=256)
 def _keys(raw: bytes) -> list[tuple[str, str]]:
-    """The keys of a table: they soon change no more, and each reading wants them."""
+    """Return the keys of a table, cached: they soon stop changing, and each read needs them."""
     found = []
     for start in range(0, len(raw), KEY_BYTES):
         method, _, endpoint = raw[start:start + KEY_BYTES].rstrip(b"\0").decode(errors="replace").partition(" ")
@@ -201,7 +203,7 @@ def _keys(raw: bytes) -> list[tuple[str, str]]:
 
 
 def add_entry(one: Entry, other: Entry) -> Entry:
-    """The sum of two entries; of the slowest the slower. (A loop costs three times as much.)"""
+    """Return the sum of two entries, with the larger slowest_ns. (A loop costs three times as much.)"""
     a, b, c, d, e, f, g, h, r, t, v = one
     i, j, k, l, m, n, o, p, s, u, w = other  # noqa: E741
     return a + i, b if b > j else j, c + k, d + l, e + m, f + n, g + o, h + p, r + s, t + u, v + w

@@ -1,4 +1,4 @@
-"""One worker's row of the board, and how a request is counted in it."""
+"""One worker's row of the board, and how it counts requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from .primitives import BUCKET_OF_STEP, BUCKET_STARTS, BUCKETS, ENTRY_WORDS, STE
 from .times import OCTAVE_OF_BUCKET, place_of
 from .totals import WAIT_BOUNDS, WAITS, by_class
 
-#: Whether no other thread, and no signal's handler, can come between the reading and the storing of one statement that
-#: calls no Python code. CPython with its global lock looks for them after calls, at the head of functions and at jumps
-#: backward only: so in 3.11 to 3.13 (``CHECK_EVAL_BREAKER`` in Python/ceval.c); later ones and others take the lock.
+#: Whether no other thread, and no signal's handler, can run between the read and the store of one statement that calls
+#: no Python code. CPython with its global lock switches only after calls, at the head of functions and at backward
+#: jumps; this holds for 3.11 to 3.13 (``CHECK_EVAL_BREAKER`` in Python/ceval.c). Later versions and other interpreters
+#: take the lock.
 WHOLE_STATEMENTS = (sys.implementation.name == "cpython" and sys.version_info < (3, 14)
                     and getattr(sys, "_is_gil_enabled", lambda: True)())
 
-PLACES = 4096  #: of requests of one kind, remembered by a worker
+PLACES = 4096  #: maximum number of kinds of requests whose places a worker remembers
 
-#: Methods that are counted under their names; a client may invent any number of others.
+#: Methods that are counted by name; a client may invent any number of others.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "OTHER"
 
-#: Passed to `Row.observe` in place of 503 for an answer that we refuse on purpose (database away, overload, drain).
+#: Passed to `Row.observe` instead of 503 for a deliberate refusal (database away, overload, drain).
 REFUSED = 600
 
 
@@ -31,8 +32,11 @@ _TIMELESS = place_of(ENDPOINTS * ENTRY_WORDS)
 
 
 class _Places(dict[tuple[str, str, int], tuple[int, int, int, int]]):
-    """Where a request of (method, endpoint, status) is counted: the sum of durations, the slowest, the answers, the
-    times. The time of an answer that was refused on purpose says nothing of the route.
+    """The words that count a request of (method, endpoint, status).
+
+    They hold the sum of durations, the slowest, the answers, the times.
+
+    The time of a deliberate refusal says nothing about the route.
     """
 
     def __init__(self, endpoints: EndpointTable, lock: threading.RLock) -> None:
@@ -47,7 +51,7 @@ class _Places(dict[tuple[str, str, int], tuple[int, int, int, int]]):
         base = BUCKETS + entry
         place = (base, base + 1, base + 2 + (kind if 0 <= kind <= 6 else 0),
                  _TIMELESS if status == REFUSED else place_of(entry))
-        if known == method and len(self) < PLACES:  # what a client may choose is not remembered
+        if known == method and len(self) < PLACES:  # never remember methods that a client may invent
             self[key] = place
         return place
 
@@ -58,10 +62,10 @@ class Row:
     :ivar words: the worker's words, by the constants ``W_…``.
     :ivar floats: the worker's floating-point words, by ``F_…``.
     :ivar orders: the master's words about this worker, by ``O_…``.
-    :ivar entries: words of each endpoint, found by the table `endpoints`.
+    :ivar entries: words of each endpoint, found with the table `endpoints`.
     :ivar checks, exceptions, hung, release: the worker's blobs.
-    :ivar times: numbers of requests by endpoint and octave of their duration, read by `times.by_route`.
-    :ivar ended: logins that were ended, as `health.sessions` keeps them; it outlives the worker.
+    :ivar times: number of requests by endpoint and octave of duration, read by `times.by_route`.
+    :ivar ended: ended logins, as `health.sessions` stores them; outlives the worker.
     """
 
     def __init__(self, slot: int, view: memoryview, start: int) -> None:
@@ -84,10 +88,13 @@ class Row:
         self.renew_locks()
 
     def observe(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """Count one answered request; `status` 0 is an answer that was cut off, `REFUSED` a 503 given on purpose.
+        """Count one answered request.
 
-        It is on the path of every request, so it takes no lock where a statement that reads, adds and stores cannot
-        be interrupted (`WHOLE_STATEMENTS`); each of the sums is one. Elsewhere it is called under the lock.
+        This is on the path of every request. So it takes no lock where no other code can interrupt a statement that
+        reads, adds and stores (`WHOLE_STATEMENTS`); each of the sums is such a statement. Elsewhere the caller holds
+        the lock.
+
+        :param status: 0 for an answer that was cut off, `REFUSED` for a deliberate 503.
         """
         duration, slowest, answers, timed = self._places[method, endpoint, status]
         try:
@@ -95,7 +102,7 @@ class Row:
         except IndexError:
             bucket = bisect_right(BUCKET_STARTS, duration_ns)
         numbers = self._numbers
-        numbers[duration] = numbers[duration] + duration_ns  # (+= would take more steps)
+        numbers[duration] = numbers[duration] + duration_ns  # += would take more steps
         if duration_ns > numbers[slowest]:
             numbers[slowest] = duration_ns
         numbers[answers] = numbers[answers] + 1
@@ -105,17 +112,17 @@ class Row:
         times[timed] = times[timed] + 1
 
     def _observe_locked(self, method: str, endpoint: str, status: int, duration_ns: int) -> None:
-        """`observe` for an interpreter whose threads may be switched at any moment."""
+        """Count a request as `observe`, for an interpreter that may switch threads at any moment."""
         with self.lock:
             Row.observe(self, method, endpoint, status, duration_ns)
 
     def forget_requests(self) -> None:
-        """Count none of the requests up to now; for the worker, before it serves."""
+        """Discard the counts of all requests so far; for the worker, before it serves."""
         for area in (self._numbers, self.times):
             area[:] = memoryview(bytes(8 * len(area))).cast("q")
 
     def add(self, index: int, number: int = 1) -> None:
-        """Add to one of the worker's words, safely among the threads of the worker."""
+        """Add to one of the worker's words. Thread-safe within the worker."""
         with self.lock:
             self.words[index] += number
 
@@ -126,14 +133,14 @@ class Row:
             self.words[W_STREAM_MS] += milliseconds
 
     def shed(self, method: str, endpoint: str) -> None:
-        """Count a request that was answered with 503 before it had a thread."""
+        """Count a request answered with 503 before it had a thread."""
         refused = self._places[method, endpoint, REFUSED][2]
         with self.lock:
             self._numbers[refused] += 1
             self._numbers[refused + 1] += 1
 
     def abandon(self, method: str, endpoint: str) -> None:
-        """Count a request that was given up before it had a thread, since its client had left."""
+        """Count a request abandoned before it had a thread, since its client had left."""
         refused = self._places[method, endpoint, REFUSED][2]
         with self.lock:
             self._numbers[refused + 2] += 1
@@ -144,28 +151,28 @@ class Row:
 
     @property
     def by_class(self) -> list[int]:
-        """Answers of this worker by status class 0 (cut off), 1, 2, 3, 4, 5."""
+        """Return this worker's answers by status class 0 (cut off), 1, 2, 3, 4, 5."""
         return by_class(words for _, words in self.endpoints.items(self.entries))
 
     @property
     def requests(self) -> int:
-        """Requests answered by this worker."""
+        """Return the number of requests that this worker has answered."""
         return sum(self.histogram.tolist())
 
     @property
     def duration_ns(self) -> int:
-        """Sum of the durations of the requests answered by this worker."""
+        """Return the sum of the durations of the requests that this worker has answered, in nanoseconds."""
         return sum(words[0] for _, words in self.endpoints.items(self.entries))
 
     @property
     def errors(self) -> int:
-        """Server errors, and answers that were cut off, of this worker."""
+        """Return the number of this worker's server errors and cut-off answers."""
         by_class = self.by_class
         return by_class[0] + by_class[5]
 
     @property
     def pid(self) -> int:
-        """The worker's process id, 0 if the row is free or its worker has not begun."""
+        """Return the worker's process id, 0 if the row is free or its worker has not begun."""
         return int(self.words[W_PID])
 
     def clear(self) -> None:
@@ -174,8 +181,8 @@ class Row:
         self.renew_locks()
 
     def renew_locks(self) -> None:
-        """In a forked child: locks that other threads of the parent may have held."""
-        self.lock = threading.RLock()  # a signal's handler may interrupt its own thread's count
+        """Renew the locks in a forked child: other threads of the parent may have held them."""
+        self.lock = threading.RLock()  # reentrant: a signal's handler may interrupt its own thread's count
         self.endpoints.forget()
         self._places = _Places(self.endpoints, self.lock)
         self.checks.renew_lock()

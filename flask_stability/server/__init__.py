@@ -14,13 +14,13 @@ def install(namespace: dict[str, Any], *, defaults: bool = False) -> None:
     gunicorn's control socket is off unless the configuration, or an option, names one.
 
     :param namespace: the configuration's ``globals()``.
-    :param defaults: fill in what neither the configuration nor gunicorn's options give: gthread workers, as many as
-        WEB_CONCURRENCY says or twice the processors (at most 4), 4 threads, three connections a thread, timeouts.
-    :raises ConfigError: if WEB_CONCURRENCY is no number.
+    :param defaults: set what neither the configuration nor gunicorn's options set: gthread workers (WEB_CONCURRENCY of
+        them, or two per processor and at most 4), 4 threads, three connections per thread, timeouts.
+    :raises ConfigError: if WEB_CONCURRENCY is not a number.
     """
     from . import standard_streams
 
-    standard_streams.reserve()  # before anything is opened that stays open
+    standard_streams.reserve()  # before any code opens a file that stays open
     from .gunicorn.defaults import control_socket_off, fill, options
     from .hooks import chain
 

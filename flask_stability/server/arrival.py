@@ -1,4 +1,4 @@
-"""When a request arrived, which is before a server had time for it: the wait in the kernel's queue counts."""
+"""When a request arrived, which is before a thread took it: the wait in the kernel's queue counts."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import struct
 import time
 from typing import Any
 
-_LAST_DATA_RECV = 52  #: its offset in Linux's struct tcp_info: milliseconds since the last data came
+_LAST_DATA_RECV = 52  #: offset in Linux's struct tcp_info: milliseconds since the last data arrived
 _SIZE = _LAST_DATA_RECV + 4
 _INFO = getattr(socket, "TCP_INFO", None)
 _HEADER = re.compile(rb"\r\nx-request-start:[ \t]*(?:t=)?(\d{9,17}(?:\.\d{1,6})?)[ \t]*\r\n", re.IGNORECASE)
 _BODY = re.compile(rb"\r\n(?:content-length:[ \t]*0*[1-9]|transfer-encoding:)", re.IGNORECASE)
-WAITED = 0.01  #: seconds: a request that has a thread sooner has not waited
-SAMPLE = 16  #: so many requests at the most are served without a look at how long one has waited
+WAITED = 0.01  #: seconds: a request that gets a thread sooner did not wait
+SAMPLE = 16  #: maximum number of requests served without measuring the wait of one
 WINDOW = 60.0  #: seconds for which the smallest distance between the proxy's clock and ours is remembered
-MOST = 3600.0  #: seconds: an older one is no age
+MOST = 3600.0  #: seconds: a larger difference between the clocks is not an age
 
 
 def kernel_age(sock: Any) -> float | None:
-    """Return the seconds since a connection's client last sent something; never waits, never raises.
+    """Return the seconds since a connection's client last sent data; never wait, never raise.
 
-    None where the kernel does not say: for Unix sockets, and on systems without TCP_INFO.
+    Return None where the kernel does not report it: for Unix sockets, and on systems without TCP_INFO.
     """
     if _INFO is None:
         return None
@@ -34,11 +34,12 @@ def kernel_age(sock: Any) -> float | None:
 
 
 def proxy_start(head: bytes) -> float | None:
-    """Return the seconds since the epoch that ``X-Request-Start`` gives; None without it, and for a request with a
-    body: a proxy may have taken its time to receive that.
+    """Return the seconds since the epoch that ``X-Request-Start`` gives.
 
-    Seconds, milliseconds and microseconds are told apart by their size, as nginx's ``t=${msec}``, Heroku's router and
-    Apache's ``t=%t`` give them.
+    Return None without the header, and for a request with a body: a proxy may have spent time on receiving the body.
+
+    The size of the number tells seconds, milliseconds and microseconds apart; nginx's ``t=${msec}``, Heroku's router
+    and Apache's ``t=%t`` send these units.
     """
     found = _HEADER.search(head)
     if found is None or _BODY.search(head):
@@ -51,8 +52,9 @@ def proxy_start(head: bytes) -> float | None:
 
 
 class ProxyClock:
-    """The age of requests by a trusted proxy's clock, less the smallest one of the last minute: the two clocks differ,
-    and the way takes some time.
+    """The age of requests by a trusted proxy's clock, less the smallest age of the last minute.
+
+    The subtraction removes the difference between the two clocks, and the time on the network.
     """
 
     def __init__(self) -> None:
@@ -60,10 +62,10 @@ class ProxyClock:
         self._until = 0.0
 
     def age(self, started: float, now: float | None = None) -> float:
-        """Seconds that a request waited; 0.0 for the first.
+        """Return the seconds that a request waited; 0.0 for the first request.
 
-        :param started: seconds since the epoch, the proxy's.
-        :param now: the same, ours.
+        :param started: the proxy's time, seconds since the epoch.
+        :param now: our time, seconds since the epoch.
         """
         now = time.time() if now is None else now
         distance = now - started

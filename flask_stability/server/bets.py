@@ -9,7 +9,7 @@ ever exceeds 1/α with probability α at the most, however often one looks.
 - One bet for each of a few effects, mixed with fixed weights: H. Robbins, "Statistical methods related to the law of
   the iterated logarithm", Annals of Mathematical Statistics 41 (1970).
 - Bets that begin later join with weights that add up to one, as in J. Shin, A. Ramdas, A. Rinaldo, "E-detectors"
-  (2024): a moment in which both samples had many hits does not hide what follows.
+  (2024): many hits in both samples at one moment do not hide later evidence.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-EFFECTS = (0.02, 0.1, 0.3, 0.6, 0.95)  #: shares of the old release's good requests that the bets take for lost
+EFFECTS = (0.02, 0.1, 0.3, 0.6, 0.95)  #: shares of the old release's good requests that the bets assume to be lost
 STAKE = 0.95  #: share of the wealth in each bet: one block cannot lose all of it
 MOST_WEALTH = 1e60
-#: How α is divided.
 
 
 class Bet:
@@ -32,14 +31,14 @@ class Bet:
 
     @property
     def wealth(self) -> float:
-        """Of all effects; what has not been staked yet counts as it is."""
+        """Return the wealth over all effects; the part that is not staked yet counts in full."""
         unstaked = 1.0 / (self._blocks + 1)
         return sum(self._wealth) / len(EFFECTS) + unstaked
 
     def win(self, factors: Sequence[float]) -> None:
-        """Go on by a block's factor for each effect."""
+        """Multiply the wealth by a block's factor for each effect."""
         self._blocks += 1
-        joining = 1.0 / (self._blocks * (self._blocks + 1))  # these add up to one
+        joining = 1.0 / (self._blocks * (self._blocks + 1))  # these weights add up to one
         self._wealth = [min(MOST_WEALTH, (wealth + joining) * factor)
                         for wealth, factor in zip(self._wealth, factors, strict=True)]
 
@@ -47,8 +46,8 @@ class Bet:
 class Shares:
     """Two shares, of the old and of the new release.
 
-    :param past: numbers of the first sample before: all, and those that count.
-    :ivar old, new: numbers since: all, and those that count.
+    :param past: counts of the first sample before this comparison: all requests, and the hits among them.
+    :ivar old, new: counts since then: all requests, and the hits among them.
     """
 
     def __init__(self, past: tuple[int, int] = (0, 0)) -> None:
@@ -58,9 +57,10 @@ class Shares:
         self.bet = Bet()
 
     def add(self, old: tuple[int, int], new: tuple[int, int]) -> list[float] | None:
-        """Take one look's numbers; return the factors for each effect if they made a block.
+        """Add the counts of one look; return the factor for each effect if they complete a block, else None.
 
-        A block has numbers of both sides. Where it ends depends on how many there are, never on how many count.
+        A block has requests of both sides. Where it ends depends on the number of requests, never on the number of
+        hits.
         """
         self._block = tuple(map(sum, zip(self._block, (*old, *new), strict=True)))  # type: ignore[assignment]
         old_all, old_hits, new_all, new_hits = self._block
@@ -81,19 +81,20 @@ class Shares:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Of the old release (with its past, if there is nothing else) and of the new one, up to now."""
+        """Return the shares of the old release (its past if there is nothing else) and of the new one, up to now."""
         old = self.old if self.old[0] else self._past
         return share(old), share(self.new)
 
 
 def share(numbers: tuple[int, int]) -> float:
-    """How many of all."""
+    """Return the hits as a share of all."""
     return numbers[1] / numbers[0] if numbers[0] else 0.0
 
 
 def block_factor(usual: float, worse: float, old_all: int, old_hits: int, new_all: int, new_hits: int) -> float:
-    """The e-variable of a block: how much likelier it is under two shares than under the one between them, which is
-    the nearest of all pairs where the new share is no higher. Of this, `STAKE` is at stake.
+    """Return the e-variable of a block: its likelihood under two shares, relative to the one share between them.
+
+    That share is the nearest of all pairs in which the new share is no higher. The bet stakes `STAKE` of the wealth.
     """
     between = (old_all * usual + new_all * worse) / (old_all + new_all)
     log = (log_ratio(usual, between, old_all, old_hits) + log_ratio(worse, between, new_all, new_hits))
@@ -101,11 +102,11 @@ def block_factor(usual: float, worse: float, old_all: int, old_hits: int, new_al
 
 
 def log_ratio(share: float, other: float, number: int, hits: int) -> float:
-    """Log-likelihood ratio of two shares."""
+    """Return the log-likelihood ratio of two shares."""
     return hits * math.log(share / other) + (number - hits) * math.log((1.0 - share) / (1.0 - other))
 
 
 def bet_on_all(bet: Bet, found: list[list[float]]) -> None:
-    """Go on with one bet on several strata: the product of their factors."""
+    """Continue one bet on several strata: multiply the wealth by the product of their factors."""
     if found:
         bet.win([min(MOST_WEALTH, math.prod(factors)) for factors in zip(*found, strict=True)])

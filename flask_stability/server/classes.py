@@ -1,7 +1,6 @@
-"""Which route a request is for, before it has a thread: from the first line of its head, the app's URL map, and the
-scoreboard's knowledge of the routes' costs.
+"""Find the route of a request before it has a thread: from its request line, the app's URL map and the routes' costs.
 
-Asked only while requests wait. A path that cannot be resolved without the app's own code is an ordinary one.
+The worker asks only while requests wait. A path that only the app's own code could resolve counts as an ordinary one.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from ..apps import apps
 from ..priority import priority_of
 from .queue_delay import CHEAP, CRITICAL, HEALTH, NORMAL, SHEDDABLE
 
-CHEAPER = 1 / 3  #: of the mean cost, weighted by the time spent: a route below it is cheap
-LEAST = 5  #: answers of a route before its mean counts
-MOST = 4096  #: paths remembered
+CHEAPER = 1 / 3  #: × the mean cost, weighted by the time spent: a route below this is cheap
+LEAST = 5  #: answers of a route before its mean cost counts
+MOST = 4096  #: maximum number of paths remembered
 _CLASSES = {"critical": CRITICAL, "normal": NORMAL, "sheddable": SHEDDABLE}
 _BUILT_IN = set(Map.default_converters.values())
 
 
 class Route(NamedTuple):
-    """What a request is: its class (`queue_delay`), and what it is counted by."""
+    """The class of a request (`queue_delay`), and the method and endpoint that count it."""
 
     kind: int
     method: str
@@ -37,9 +36,9 @@ UNKNOWN = Route(NORMAL, "GET", "")
 
 
 class Routes:
-    """Those of one worker.
+    """The routes of one worker.
 
-    :param health_path: STABILITY_HEALTH_PATH where no app says otherwise.
+    :param health_path: STABILITY_HEALTH_PATH where no app sets another.
     """
 
     def __init__(self, health_path: str) -> None:
@@ -50,7 +49,7 @@ class Routes:
         self._adapters: weakref.WeakKeyDictionary[Flask, Any] = weakref.WeakKeyDictionary()
 
     def of(self, head: bytes) -> Route:
-        """Return what a request is, by the beginning of its head; never raises, never waits."""
+        """Return the route of a request, given the beginning of its head; never raise, never wait."""
         try:
             method, target, _ = head[:2048].split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         except ValueError:
@@ -85,10 +84,10 @@ class Routes:
         return Route(wanted, method, endpoint)
 
     def learn(self, row: scoreboard.Row, board: scoreboard.Scoreboard | None = None) -> None:
-        """Find out anew which routes are cheap; by the guard, once in a while.
+        """Find out again which routes are cheap. The guard calls this once in a while.
 
-        :param row: this worker's, which is read quickly.
-        :param board: all workers', which takes longer the more there are; None = what it said before still holds.
+        :param row: this worker's row, which is quick to read.
+        :param board: the board of all workers, which takes longer the more there are; None = keep the last totals.
         """
         if board is not None:
             self._all = dict(board.totals().endpoints)

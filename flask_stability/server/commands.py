@@ -1,4 +1,4 @@
-"""What an operator's orders do: reload, retire, gc, stacks, mute, unmute. Run by the master, in its tick."""
+"""Carry out an operator's orders: reload, retire, gc, stacks, mute, unmute. The master runs them in its tick."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
               quarantine: Callable[[dict[str, Any], int], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Carry out one order.
 
-    :param order: ``command``, and what it needs: ``pid`` (retire, gc; without it all), ``check`` and ``seconds``.
-    :param uid: of the user who asks, for the log.
-    :param reload: begins a reload, whose release is judged or not.
-    :param doing: the requests that a worker serves.
-    :param quarantine: carries out the orders about it.
-    :returns: what was done.
-    :raises ControlError: if it cannot be done.
+    :param order: ``command``, and its arguments: ``pid`` (retire, gc; all workers without it), ``check`` and
+        ``seconds``.
+    :param uid: the user that gives the order, for the log.
+    :param reload: begins a reload; its argument forces it, without a judgement of the release.
+    :param doing: returns the requests that a worker serves.
+    :param quarantine: carries out the orders about the quarantine.
+    :returns: a description of the result.
+    :raises ControlError: if the master cannot carry out the order.
     """
     command = order.get("command")
     if command in ("retire", "gc"):
@@ -51,7 +52,7 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
         found = [child for child in children if pid in (None, child.pid)]
         if not found:
             raise ControlError(f"there is no worker {pid}" if pid is not None else "there is no worker")
-        return stacks.answer(found, doing)  # it changes nothing: no record
+        return stacks.answer(found, doing)  # stacks change nothing: no record in the log
     elif command == "quarantine" and quarantine is not None:
         done = quarantine(order, uid)
         if order.get("what") == "list":
@@ -68,7 +69,7 @@ def carry_out(order: dict[str, Any], uid: int, board: Scoreboard, children: Iter
 
 
 def _serving(children: Iterable[Child], pid: Any) -> list[Child]:
-    """The workers that are meant and serve, and know what SIGUSR2 means."""
+    """Return the workers that the order means, that serve, and that have a handler for SIGUSR2."""
     found = [child for child in children if child.pid and child.serves() and not child.alone
              and pid in (None, child.pid)]
     if not found:

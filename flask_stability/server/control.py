@@ -1,11 +1,12 @@
-"""The master's control socket: the only way in for an operator's orders.
+"""The master's control socket: the only channel for an operator's orders.
 
-A Unix socket of mode 0600 beside the scoreboard's file. Who asks is told by the kernel (``SO_PEERCRED``): the master's
-own user, the workers' user, or root. A request is one message of JSON, and so is the answer (``SOCK_SEQPACKET``). The
-master serves it in its tick, without a thread, and waits for nobody: a client that connects and says nothing is let go.
+A Unix socket of mode 0600 beside the scoreboard's file. The kernel names the caller (``SO_PEERCRED``); the master
+accepts its own user, the workers' user and root. A request is one JSON message, and so is the answer
+(``SOCK_SEQPACKET``). The master serves the socket in its tick, without a thread, and never waits: it drops a client
+that connects and sends nothing.
 
-Only the master binds it; a worker closes what it inherited. Without it (no directory, a foreign file in its place) the
-service runs all the same.
+Only the master binds the socket; a worker closes the inherited one. Without the socket (no directory, or another file
+in its place) the service still runs.
 """
 
 from __future__ import annotations
@@ -23,36 +24,36 @@ from ..exceptions import StabilityError
 from ..files import reachable
 from ..scoreboard import file as scoreboard_file
 
-MOST = 8192  #: bytes of an order, and of an answer
-PATIENCE = 5.0  #: seconds for a client to say what it wants
-CLIENTS = 16  #: connections at once
+MOST = 8192  #: maximum bytes of an order, and of an answer
+PATIENCE = 5.0  #: seconds that a client has to send its order
+CLIENTS = 16  #: maximum number of connections at once
 CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 
 Handler = Callable[[dict[str, Any], int], dict[str, Any]]
 
 
 class ControlError(StabilityError):
-    """The master could not be asked, or refused; the message says why."""
+    """The master was unreachable, or refused the order; the message gives the reason."""
 
 
 def path_of(board: str) -> str:
-    """Return where the control socket of the master is whose scoreboard has this file."""
+    """Return the path of the control socket of the master whose scoreboard has this file."""
     return board.removesuffix(scoreboard_file.SUFFIX) + scoreboard_file.CONTROL
 
 
 def is_own(folder: str) -> bool:
-    """Whether nobody but this process's user can make a file in a folder."""
+    """Return whether only this process's user can create files in a folder."""
     found = os.stat(folder)
     return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 class Listener:
-    """The master's end.
+    """The master's end of the control socket.
 
-    :param handle: carries out an order for a user (its uid); what it raises becomes the answer's error. What it returns
-        as ``descriptors`` is sent as such, and closed here.
-    :param uid: the workers' user, who may give orders too, if it is another; the socket becomes theirs, where nobody
-        else can have put another file in its place.
+    :param handle: carries out an order for a user (its uid). Its exception becomes the answer's error. The listener
+        sends the ``descriptors`` that it returns as file descriptors, and closes them.
+    :param uid: the workers' user if it differs from ours, -1 = it does not. This user may give orders too. The listener
+        makes it the socket's owner if no other user can have replaced the file.
     """
 
     def __init__(self, path: str, handle: Handler, uid: int = -1) -> None:
@@ -62,7 +63,7 @@ class Listener:
         self._owner = os.getpid()
 
     def open(self) -> str:
-        """Listen; return why that cannot be, or "". Never raises."""
+        """Listen; return the reason if that fails, else "". Never raise."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
@@ -70,7 +71,7 @@ class Listener:
                 with contextlib.suppress(FileNotFoundError):
                     found = os.lstat(name)
                     if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
-                        os.unlink(name)  # of an earlier process with this number
+                        os.unlink(name)  # left by an earlier process with this process id
                 listener.bind(name)
                 if self._uid != -1 and is_own(os.path.dirname(name)):
                     os.chown(name, self._uid, -1, follow_symlinks=False)
@@ -84,7 +85,7 @@ class Listener:
         return ""
 
     def serve(self, now: float) -> None:
-        """Answer whoever has asked; wait for nobody. Never raises.
+        """Answer the clients that have sent an order, without waiting for the others. Never raise.
 
         :param now: monotonic seconds.
         """
@@ -93,7 +94,7 @@ class Listener:
         while len(self._clients) < CLIENTS:
             try:
                 client, _ = self._socket.accept()
-            except OSError:  # nobody, or no descriptor for it
+            except OSError:  # no client, or no free descriptor for one
                 break
             client.setblocking(False)
             self._clients.append((client, now + PATIENCE))
@@ -136,9 +137,9 @@ class Listener:
         return found if len(found) <= MOST else b'{"ok": true}', descriptors
 
     def close(self, *, inherited: bool = False) -> None:
-        """Listen no more. Never raises.
+        """Stop listening. Never raise.
 
-        :param inherited: in a forked child: the socket stays the master's, file and all.
+        :param inherited: in a forked child: the master keeps the socket and its file.
         """
         for client, _ in self._clients:
             client.close()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import resource
 
-FULL = 0.8  #: share of the limit that a worker may hold beside its clients' connections
-ROOM = 256  #: descriptors more for one that is to go, to leave in good order
+FULL = 0.8  #: share of the limit that a worker may hold, client connections not included
+ROOM = 256  #: extra descriptors for a retiring worker, so that it can leave in good order
 
 
 class Filling:
     """Watch how many descriptors a worker holds. Pure.
 
-    A worker that held about as many from the start needs them; a replacement would not help.
+    A worker that held about as many from the start needs them; a replacement worker would not help.
 
     :param number: open descriptors before the first request.
     """
@@ -21,11 +21,11 @@ class Filling:
         self._first = number
 
     def look(self, number: int, clients: int, limit: int) -> str:
-        """Return why the worker must be replaced, "" if it need not be.
+        """Return why the worker must be replaced, or "" if it need not be.
 
         :param number: open descriptors.
-        :param clients: those among them that are client connections.
-        :param limit: the most that the process may open.
+        :param clients: client connections among them.
+        :param limit: maximum number of descriptors that the process may open.
         """
         held = number - clients
         if held <= FULL * limit or held < 2 * self._first:
@@ -34,7 +34,7 @@ class Filling:
 
 
 def limit() -> int:
-    """Return how many descriptors this process may have open."""
+    """Return the soft limit of this process's open descriptors."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

@@ -1,4 +1,4 @@
-"""Why a worker ended: pure, from its exit status and what the master knows of it."""
+"""Decide why a worker ended: pure, from its exit status and the master's knowledge of it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Exit(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a worker that ended.
+    """The master's knowledge of a worker that ended.
 
     :ivar asked: the reason to replace it.
-    :ivar killed: the reason we killed it for.
+    :ivar killed: the reason for which we killed it.
     :ivar terminated: we sent it SIGTERM.
     :ivar aborted: gunicorn ended it after its `timeout`.
-    :ivar ready: it ever served.
+    :ivar ready: it has served.
     :ivar stopping: the whole service was ending.
     :ivar max_requests: gunicorn's own limit is set: a worker may leave by itself.
     :ivar client: its thread waited for a slow client.
-    :ivar left: it was seen leaving in good order.
-    :ivar oom_kills: processes of the container that the kernel killed for want of memory meanwhile.
+    :ivar left: the master saw it leave in good order.
+    :ivar oom_kills: processes of the container that the kernel has killed for lack of memory since the last exit.
     """
 
     asked: Reason = Reason.NONE
@@ -49,7 +49,10 @@ class Known:
 
 
 def reason_of(status: int | None, known: Known) -> Exit:
-    """The reason of an exit; `status` as `os.waitpid` gives it, None if it is not known."""
+    """Return the reason of an exit.
+
+    :param status: as `os.waitpid` returns it, None if unknown.
+    """
     if known.killed:
         return Exit(known.killed, "ended by force")
     if status is None:

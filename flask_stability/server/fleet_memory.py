@@ -1,5 +1,4 @@
-"""The memory of all workers together: whom pressure on it costs, what a fresh worker needs, and whether the room is
-enough.
+"""The memory of all workers together: which worker leaves under pressure, what a fresh worker needs, what room is left.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from ..scoreboard import Reason, Scoreboard
 from .restarts import Pace
 from .workers import Child
 
-PLENTY = 1000  #: workers: more than anybody would start
+PLENTY = 1000  #: workers: more than any service starts
 PRESSURE_PAUSE = 10.0  #: seconds from one replacement under pressure to the next, doubled for each that came early
 
 
 class FleetMemory:
-    """Looked at in each tick.
+    """The memory of all workers; the master looks at it in each tick.
 
-    :param base: gives the target number of workers.
-    :ivar past_floors: what the last workers that ended had needed once they were warm, in bytes.
+    :param base: returns the target number of workers.
+    :ivar past_floors: bytes that the last workers that ended had needed once they were warm.
     """
 
     def __init__(self, board: Scoreboard, settings: Settings, base: Callable[[], int]) -> None:
@@ -40,7 +39,7 @@ class FleetMemory:
         self._limit_told = False
 
     def relieve(self, now: float, children: list[Child]) -> None:
-        """Under pressure on the group's memory the largest worker is replaced, the more seldom the less it helps."""
+        """Replace the largest worker under pressure on the group's memory, less often the less that helps."""
         if any(child.asked or child.term_at for child in children) or not self._pressure.allowed(now):
             return
         words = {child.row.slot: child.row.words for child in children if child.row is not None and child.ready_at}
@@ -56,7 +55,7 @@ class FleetMemory:
                 logs.process("memory_pressure", level="WARNING", worker_pid=child.pid, private_bytes=rows[slot])
 
     def learn(self, now: float, children: list[Child]) -> None:
-        """Learn as the floor what fresh workers reach again and hold; warn once of a limit too near to it."""
+        """Learn the floor that fresh workers reach again and hold; warn once about a limit too close to it."""
         rows = [child.row.words for child in children if child.row is not None]
         floors = [int(words[scoreboard.W_WARM_FLOOR]) for words in rows]
         self._words[scoreboard.M_WARM_FLOOR] = learned_floor(int(self._words[scoreboard.M_WARM_FLOOR]),
@@ -77,7 +76,7 @@ class FleetMemory:
                             max((int(words[scoreboard.W_COMMON_MEMORY]) for words in rows), default=0))
 
     def _container(self, floor: int, common: int) -> None:
-        """The container has not the room that its workers need: their limit is raised, and that is told once."""
+        """Warn once if the container has less memory than its workers need; their limit is raised then."""
         container, workers = cgroup.limit(), self._base()
         if container is None or not container_too_small(container, workers, floor, common):
             return
@@ -88,12 +87,12 @@ class FleetMemory:
                      "workers")
 
     def may_surge(self) -> bool:
-        """Surge is on, and there is room in memory for one worker more."""
+        """Return whether surge is on and memory has room for one more worker."""
         free = cgroup.available()
         return self.settings.surge and (free is None or free > self._largest() * 0.5)
 
     def room(self) -> int:
-        """For how many spare workers there is room in half of the memory that is free; 0 where surge is off."""
+        """Return how many spare workers fit into half of the free memory; 0 where surge is off."""
         free, largest = cgroup.available(), self._largest()
         if not self.settings.surge:
             return 0

@@ -1,5 +1,5 @@
-"""gunicorn's server hooks. None of ours can raise; the user's own are called as well, and contained like ours,
-but for those that may refuse to start the service or to serve a request.
+"""gunicorn's server hooks. Ours never raise. The user's own hooks run as well; we contain their exceptions like ours,
+except in hooks that may refuse to start the service or to serve a request.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from ..runtime import runtime
 from . import master, worker_life
 from .process import contained
 
-#: The hooks that are chained, and how many arguments gunicorn calls them with.
+#: The hooks that we chain, and the number of arguments that gunicorn passes to each.
 ARITY = {"on_starting": 1, "on_reload": 1, "when_ready": 1, "pre_fork": 2, "post_fork": 2, "post_worker_init": 1,
          "worker_abort": 1, "pre_request": 2, "child_exit": 2, "worker_exit": 2, "nworkers_changed": 3, "on_exit": 1}
-#: Where the user's own exception refuses something, as in plain gunicorn: the start of the service, or one request.
+#: Hooks whose exception refuses something, as in plain gunicorn: the start of the service, or one request.
 _PASSED_ON = frozenset({"on_starting", "when_ready", "pre_request"})
 
 
 def _pre_request(worker: Any, req: Any) -> None:
-    """Before this worker retires, kept-alive connections are closed in good order, one answer at a time."""
+    """Close kept-alive connections in good order, one answer at a time, before this worker retires."""
     try:
         row = runtime.row
         if row is not None and row.orders[scoreboard.O_RETIRE_STATE]:
             req.force_close()
-    except Exception as error:  # here, since it is called unwrapped: no request is to fail for it
+    except Exception as error:  # caught here, since gunicorn calls this hook unwrapped: no request may fail for it
         logs.process("hook_failed", level="ERROR", hook="pre_request", error=f"{type(error).__name__}: {error}"[:500])
 
 
-#: Ours.
+#: Our own hooks.
 OWN: dict[str, Callable[..., None]] = {
     "on_starting": master.on_starting, "on_reload": master.on_reload, "when_ready": master.when_ready,
     "pre_fork": master.pre_fork, "child_exit": master.child_exit, "nworkers_changed": master.nworkers_changed,
@@ -40,9 +40,9 @@ OWN: dict[str, Callable[..., None]] = {
 def chain(namespace: dict[str, Any]) -> None:
     """Put our hooks around those of a configuration.
 
-    ``forwarder_headers`` is set to none where the configuration says nothing: gunicorn takes the path that a request is
-    for from a client's header ``SCRIPT_NAME`` if that comes from a trusted address, as everything does behind a proxy
-    on the same machine.
+    Set ``forwarder_headers`` to none where the configuration does not set it. Otherwise gunicorn takes a request's path
+    from the client's ``SCRIPT_NAME`` header if the connection comes from a trusted address, as every request does
+    behind a proxy on the same machine.
     """
     namespace.setdefault("forwarder_headers", "")
     for name, arity in ARITY.items():
@@ -55,7 +55,7 @@ def chain(namespace: dict[str, Any]) -> None:
 def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[..., Any] | None) -> Callable[..., None]:
     if name == "pre_request" and user is None:
         return _pre_request  # on the path of every request: not wrapped
-    # ours says "ready", or frees what the user's hook may still use: then the user's comes first
+    # Our hook says "ready", or frees what the user's hook may still use: then the user's hook runs first.
     first = name not in ("post_worker_init", "worker_exit", "on_exit")
 
     def call(*args: Any) -> None:
@@ -69,7 +69,7 @@ def _chained(name: str, arity: int, own: Callable[..., None], user: Callable[...
         if not first:
             contained(name, own, args)
 
-    # gunicorn looks at the number of parameters
+    # gunicorn checks the number of parameters
     if arity == 1:
         def hook1(a: Any) -> None:
             call(a)

@@ -1,11 +1,12 @@
-"""The master's side of the quarantine: it learns from crashes, tells the workers, and runs the isolation worker.
+"""The master's side of the quarantine: it learns from crashes, informs the workers, and runs the isolation worker.
 
-That worker serves one request at a time, which other workers hand over on a Unix socket of mode 0600 beside the
-scoreboard's file. The master listens there itself, so that what waits survives the worker. It is started at the first
-knock and ended when nothing has been isolated for a while. It has no row on the scoreboard: its requests are counted by
-the workers that hand them over, and its crashes are no sign of a crash loop, nor of a bad release.
+The isolation worker serves one request at a time. Other workers hand requests over to it on a Unix socket of mode 0600
+beside the scoreboard's file. The master itself listens there, so that waiting requests survive the isolation worker.
+The master starts it when the first connection waits, and ends it after a while without isolated requests. It has no row
+on the scoreboard: the workers that hand requests over count them, and its crashes are no sign of a crash loop or of a
+bad release.
 
-While the code on disk is not the code that serves (a release on trial, or a refused one) none is started.
+The master starts none while the code on disk differs from the code that serves (a release on trial, or a refused one).
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from .last_requests import LastRequests, in_hex
 from .quarantine import ISOLATED, REFUSED, WATCHED, Case, Conviction, Quarantine, Seen, Told, about
 from .workers import Child
 
-WAITING = 8  #: requests that wait for the isolation worker at the most; the kernel counts them
+WAITING = 8  #: maximum number of requests that wait for the isolation worker; the kernel counts them
 IDLE = 60.0  #: seconds without an isolated request after which the isolation worker ends
-HANGS, LOOKS = 8.0, 2  #: seconds without a sign of life, and looks that find it so, after which it hangs
-AGAIN, RARELY = 0.5, 16.0  #: seconds between two starts of it: at first, doubled up to that while it soon ends again
-LONG_LIFE = 60.0  #: seconds of its life after which it is started soon again
-PATIENCE = 2.0  #: seconds to its next start for which a request may wait; else it is refused
-HEAVY = 64 << 20  #: bytes by which a worker has to have grown to be the one that the kernel was after
-MOST_RULES, MOST_BYTES = 32, 32768  #: rules, and all of them as JSON
-#: Ends by which a request can have killed its worker; STUCK only where the interpreter hung.
+HANGS, LOOKS = 8.0, 2  #: seconds without a sign of life, and consecutive looks, after which it counts as hung
+AGAIN, RARELY = 0.5, 16.0  #: seconds between two starts: at first, and at most, doubled each time it ends again soon
+LONG_LIFE = 60.0  #: seconds of its life after which the wait before the next start is short again
+PATIENCE = 2.0  #: maximum seconds until the next start for which a request may wait; else it is refused
+HEAVY = 64 << 20  #: bytes that a worker must have grown by for the kernel's OOM kill to be its own fault
+MOST_RULES, MOST_BYTES = 32, 32768  #: maximum number of rules, and maximum bytes of all of them as JSON
+#: Exits by which a request can have killed its worker; STUCK only where the interpreter hung.
 _LEARNT = frozenset({Reason.CRASH_SIGNAL, Reason.OUT_OF_MEMORY, Reason.TIMEOUT, Reason.EXIT_CODE, Reason.STUCK})
 
 
 class Listener:
-    """The isolation worker's socket, as gunicorn wants one."""
+    """The isolation worker's socket, with the interface of a gunicorn listener."""
 
     def __init__(self, sock: socket.socket, path: str) -> None:
         self.sock, self.path = sock, path
@@ -57,14 +58,14 @@ class Listener:
         return f"unix:{self.path}"
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self.sock.close()
 
 
 def listen(path: str, uid: int) -> Listener:
-    """Listen at a path, for this user and `uid` alone.
+    """Listen at a path that only this user and `uid` may connect to.
 
-    :raises OSError: if that cannot be.
+    :raises OSError: if that fails.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
@@ -87,12 +88,12 @@ def listen(path: str, uid: int) -> Listener:
 
 
 class Isolation:
-    """One service's.
+    """The isolation of one service.
 
     :param start: starts the isolation worker on a listener.
-    :param kill_timeout: gives the seconds that it may take to end.
-    :ivar automatic: crashes are learnt from; else only the operator's rules count.
-    :ivar uid: the workers' user, if it is another.
+    :param kill_timeout: returns the seconds that it may take to end.
+    :ivar automatic: learn from crashes; else only the operator's rules count.
+    :ivar uid: the workers' user if it differs from ours, else -1.
     :ivar child: the isolation worker, None while there is none.
     """
 
@@ -115,7 +116,7 @@ class Isolation:
         self._silent = 0
 
     def learn(self, automatic: bool) -> None:
-        """Learn from crashes from now on, or forget what was learnt."""
+        """Turn learning from crashes on or off; turning it off forgets everything learnt."""
         self.automatic = automatic
         if not automatic:
             self.quarantine.forget()
@@ -124,10 +125,10 @@ class Isolation:
     # -- crashes -----------------------------------------------------------------------------------------------------
 
     def ended(self, child: Child, reason: Reason, doing: list[InFlight], *, oom: bool) -> dict[str, Any]:
-        """A worker ended, or its interpreter hangs; returns fields for the record.
+        """Learn from a worker that ended or whose interpreter hangs; return fields for the log record.
 
-        :param doing: what was in flight.
-        :param oom: the kernel killed for want of memory meanwhile.
+        :param doing: the requests that were in flight.
+        :param oom: the kernel has killed for lack of memory since the last exit.
         """
         now = time.monotonic()
         alone, box = child is self.child, black_box.current()
@@ -142,7 +143,7 @@ class Isolation:
         self._gather(now)
         seen = [Seen(one.fingerprint, one.method, one.path, self._requests.route_of(one), one.answering)
                 for one in doing]
-        learnt = child.hung is not None and child.hung is not doing  # when it was found to hang
+        learnt = child.hung is not None and child.hung is not doing  # learnt already, when it was found to hang
         if not seen or learnt or reason not in _LEARNT or (reason is Reason.STUCK and not alone and child.hung is None):
             return {"isolated": True} if alone else {}
         outside = _killed_from_outside(child, reason, oom, self._usual(child))
@@ -153,7 +154,7 @@ class Isolation:
         return {**({"isolated": True} if alone else {}), **({"quarantine": f"nobody: {why}"} if why else {})}
 
     def _usual(self, child: Child) -> int:
-        """Bytes of memory that a worker has that does nothing special; 0 = not known."""
+        """Return the bytes of memory that a worker has without special work; 0 = unknown."""
         others = [int(row.words[W_RSS]) for row in self._board.live()
                   if child.row is None or row.slot != child.row.slot]
         floor = int(child.row.words[W_WARM_FLOOR]) if child.row is not None else 0
@@ -167,9 +168,9 @@ class Isolation:
     # -- the tick ----------------------------------------------------------------------------------------------------
 
     def tick(self, now: float, may_start: bool = True) -> None:
-        """Count what was answered, let refusals end, start and end the isolation worker.
+        """Count answers, let refusals end, start and end the isolation worker.
 
-        :param may_start: it would have the code that serves.
+        :param may_start: an isolation worker started now would run the code that serves.
         """
         due = self._started_at + self._pause
         self._closed = self.child is None and (not may_start or due - now > PATIENCE)
@@ -189,12 +190,15 @@ class Isolation:
             if now - self.child.term_at > self._kill_timeout():
                 self.child.kill(self.child.asked)
             elif not self._requests.of(self.child):
-                self.child.send(signal.SIGTERM)  # the first may have come before its signal handlers
+                self.child.send(signal.SIGTERM)  # the first SIGTERM may have come before its signal handlers were set
         elif now - self._used_at > IDLE and not self._requests.of(self.child):
             self.end()
 
     def _look_for_hang(self, now: float) -> None:
-        """Nobody else is served by it: an interpreter that hangs is ended sooner than in other workers."""
+        """End the isolation worker if its interpreter hangs.
+
+        It serves no other requests, so it is given less time than other workers.
+        """
         box, child = black_box.current(), self.child
         beat = box.heartbeat(box.rows - 1) if box is not None and child is not None else 0
         silent = bool(beat) and now - beat / 1e9 > HANGS and bool(child and self._requests.of(child))
@@ -210,7 +214,7 @@ class Isolation:
         return self.quarantine.version, self._rules_changed, self._closed
 
     def _gather(self, now: float) -> None:
-        """Take over what workers have counted of the watched requests."""
+        """Take over the workers' counts of answers to watched requests."""
         box = black_box.current()
         if box is None:
             return
@@ -227,23 +231,28 @@ class Isolation:
                     self._tell(self.quarantine.answered(index, new - old, alone=part == box.rows - 1))
 
     def reloaded(self) -> None:
-        """The code is new: what was refused is given a chance, alone, by a worker that has that code."""
+        """Give refused requests another chance with the new code: isolated, in a new isolation worker."""
         self._tell(self.quarantine.reloaded())
         self.publish()
         self.end()
 
     def turned_back(self, begun: float) -> None:
-        """A release was refused: what crashed since it began may have been its fault, and its worker has its code."""
+        """Forget the crashes since a refused release began, which may have been its fault; end the isolation worker.
+
+        That worker may run the release's code.
+
+        :param begun: when the release's trial began, monotonic seconds.
+        """
         self.quarantine.forget(begun)
         self.publish()
         self.end()
 
     def forget(self, child: Child) -> None:
-        """A new worker's counts begin anew."""
+        """Start a new worker's counts at zero."""
         self._counts.pop(self._requests.part_of(child), None)
 
     def publish(self) -> None:
-        """Tell the workers, if there is anything new."""
+        """Publish the list for the workers, if it has changed."""
         box, found = black_box.current(), self.quarantine
         if box is None or self._published == self._version():
             return
@@ -269,7 +278,7 @@ class Isolation:
             self.listener = listen(self._board.path.removesuffix(scoreboard_file.SUFFIX) + scoreboard_file.ISOLATION,
                                    self.uid)
         except OSError as error:
-            self._cannot = True  # suspects are served where they come, as without a quarantine
+            self._cannot = True  # workers serve suspects themselves, as without a quarantine
             logs.process("isolation_failed", level="ERROR", error=str(error)[:300],
                          remedy="requests that kill workers are named in worker_exit, and not isolated")
 
@@ -281,7 +290,7 @@ class Isolation:
     def end(self, *, inherited: bool = False) -> None:
         """End the isolation worker, if there is one.
 
-        :param inherited: in a forked child: only let go of the socket.
+        :param inherited: in a forked child: only close the socket.
         """
         if inherited:
             if self.listener is not None:
@@ -291,7 +300,7 @@ class Isolation:
             self.child.send(signal.SIGTERM)
 
     def close(self) -> None:
-        """The service ends: remove the socket."""
+        """Remove the socket at the end of the service."""
         if self.listener is not None:
             self.listener.close()
             with contextlib.suppress(OSError):
@@ -302,11 +311,12 @@ class Isolation:
     def carry_out(self, order: dict[str, Any], uid: int) -> dict[str, Any]:
         """List, add or clear.
 
-        :raises StabilityError: if that cannot be done.
+        :raises StabilityError: if the order cannot be carried out.
         """
         what = order.get("what")
         if what == "list":
-            about = os.memfd_create("flask_stability-quarantine", os.MFD_CLOEXEC)  # it may be longer than a message
+            # the list may be longer than a message
+            about = os.memfd_create("flask_stability-quarantine", os.MFD_CLOEXEC)
             os.write(about, json.dumps(self.as_list()).encode())
             return {"descriptors": [about]}
         if what == "add":
@@ -316,7 +326,7 @@ class Isolation:
         raise StabilityError(f"{str(what)[:50]!r} is no order: list, add or clear")
 
     def as_list(self) -> dict[str, Any]:
-        """What is isolated or refused, and what is watched."""
+        """Return the isolated and refused requests, the routes and rules, and the number of watched requests."""
         now = time.monotonic()
         found = self.quarantine
         listed: dict[int, Case | Conviction] = {
@@ -364,7 +374,7 @@ class Isolation:
 
 
 def _shown(number: int, one: Case | Conviction, now: float) -> dict[str, Any]:
-    """What the command line shows of a request."""
+    """Return the fields that the command line shows of a request."""
     told = about(one.seen)
     refused = isinstance(one, Conviction) and one.state is REFUSED
     return {"id": in_hex(number), "state": one.state, "alone": isinstance(one, Conviction), **told,
@@ -374,7 +384,10 @@ def _shown(number: int, one: Case | Conviction, now: float) -> dict[str, Any]:
 
 
 def _killed_from_outside(child: Child, reason: Reason, oom: bool, usual: int) -> bool:
-    """Whether the end says nothing of the worker's requests: kill -9, or a kill for another process's memory."""
+    """Return whether the exit says nothing about the worker's requests.
+
+    That is so for kill -9, and for an OOM kill for another process's memory.
+    """
     if child.killed or reason in (Reason.STUCK, Reason.TIMEOUT, Reason.EXIT_CODE):
         return False
     if (child.status or 0) & 0x7F != signal.SIGKILL:

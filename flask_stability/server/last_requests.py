@@ -1,4 +1,4 @@
-"""What a worker was doing when it ended, in words, for the log: from the black box, in the master."""
+"""Describe a worker's last requests for the log: the master reads them from the black box."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from ..wsgi import routes
 from ..wsgi.routes import Routes
 from .workers import Child
 
-MOST = 10  #: requests that one record names
-#: Exits in which memory is to blame: the heaviest request comes first.
+MOST = 10  #: maximum number of requests that one record names
+#: Exits that memory causes: the heaviest request comes first.
 _OF_MEMORY = frozenset({Reason.OUT_OF_MEMORY, Reason.MEMORY, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE})
 
 
 class LastRequests:
-    """The master's reader of the black box. Nothing of it raises or waits."""
+    """The master's reader of the black box. It never raises or waits."""
 
     def __init__(self) -> None:
         self._routes, self._read = Routes(), 0
 
     @staticmethod
     def part_of(child: Child) -> int:
-        """Number of a worker's part of the black box: its row's, the last for the isolation worker, -1 = none."""
+        """Return the number of a worker's part of the black box.
+
+        It is the row's number, the last one for the isolation worker, -1 = none.
+        """
         box = black_box.current()
         if box is None:
             return -1
@@ -32,25 +35,25 @@ class LastRequests:
         return part if part < box.rows else -1
 
     def forget(self, child: Child) -> None:
-        """A new worker gets its part."""
+        """Clear the part of the black box that a new worker gets."""
         box, part = black_box.current(), self.part_of(child)
         if box is not None and part >= 0:
             box.clear(part)
 
     def of(self, child: Child) -> list[InFlight]:
-        """What a worker does or did, the oldest first."""
+        """Return the requests that a worker serves, or served when it ended, the oldest first."""
         box, part = black_box.current(), self.part_of(child)
         try:
             return box.read(part) if box is not None and part >= 0 else []
-        except Exception:  # a worker wrote it, and may have written anything
+        except Exception:  # the worker wrote this memory, and may have written anything
             return []
 
     def route_of(self, request: InFlight) -> str:
-        """The rule that it matches, "" if that is not known."""
+        """Return the URL rule that a request matches, or "" if it is unknown."""
         return self._table().of(request.method, request.path)
 
     def endpoints_of(self, route: str) -> set[str]:
-        """The app's names of a rule."""
+        """Return the app's endpoints of a URL rule."""
         return self._table().endpoints_of(route)
 
     def _table(self) -> Routes:
@@ -61,9 +64,9 @@ class LastRequests:
         return self._routes
 
     def in_words(self, requests: list[InFlight], reason: str, now_ns: int | None = None) -> dict[str, Any]:
-        """Fields of the record of an exit: the oldest and heaviest requests first.
+        """Return fields for the record of an exit: the oldest requests first.
 
-        :param reason: of the exit; where that is memory, what made the worker grow most comes first.
+        :param reason: of the exit; for one that memory causes, the requests that made the worker grow most come first.
         """
         if not requests:
             return {}
@@ -74,7 +77,7 @@ class LastRequests:
                 "in_flight": [self.fields(one, now) for one in requests[:MOST]]}
 
     def fields(self, one: InFlight, now_ns: int) -> dict[str, Any]:
-        """What a record tells of one request."""
+        """Return a record's fields for one request."""
         found: dict[str, Any] = {
             "request_id": one.request_id, "method": one.method, "path": one.path, "route": self.route_of(one),
             "fingerprint": in_hex(one.fingerprint), "seconds": round(one.seconds(now_ns), 3)}

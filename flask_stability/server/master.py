@@ -27,7 +27,7 @@ from .systemd import Notifier
 
 
 def on_starting(server: Any) -> None:
-    """Settings, logs, board, supervisor. The one place where a bad setting stops the start."""
+    """Set up settings, logs, board and supervisor. Only here does a bad setting stop the start."""
     process.once = Once()
     for key, nearest in config.unknown_keys(os.environ).items():
         if nearest is not None:
@@ -60,7 +60,7 @@ def on_starting(server: Any) -> None:
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     runtime.install(board, None)
-    black_box.make(rows + 1)  # the last is the isolation worker's, which has no row
+    black_box.make(rows + 1)  # the last part is the isolation worker's, which has no row
     board.master.words[scoreboard.M_PID] = os.getpid()
     board.master.words[scoreboard.M_STARTED_NS] = time.monotonic_ns()
     arbiter = supervise(server)
@@ -97,8 +97,10 @@ def when_ready(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """The master and its new workers take the settings of now: of gunicorn's configuration, which was executed again,
-    and of the ``.env`` file, also where that configuration is a module, which is not.
+    """Give the master and its new workers the current settings.
+
+    They come from gunicorn's configuration, which gunicorn has executed again, and from the ``.env`` file. A
+    configuration that is a module is not executed again; the file is read in any case.
     """
     before = process.settings
     try:
@@ -120,14 +122,14 @@ def on_reload(server: Any) -> None:
 
 
 def _back_to(server: Any, before: Settings) -> None:
-    """The settings of before the reload, since its release was refused."""
+    """Restore the settings of before the reload, since its release was refused."""
     now, process.settings = process.settings, before
     if now != before:
         contained("on_reload", _take_over, (server, now, before))
 
 
 def _take_over(server: Any, before: Settings, now: Settings) -> None:
-    """What the master itself has of changed settings."""
+    """Apply changed settings in the master itself."""
     if process.supervisor is not None:
         process.supervisor.configure(now)
     if any(getattr(before, field.name) != getattr(now, field.name)

@@ -20,8 +20,8 @@ from ..processes import Process
 from ..scoreboard import Scoreboard, board_files
 from ..scoreboard import file as scoreboard_file
 
-SILENT = 3.0  #: seconds without a sign of life after which an orphan will not let go by itself
-PATIENCE = 5.0  #: seconds that a start waits for orphans at the most
+SILENT = 3.0  #: seconds without a sign of life after which an orphan will not release the port by itself
+PATIENCE = 5.0  #: maximum seconds that a start waits for orphans
 PAUSE = 0.1  #: seconds between two looks
 
 
@@ -98,7 +98,7 @@ def _listens(pid: int) -> set[int]:
     """Return the ports that a process listens on."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        # psutil before 6.0 has the other name
+        # psutil before 6.0 calls this method `connections`
         connections: Callable[[], list[Any]] = getattr(process, "net_connections", None) or process.connections
         return {one.laddr.port for one in connections() if one.status == psutil.CONN_LISTEN}
     return set()

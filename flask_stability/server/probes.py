@@ -1,7 +1,7 @@
-"""What a worker whose release is on trial asks itself before it serves: STABILITY_RELEASE_PROBES, and its checks.
+"""Probe a worker whose release is on trial before it serves: STABILITY_RELEASE_PROBES, and the app's checks.
 
-Each is asked in a thread of its own, with a deadline. A probe is a GET, made in process as a client's request is, and
-counted nowhere.
+Each probe and check runs in a thread of its own, with a deadline. A probe is a GET request, made in process like a
+client's request; no statistic counts it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..health.checks_base import CheckWarning
 from ..health.state import PASS
 from ..runtime import runtime
 
-PATIENCE = 10.0  #: seconds for the answer to one probe, unless a request may take less
+PATIENCE = 10.0  #: seconds for the answer to one probe, unless the request timeout is shorter
 
 
 def failing(app: Callable[..., Any], settings: Settings) -> str:
-    """Ask all of them; return the first that fails, in words, or "".
+    """Run all probes and checks; return the first failure in words, or "" if all pass.
 
     :param app: the WSGI app that the server calls.
     """
@@ -37,7 +37,8 @@ def failing(app: Callable[..., Any], settings: Settings) -> str:
 
 
 def _checks(settings: Settings) -> str:
-    """Run the app's critical checks that pass in the release that serves."""
+    """Run the app's critical checks that pass in the serving release; return the first failure in words, or "" if none.
+    """
     known = results.results(runtime.my_board())
     for state in apps.all():
         for check in state.checks:

@@ -1,4 +1,4 @@
-"""What is remembered from hook to hook, and the hand that holds what a hook raises."""
+"""State that our hooks share, and the containment of exceptions in hooks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .guard import Guard
 from .starting import Once
 from .supervisor import Supervisor
 
-#: Where a SystemExit would end the master: all that run in it once the service is up.
+#: Hooks in which a SystemExit would end the master: all that run in it once the service is up.
 _IN_MASTER = frozenset({"on_reload", "pre_fork", "child_exit", "nworkers_changed"})
 
 
 @dataclass
 class Process(Part):
-    """What is remembered from hook to hook: by the master, and by each worker, which inherits it.
+    """State that the hooks share: in the master, and in each worker, which inherits it.
 
     :ivar supervisor: the master's; None where this gunicorn cannot be supervised.
-    :ivar start_log: on gunicorn's log until the service listens.
-    :ivar once: which of the workers tells what is true of them all.
-    :ivar guard: the worker's.
-    :ivar forks: what a worker does about the processes that its views fork.
+    :ivar start_log: the filter on gunicorn's log until the service listens.
+    :ivar once: chooses the one worker that logs facts that are true of all workers.
+    :ivar guard: the worker's guard.
+    :ivar forks: handles the processes that a worker's views fork.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -38,17 +38,17 @@ class Process(Part):
     forks: Forks | None = None
 
     def before_fork(self) -> None:
-        """Hold the worker's signals back from the child."""
+        """Block the worker's signals during the fork, so that the child does not handle them."""
         if self.forks is not None:
             self.forks.before()
 
     def after_fork_in_parent(self) -> None:
-        """Let them in again."""
+        """Unblock the worker's signals in the parent."""
         if self.forks is not None:
             self.forks.after()
 
     def reset_after_fork(self) -> None:
-        """The guard's thread is the parent's; a worker's child gives up the worker's signals and listeners."""
+        """Forget the guard, whose thread is the parent's; give up the worker's signals and listeners in its child."""
         self.guard = None
         if self.forks is not None:
             self.forks.in_child()
@@ -58,7 +58,10 @@ process = runtime.add("server", Process())
 
 
 def contained(name: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Call a function; what it raises is told, and goes no further. `name`: the hook's."""
+    """Call a function; log its exception instead of raising it.
+
+    :param name: the hook's name.
+    """
     try:
         function(*args)
     except BaseException as error:

@@ -1,16 +1,16 @@
-"""Which request kills workers: pure, from what was in flight at each crash and what was answered between two.
+"""Decide which request kills workers: pure, from the requests in flight at each crash and the answers between crashes.
 
-A request that was in flight in one crash is *watched*. One that was in flight in two, while others were answered and it
-hardly ever was, is a suspect, and is *isolated*: a worker of its own serves suspects one at a time. What crashes there,
-alone, is convicted and *refused* for a time that doubles. Then it is isolated again; some successes clear it, and the
-doubled time is remembered.
+A request that was in flight in one crash is *watched*. One that was in flight in two crashes, while the service
+answered others and hardly ever answered it, is a suspect. Suspects are *isolated*: a worker of its own serves them one
+at a time. A request that crashes that worker alone is convicted and *refused* for a time that doubles. Then it is
+isolated again; a few successes clear it, but the doubled time stays in memory.
 
-Suspicion goes by the fingerprint that the black box notes, which other clients' requests share: so a suspect is served
-more slowly, and no more. A conviction goes by the exact fingerprint, of everything that the sender chooses: no client
-can have another client's request refused.
+Suspicion goes by the fingerprint in the black box, which other clients' requests may share: a suspect is only served
+more slowly. A conviction goes by the exact fingerprint, over everything that the sender chooses: no client can cause
+the refusal of another client's request.
 
-Nothing is learnt from a kill from outside, and nothing is isolated while hardly any request is answered: then the
-release, or something that it depends on, is broken. Every table is bounded and what is in it expires.
+A kill from outside teaches nothing. While the service answers hardly any request it isolates nothing, because then the
+release, or one of its dependencies, is broken. Every table is bounded and its entries expire.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 WATCHED, ISOLATED, REFUSED = "watched", "isolated", "refused"
-FIRST, LONGEST = 30.0, 3600.0  #: seconds that a convicted request is refused at first, and at the most
+FIRST, LONGEST = 30.0, 3600.0  #: seconds of a convicted request's refusal, at first and at most
 SUCCESSES = 5  #: answers in isolation that clear a suspect
-EVIDENCE = 10  #: other requests that were answered since the first crash, times the crashes after it
-RARE = 0.05  #: share of the answered requests above which one is none that kills
-MOST = 160  #: requests that are watched
-MOST_ROUTES = 32  #: routes that are watched
-MOST_CONVICTED = 32  #: requests that are refused, or isolated after that
-MOST_SUSPECTS = 8  #: requests and routes that are isolated; more at once are a bad release
-ROUTE_CRASHES = 3  #: crashes with different requests of one route after which the route is isolated
-FORGET = 3600.0  #: seconds without a crash after which a request is not watched any more
-QUIET = 600.0  #: seconds without a crash after which a route is isolated no more
-REMEMBER = 86400.0  #: seconds for which a doubled time is remembered
-LONGEST_ROUTE = 500  #: characters; the list of a process has a fixed size
-INDICES = 256  #: places in which workers count the answers to watched requests, more than there are of those
-#: Why nothing was learnt from a crash, or nobody isolated for it.
+EVIDENCE = 10  #: other requests answered since the first crash, times the number of later crashes, that make a suspect
+RARE = 0.05  #: share of the answered requests above which a request is no suspect
+MOST = 160  #: maximum number of watched requests
+MOST_ROUTES = 32  #: maximum number of watched routes
+MOST_CONVICTED = 32  #: maximum number of requests that are refused, or isolated after a refusal
+MOST_SUSPECTS = 8  #: maximum number of isolated requests and routes; more at once indicate a bad release
+ROUTE_CRASHES = 3  #: crashes with different requests of one route that isolate the route
+FORGET = 3600.0  #: seconds without a crash after which a request is no longer watched
+QUIET = 600.0  #: seconds without a crash after which a route is no longer isolated
+REMEMBER = 86400.0  #: seconds for which a doubled refusal time is remembered
+LONGEST_ROUTE = 500  #: maximum characters of a route; the list of a process has a fixed size
+INDICES = 256  #: counters in which workers count the answers to watched requests; more than there are watched requests
+#: Why a crash taught nothing, or isolated no request.
 OUTSIDE, SERVICE, TOO_MANY = "killed from outside", "hardly any request is answered", "too many suspects"
 
 
@@ -57,13 +57,13 @@ class Told(NamedTuple):
 
 @dataclass
 class Case:
-    """What was in flight in a crash: requests of one fingerprint.
+    """Requests of one fingerprint that were in flight in a crash.
 
-    :ivar index: where workers count the answers to it.
-    :ivar crashes: in how many it was.
-    :ivar first, last: when the first and the last was, monotonic seconds.
-    :ivar goods: requests that the service had answered at the first; -1 until the next look, after it was cleared.
-    :ivar good: answers to this one since.
+    :ivar index: the counter in which workers count the answers to it.
+    :ivar crashes: the number of crashes in which it was in flight.
+    :ivar first, last: when the first and the last crash happened, monotonic seconds.
+    :ivar goods: requests that the service had answered at the first crash; after a clearance -1 until the next look.
+    :ivar good: answers to these requests since then.
     :ivar state: `WATCHED` or `ISOLATED`.
     :ivar successes: answers in isolation.
     """
@@ -81,11 +81,11 @@ class Case:
 
 @dataclass
 class Conviction:
-    """What crashed alone: requests of one exact fingerprint.
+    """Requests of one exact fingerprint that crashed the isolation worker.
 
     :ivar seen: one of them.
-    :ivar index, crashes, first, last, successes: as of a `Case`.
-    :ivar state: `REFUSED`, `ISOLATED` after that, or `WATCHED` once it was cleared.
+    :ivar index, crashes, first, last, successes: as in a `Case`.
+    :ivar state: `REFUSED`, `ISOLATED` after that, or `WATCHED` after a clearance.
     :ivar until: end of its refusal, monotonic seconds.
     :ivar wait: seconds of its next refusal.
     """
@@ -103,7 +103,7 @@ class Conviction:
 
 @dataclass
 class RouteCase:
-    """One route, in crashes with different requests."""
+    """One route whose different requests were in flight in crashes."""
 
     first: float
     goods: int
@@ -114,12 +114,12 @@ class RouteCase:
 
 
 class Quarantine:
-    """Decides.
+    """Decides which requests are watched, isolated and refused.
 
     :ivar cases: by fingerprint.
     :ivar convicted: by exact fingerprint.
-    :ivar routes: by rule.
-    :ivar version: changes whenever what workers are to know does.
+    :ivar routes: by URL rule.
+    :ivar version: changes with every change of the list for the workers.
     """
 
     def __init__(self) -> None:
@@ -133,14 +133,14 @@ class Quarantine:
 
     def crashed(self, now: float, seen: Iterable[Seen], goods: int, *, outside: bool = False,
                 good_of: Callable[[str], int] = lambda route: 0) -> tuple[list[Told], str]:
-        """An ordinary worker ended by its own failure.
+        """Record the crash of an ordinary worker; isolate the requests that become suspects.
 
         :param now: monotonic seconds.
-        :param seen: what was in flight.
+        :param seen: the requests that were in flight.
         :param goods: requests that the service has answered so far.
-        :param outside: it was killed from outside.
-        :param good_of: how many requests of a route were answered so far.
-        :returns: what is told, and why nobody is suspected, "" if there is no such reason.
+        :param outside: the worker was killed from outside.
+        :param good_of: returns how many requests of a route were answered so far.
+        :returns: events for the log, and why no request became a suspect, or "" without such a reason.
         """
         if outside:
             return [], OUTSIDE
@@ -156,7 +156,7 @@ class Quarantine:
             if others * (case.crashes - 1) < EVIDENCE:
                 why = SERVICE
             elif case.good > 2 * case.crashes or case.good > RARE * others:
-                continue  # it is answered all the time
+                continue  # the service answers it all the time
             elif self._suspects() >= MOST_SUSPECTS:
                 why = TOO_MANY
             else:
@@ -167,9 +167,9 @@ class Quarantine:
 
     def crashed_alone(self, now: float, seen: Iterable[Seen], exact: int, *, outside: bool = False
                       ) -> tuple[list[Told], str]:
-        """The isolation worker ended: what it was serving is convicted. Parameters and result as `crashed`.
+        """Convict the request that the isolation worker was serving when it ended. Parameters and result as `crashed`.
 
-        :param exact: the exact fingerprint of what it was serving.
+        :param exact: the exact fingerprint of that request.
         """
         found = [one for one in seen if not one.answering]
         if outside:
@@ -192,9 +192,9 @@ class Quarantine:
         return told, ""
 
     def answered(self, index: int, number: int, *, alone: bool) -> list[Told]:
-        """Requests that are counted at `index` were answered.
+        """Count answers to the requests that workers count at `index`; return events for the log.
 
-        :param alone: by the isolation worker.
+        :param alone: the isolation worker answered them.
         """
         case = next((case for case in self.cases.values() if case.index == index), None)
         if case is not None:
@@ -214,7 +214,7 @@ class Quarantine:
         return told
 
     def tick(self, now: float, goods: int) -> list[Told]:
-        """Let refusals end, and forget what is old."""
+        """End refusals that are over, and forget old entries; return events for the log."""
         told: list[Told] = []
         for exact, one in list(self.convicted.items()):
             if one.state is REFUSED and now >= one.until:
@@ -239,7 +239,7 @@ class Quarantine:
         return told
 
     def reloaded(self) -> list[Told]:
-        """The app's code is another: refusals end, and are isolated."""
+        """End all refusals, since the app's code has changed; isolate those requests instead."""
         told: list[Told] = []
         for one in self.convicted.values():
             if one.state is REFUSED:
@@ -247,9 +247,9 @@ class Quarantine:
         return told
 
     def clear(self, fingerprint: int | None = None) -> int:
-        """An operator's: forget what has a fingerprint, exact or not, or all that is isolated or refused.
+        """Forget, for an operator, the entries of one fingerprint, exact or not, or all isolated and refused ones.
 
-        :returns: how many were forgotten.
+        :returns: the number of forgotten entries.
         """
         if fingerprint is None:
             cases = [one for one, case in self.cases.items() if case.state is ISOLATED]
@@ -279,7 +279,7 @@ class Quarantine:
     def _case(self, now: float, seen: Seen, goods: int) -> Case:
         case = self.cases.get(seen.fingerprint)
         if case is None:
-            if len(self.cases) >= MOST:  # the one that is least of a suspect makes room
+            if len(self.cases) >= MOST:  # the least suspicious entry makes room
                 del self.cases[min(self.cases, key=lambda one: (
                     self.cases[one].state is ISOLATED, self.cases[one].crashes, self.cases[one].last))]
             case = self.cases[seen.fingerprint] = Case(seen, self._take_index(), now, goods)
@@ -289,7 +289,7 @@ class Quarantine:
         return case
 
     def _take_index(self) -> int:
-        """A place is used again as late as possible: workers may still count there."""
+        """Return a counter's index, reused as late as possible: workers may still count there."""
         taken = {case.index for case in self.cases.values()} | {one.index for one in self.convicted.values()}
         for _ in range(INDICES):
             self._next = (self._next + 1) % INDICES
@@ -311,7 +311,7 @@ class Quarantine:
         told.append(Told(event="poison_isolated", fields=about(one.seen)))
 
     def _route(self, now: float, one: Seen, goods: int, good_of: Callable[[str], int], told: list[Told]) -> None:
-        """Crashes that go on with changing requests of one route."""
+        """Isolate a route if crashes continue with changing requests of it."""
         if not one.route or len(one.route) > LONGEST_ROUTE:
             return
         if one.route not in self.routes and len(self.routes) >= MOST_ROUTES:
@@ -332,6 +332,6 @@ class Quarantine:
 
 
 def about(seen: Seen) -> dict[str, Any]:
-    """Return what a record tells of a request."""
+    """Return the fields of a request for a log record."""
     return {"method": seen.method, "path": seen.path, "route": seen.route,
             "fingerprint": f"{seen.fingerprint & 0xFFFF_FFFF_FFFF_FFFF:016x}"}

@@ -1,11 +1,11 @@
-"""Whether requests wait so long that waiting helps nobody, and which of them goes next. Pure: numbers and a clock.
+"""Decide whether requests wait too long to be worth serving, and which one goes next. Pure: numbers and a clock.
 
 *Overload* is a standing queue, found as CoDel finds one (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue
 2012; RFC 8289): for a whole interval no thread that became free found the oldest request waiting for less than the
-target, and the queue became no shorter: a burst drains, however slowly, and is served whole. Under overload the newest
-request goes first, since its client is the most likely to be there still, and what has waited above a limit is refused:
-Facebook's adaptive LIFO with CoDel (Maurer, "Fail at Scale", ACM Queue 2015). Target and interval grow with the time
-that a request takes: where that is five seconds, a wait of one second is no sign of anything.
+target, and the queue became no shorter. A burst that drains, however slowly, is served whole. Under overload the newest
+request goes first, since its client is the most likely to be still connected, and requests that have waited longer than
+a limit are refused: Facebook's adaptive LIFO with CoDel (Maurer, "Fail at Scale", ACM Queue 2015). Target and interval
+grow with the service time: where a request takes five seconds, a wait of one second is no sign of overload.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
-INTERVAL = 1.0  #: seconds for which the queue has to stand at least
-SERVICE_TIMES = 4  #: × what a request takes: the interval at least
-CLEAR = 4  #: the oldest waits less than this part of the target: the overload is over
-SAMPLES = 64  #: ages at which clients hung up, remembered
-ENOUGH = 8  #: of them, before they count
-SHARE = 0.5  #: of the time that clients have patience for, a request may wait
+INTERVAL = 1.0  #: seconds: shortest interval for which the queue has to stand
+SERVICE_TIMES = 4  #: × the service time of a request: the interval at least
+CLEAR = 4  #: the oldest request waits less than the target divided by this: the overload is over
+SAMPLES = 64  #: number of remembered ages at which clients hung up
+ENOUGH = 8  #: number of such ages from which they count
+SHARE = 0.5  #: share of the clients' patience that a request may wait
 
-#: Classes of requests, the first goes first.
+#: Classes of requests; the first class goes first.
 HEALTH, CRITICAL, CHEAP, NORMAL, SHEDDABLE = range(5)
 KINDS = 5
-#: × the limit: what each class may wait under overload; a health endpoint's is never refused.
+#: × the limit: the wait that each class may have under overload; a health request is never refused.
 _LIMITS = (float("inf"), 4.0, 1.0, 1.0, 0.25)
-TURNS = 4  #: every so many times a lower class has its turn, so that no class starves another
+TURNS = 4  #: one turn in this many goes to the next lower class, so that no class starves another
 
 
 class QueueDelay:
-    """One worker's judgement. No method waits; races between threads cost precision only.
+    """One worker's view of its queue. No method waits; races between threads cost precision only.
 
-    :param target: seconds that a service in good health keeps the oldest request below, now and then at least.
-    :param limit: seconds of waiting above which a request is refused under overload; 0 = none ever is.
+    :param target: seconds of waiting that the oldest request of a healthy service falls below now and then.
+    :param limit: seconds of waiting above which a request is refused under overload; 0 = never refuse.
     :ivar overloaded: there is overload now.
     :ivar since: when it began, monotonic seconds.
     :ivar service: seconds that a request takes, without its wait.
@@ -50,24 +50,25 @@ class QueueDelay:
 
     @property
     def target(self) -> float:
-        """Seconds: the oldest waiting longer than that throughout an interval is overload."""
+        """Return the target in seconds: if the oldest request waits longer throughout an interval, there is overload.
+        """
         return max(self._target, self.service)
 
     @property
     def limit(self) -> float:
-        """Seconds that a request may wait under overload: less where clients were seen to leave early."""
+        """Return the seconds that a request may wait under overload, reduced where clients have hung up early."""
         return max(self.target, min(max(self._limit, self.service), SHARE * self._patience))
 
     @property
     def watchful(self) -> bool:
-        """There is overload, or the beginning of one."""
+        """Return whether there is overload, or the beginning of one."""
         return self.overloaded or bool(self._stands_at)
 
     def note(self, now: float, oldest: float, waiting: int) -> bool:
-        """A thread is free: judge by how long the oldest request has waited, 0.0 if none does; return whether there
-        is overload.
+        """Record, when a thread is free, how long the oldest request has waited; return whether there is overload.
 
-        :param waiting: how many wait.
+        :param oldest: seconds that the oldest request has waited, 0.0 if none waits.
+        :param waiting: the number of waiting requests.
         """
         if oldest < self.target or not self._limit:
             self._stands_at = 0.0
@@ -80,30 +81,32 @@ class QueueDelay:
         return self.overloaded
 
     def forget(self) -> None:
-        """What waited up to now waited for something else than a thread's time: there is no overload."""
+        """Forget the overload: the requests waited for something else than a thread's time."""
         self._stands_at, self.overloaded = 0.0, False
 
     def may_wait(self, kind: int) -> float:
-        """Seconds that a request of a class may wait; infinite without overload."""
+        """Return the seconds that a request of a class may wait; infinite without overload."""
         return _LIMITS[kind] * self.limit if self.overloaded else float("inf")
 
     def may_have_waited(self, kind: int) -> float:
-        """The same where requests come in the order of their arrival, as from the kernel's queue: there the limit is
-        what each of them waits, so it is half of the target; what is cheap costs less than to refuse it.
+        """Return the same limit for requests that come in the order of their arrival, as from the kernel's queue.
+
+        There every request waits up to the limit, so it is half of the target. A cheap request has no limit, since
+        serving it costs less than refusing it.
         """
         if not self.overloaded or kind in (HEALTH, CRITICAL, CHEAP):
             return self.may_wait(HEALTH if kind == CHEAP else kind)
         return max(0.5 * self._target * (1.0 if kind == NORMAL else 0.5), self.service)
 
     def left(self, age: float) -> None:
-        """A client hung up at that age of its request, seconds."""
+        """Record the age of a request, in seconds, at which its client hung up."""
         self._left.append(age)
         if len(self._left) >= ENOUGH:
             ages = sorted(self._left)
             self._patience = ages[len(ages) // 10]
 
     def took(self, seconds: float) -> None:
-        """Requests took so long of late, in the mean."""
+        """Record the mean service time of the latest requests, in seconds."""
         self.service += 0.5 * (seconds - self.service) if self.service else seconds
 
 
@@ -111,7 +114,7 @@ T = TypeVar("T")
 
 
 class Line(Generic[T]):
-    """Requests that wait for a thread, by class, each with the monotonic time of its arrival. Not safe for threads."""
+    """Requests that wait for a thread, by class, each with the monotonic time of its arrival. Not thread-safe."""
 
     def __init__(self) -> None:
         self._classes: tuple[deque[tuple[float, T]], ...] = tuple(deque() for _ in _LIMITS)
@@ -119,19 +122,20 @@ class Line(Generic[T]):
         self.number = 0
 
     def add(self, kind: int, arrived: float, one: T) -> None:
-        """One more waits."""
+        """Add a request with its class and time of arrival."""
         self._classes[kind].append((arrived, one))
         self.number += 1
 
     def oldest(self, now: float) -> float:
-        """Seconds for which the oldest has waited, 0.0 if none does."""
+        """Return the seconds for which the oldest request has waited, 0.0 if none waits."""
         return max((now - waiting[0][0] for waiting in self._classes if waiting), default=0.0)
 
     def next(self, *, newest: bool) -> tuple[float, T] | None:
-        """Take the next one, with its arrival: of the first class, but every fourth time of the next; None if none
-        waits.
+        """Take the next request, with its arrival; return None if none waits.
 
-        :param newest: the newest of its class.
+        It comes from the first class, every fourth time from the next.
+
+        :param newest: take the newest of its class, else the oldest.
         """
         waiting = [each for each in self._classes if each]
         if not waiting:
@@ -142,8 +146,9 @@ class Line(Generic[T]):
         return chosen.pop() if newest else chosen.popleft()
 
     def overdue(self, now: float, limits: Sequence[float]) -> list[tuple[float, T]]:
-        """Take those that have waited above their class's limit, but not the last one that waits: it is better off
-        with the next free thread.
+        """Take the requests that have waited longer than their class's limit, but never the last waiting one.
+
+        That one is better off with the next free thread.
         """
         found = []
         for waiting, limit in zip(reversed(self._classes), reversed(limits), strict=True):
@@ -153,5 +158,5 @@ class Line(Generic[T]):
         return found
 
     def all(self) -> Iterable[T]:
-        """Those that wait."""
+        """Return the waiting requests."""
         return [one for waiting in self._classes for _, one in waiting]

@@ -1,12 +1,12 @@
-"""Whether a new release is worse than the one that serves: pure, from counts and a clock.
+"""Decide whether a new release is worse than the one that serves: pure, from counts and a clock.
 
-Two releases serve side by side, and each look hands their workers' counts to a `Judge`. It compares shares: of failed
-requests and of slow ones, per route and over all routes, of exceptions of a kind that was unknown before, and of
-windows in which a request costs more processor time. Each comparison is an e-process (`bets`), so that it may look as
-often as it likes and stop as soon as it knows; over all routes it is the product of theirs, so that no mix of routes is
-mistaken for an effect. Each has a weight, and the weights add up to one (weighted Bonferroni).
+Two releases serve side by side, and each look passes their workers' counts to a `Judge`. It compares shares: of failed
+and of slow requests, per route and over all routes, of exceptions of a kind never seen before, and of windows in which
+a request costs more processor time. Each comparison is an e-process (`bets`), so the judge may look as often as it
+likes and stop as soon as it knows. Over all routes the e-process is the product of the routes' own, so that a different
+mix of routes does not look like an effect. Each has a weight, and the weights add up to one (weighted Bonferroni).
 
-Memory, crashes and hangs follow rules, since one segmentation fault is no matter of shares.
+Memory, crashes and hangs follow rules, since a single segmentation fault is evidence enough.
 """
 
 from __future__ import annotations
@@ -33,34 +33,35 @@ from .release_counts import (
     slow_from,
 )
 
-ALPHA = 0.001  #: probability with which a release that is no worse is called worse, over all comparisons
+ALPHA = 0.001  #: probability of calling a release worse that is not, over all comparisons
 WARM = 3.0  #: seconds of service after which latency, processor time and memory count
-EARLY, AMPLE, EACH = 5.0, 200, 10  #: seconds, requests, and requests of each frequent route for an early end
+EARLY, AMPLE, EACH = 5.0, 200, 10  #: seconds, requests, and requests of each frequent route that allow an early end
 FREQUENT = 0.02  #: share of the old release's requests above which a route is frequent
-ENOUGH = 20  #: requests of the new release without which nothing is known of it
+ENOUGH = 20  #: requests of the new release below which the judge knows nothing about it
 WEIGHTS = {"failed": 0.15, "failed_route": 0.4, "exceptions": 0.15, "slow": 0.1, "slow_route": 0.1, "processor": 0.1}
 LATER = 0.1  #: share of a measure's weight for routes that appear later
 
-FEWEST_FAILED, LEAST_FAILED = 3, 0.02  #: failed requests, and the difference of shares, that are worth a word
-WINDOW = 1.0  #: seconds of a window of processor time
-BUSY, COSTLIER, COST = 10, 2.0, 0.002  #: requests in it; times as much as the old release's; seconds more
+FEWEST_FAILED, LEAST_FAILED = 3, 0.02  #: failed requests, and the difference of shares, that are worth reporting
+WINDOW = 1.0  #: seconds of a window for processor time
+BUSY, COSTLIER, COST = 10, 2.0, 0.002  #: requests in a window; × the old release's cost; additional seconds per request
 COLDEST = 0.2  #: share of cold requests above which a window does not count
-CHANCE, WAGER = 0.1, 0.8  #: windows that may look costly by chance; that are taken to be if it is costlier
-HANGS, SLOWEST = 3.0, 5.0  #: seconds, and × the slowest answer of that route, after which a request hangs
+#: share of windows that may look costly by chance; share that the bet assumes of a costlier release
+CHANCE, WAGER = 0.1, 0.8
+HANGS, SLOWEST = 3.0, 5.0  #: seconds, and × the slowest answer of that route, after which a request counts as hung
 
-#: Ends of a worker of which one is enough: the app's own.
+#: Exit reasons of which one is enough: the app itself caused it.
 FATAL = frozenset({"crash_signal", "exit_code", "timeout", "stuck", "leaked_connections", "memory_hard", "deadline"})
-#: Ends that something else may have caused.
+#: Exit reasons that may have another cause.
 DOUBTFUL = frozenset({"boot_failure", "out_of_memory", "killed", "unknown", "frozen"})
 
 
 class Verdict(enum.Enum):
-    """What a judge says of the new release."""
+    """A judge's verdict on the new release."""
 
     UNDECIDED = "undecided"
     WORSE = "worse"
     AS_GOOD = "as good"
-    TOO_FEW = "too few requests"  #: the time is over, and nothing is known
+    TOO_FEW = "too few requests"  #: the time is over, and too little is known
 
 
 class Window(NamedTuple):
@@ -78,7 +79,7 @@ NO_WINDOW = Window(0.0, 0, 0.0, 0, 0)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a judge says, and why.
+    """A judge's verdict, with its reason.
 
     :ivar text: for people: "KeyError in /pay (5xx 100 % against 0.2 %)".
     :ivar measure: failed, slow, exceptions, processor, memory, crash or hang.
@@ -94,11 +95,11 @@ class Finding:
 class Judge:
     """Compares a new release with the old one while both serve.
 
-    :param now: monotonic seconds, of this and all later looks.
-    :param old: the old release's workers, whose past is known.
-    :param known: kinds of exceptions that were seen before.
-    :param new: the new release's workers, where they have served before.
-    :param limit: seconds from the first service of the new release after which it is judged by what is known.
+    :param now: monotonic seconds, as in all later looks.
+    :param old: the old release's workers, with their past.
+    :param known: kinds of exceptions seen before.
+    :param new: the new release's workers, if they have served before.
+    :param limit: seconds from the new release's first service after which the judge decides by what it knows.
     """
 
     def __init__(self, now: float, old: Workers, known: Iterable[Key] = (), new: Workers = NO_WORKERS, *,
@@ -126,9 +127,9 @@ class Judge:
 
     def look(self, now: float, old: Workers, new: Workers, *, old_ends: Sequence[str] = (),
              new_ends: Sequence[str] = ()) -> Finding:
-        """Take what the workers have done up to now; those that are gone keep their figures.
+        """Take the workers' counts up to now and judge; workers that have ended keep their figures.
 
-        :param old_ends, new_ends: reasons of ends, and of asked replacements, of each side since the first look.
+        :param old_ends, new_ends: reasons of exits, and of requested replacements, of each side since the first look.
         """
         if new and not self._begun:
             self._begun = now
@@ -202,7 +203,7 @@ class Judge:
                        (asked[1], min(asked[1], new_kinds.get(kind, 0))))
         for kind in {**old_kinds, **new_kinds}:
             if kind not in self._kinds and kind not in self._exceptions:
-                self._exceptions[kind] = Shares()  # the one that made it known is no evidence
+                self._exceptions[kind] = Shares()  # the look that found it does not count as evidence
         for kind, number in new_kinds.items():
             self._seen[kind] = self._seen.get(kind, 0) + number
 
@@ -226,7 +227,10 @@ class Judge:
         return (bet if isinstance(bet, float) else bet.wealth) * ALPHA * WEIGHTS[measure] * part >= 1.0
 
     def _part(self, number: int) -> float:
-        """A route's part of its measure's weight; `number`: in the order in which routes became known."""
+        """Return a route's part of its measure's weight.
+
+        :param number: its position in the order in which routes became known.
+        """
         if number < self._first:
             return (1.0 - LATER) / self._first
         later = number - self._first + 1
@@ -294,7 +298,7 @@ class Judge:
         elsewhere = [one.key for figures in old.values() for one in figures.hung if one.seconds > HANGS]
         for figures in new.values():
             found = [one for one in figures.hung if one.key not in elsewhere and self._hung(one)]
-            # a machine that stands still keeps requests of both releases
+            # a machine that stalls holds requests of both releases
             if len(found) >= min(2, figures.threads) + 2 * len(elsewhere):
                 return "hang", f"{found[0].where} hangs ({len(found)} requests without an answer)"
         return "", ""
@@ -318,10 +322,11 @@ def _requests(routes: dict[Key, Route]) -> int:
 
 
 class Alarm:
-    """Compares the new release with the old one's past, once that serves no more: a reason to compare them again, since
-    what it finds may be the weather.
+    """Compares the new release with the old one's past, once the old one no longer serves.
 
-    :param usual: of the old release, by route.
+    A finding is only a reason to compare the two again, since the load may have changed instead.
+
+    :param usual: the old release's counts by route.
     """
 
     def __init__(self, usual: Mapping[Key, Route]) -> None:
@@ -335,7 +340,7 @@ class Alarm:
         self._all = {"failed": Bet(), "slow": Bet()}
 
     def look(self, workers: Workers) -> str:
-        """Return what has become worse, "" for nothing."""
+        """Return what has become worse, or "" if nothing has."""
         routes, _, _, _ = self._steps.take(workers)
         found: dict[str, list[list[float]]] = {"failed": [], "slow": []}
         for key, route in routes.items():
@@ -369,5 +374,5 @@ def _slow_text(where: str, old: float, new: float) -> str:
 
 
 def percent(part: float) -> str:
-    """A share for people: 100 %, 3 %, 0.2 %."""
+    """Return a share for people: 100 %, 3 %, 0.2 %."""
     return f"{100 * part:.1f} %" if 0.0 < part < 0.095 else f"{100 * part:.0f} %"

@@ -1,4 +1,4 @@
-"""What is counted of a release's workers, and what follows from it alone: latency and memory. Pure."""
+"""The counts of a release's workers, and the judgements that need nothing else: latency and memory. Pure."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from .bets import Shares, share
 
 Key = tuple[str, str]  #: method and endpoint of a route; class and route of an exception
 COLD = 10  #: first requests of a route in a worker that do not count for latency and processor time (5 were too few)
-LEAST_SLOW = 0.25  #: difference of the shares of slow requests that is worth a word
-RECENT = 20  #: latest requests of a route, of which as many must be slow
+LEAST_SLOW = 0.25  #: difference of the shares of slow requests that is worth reporting
+RECENT = 20  #: number of a route's latest requests that must be as slow as all
 BASELINE = 20  #: requests of a route from which its usual latency is known
-SLOW_OCTAVE = 6  #: number of the octave below which no request is called slow: 2 ms
-GROWN, STEPS, STEP = 1.25, 3, 4 << 20  #: × the old workers' memory; samples in a row, each with more bytes
+SLOW_OCTAVE = 6  #: number of the octave below which no request counts as slow: 2 ms
+#: × the old workers' memory; consecutive samples; bytes by which each must exceed the one before
+GROWN, STEPS, STEP = 1.25, 3, 4 << 20
 APART = 0.9  #: seconds between two samples
-ROOM, PER_REQUEST = 32 << 20, 128 << 10  #: bytes above that; bytes for each request
+ROOM, PER_REQUEST = 32 << 20, 128 << 10  #: bytes above that; bytes per request
 
 
 @dataclass(frozen=True)
 class Route:
-    """Requests of a route that a worker answered.
+    """Requests of one route that a worker answered.
 
-    :ivar requests: without those refused on purpose.
+    :ivar requests: without those that the service refused on purpose.
     :ivar failed: server errors, and answers that were cut off.
-    :ivar times: numbers by octave of duration, the held time not included.
-    :ivar slowest_s: the slowest ever, seconds.
+    :ivar times: counts by octave of duration, without the time that a request was held.
+    :ivar slowest_s: duration of the slowest ever, seconds.
     """
 
     requests: int = 0
@@ -49,12 +50,12 @@ class Hung:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a worker has done since it began.
+    """A worker's counts since it began.
 
-    :ivar exceptions: recorded, by class and route.
+    :ivar exceptions: recorded exceptions, by class and route.
     :ivar processor_s: processor time, seconds.
     :ivar resident: bytes of memory.
-    :ivar threads: that serve requests.
+    :ivar threads: the number that serve requests.
     """
 
     routes: Mapping[Key, Route] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Figures:
 
     @property
     def requests(self) -> int:
-        """Of all routes."""
+        """Return the number of requests over all routes."""
         return sum(route.requests for route in self.routes.values())
 
 
@@ -77,17 +78,16 @@ NO_WORKERS: Workers = {}
 
 
 class Steps:
-    """What happened to the workers of one release between two looks; what came before the first look is its past."""
+    """The changes of one release's workers between two looks; everything before the first look is its past."""
 
     def __init__(self) -> None:
         self._known: dict[int, Figures] = {}
         self._warm: set[tuple[int, Key]] = set()
 
     def take(self, workers: Workers) -> tuple[dict[Key, Route], dict[Key, int], float, int]:
-        """Return by how much each route, each kind of exception and the processor time grew, and how many requests were
-        cold.
+        """Return the growth of each route, each kind of exception and the processor time, and the cold requests.
 
-        Times begin to count at the first look at which the worker has answered `COLD` requests of that route.
+        Durations count from the first look at which the worker has answered `COLD` requests of that route.
         """
         routes: dict[Key, Route] = {}
         exceptions: dict[Key, int] = {}
@@ -117,22 +117,23 @@ class Steps:
             if now.requests < COLD:
                 return ()
             self._warm.add((pid, key))
-            # a worker that has served for long is warm; what it did before counts as its past
+            # A worker that has served for long is warm; its earlier requests count as its past.
             return now.times if not then.requests and now.requests > 10 * COLD else ()
         return tuple(max(0, one - other) for one, other in zip(now.times, then.times or (0,) * len(now.times),
                                                                strict=True))
 
 
 def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """The sum of two histograms."""
+    """Return the sum of two histograms."""
     if not one or not other:
         return one or other
     return tuple(map(sum, zip(one, other, strict=True)))
 
 
 def slow_from(times: tuple[int, ...]) -> int | None:
-    """The octave from which on a request is slow: the first one entirely above twice the median; None if too few are
-    known.
+    """Return the octave from which a request is slow: the first one entirely above twice the median.
+
+    Return None if too few requests are known.
     """
     total = sum(times)
     if total < BASELINE:
@@ -148,7 +149,7 @@ def slow_from(times: tuple[int, ...]) -> int | None:
 class Latency:
     """Slow requests of one route.
 
-    :param past: times of the old release before.
+    :param past: the old release's durations before the comparison.
     """
 
     def __init__(self, past: tuple[int, ...]) -> None:
@@ -158,7 +159,7 @@ class Latency:
         self._recent: list[tuple[int, int]] = []
 
     def add(self, old: tuple[int, ...], new: tuple[int, ...]) -> list[float] | None:
-        """Take one look's times; see `Shares.add`."""
+        """Add one look's durations; see `Shares.add`."""
         if self._from is None:
             self._from = slow_from(self._past)
             if self._from is None:
@@ -176,7 +177,8 @@ class Latency:
         return sum(times), sum(times[self._from:]) if self._from is not None else 0
 
     def still_slow(self) -> bool:
-        """The latest requests are as slow as all: what caches warmed by now is forgiven."""
+        """Return whether the latest requests are as slow as all: slowness that ended once caches were warm is forgiven.
+        """
         recent = sum(number for number, _ in self._recent), sum(hits for _, hits in self._recent)
         return recent[0] >= min(RECENT, self.shares.new[0]) and share(recent) - self.shares.shares[0] >= LEAST_SLOW
 
@@ -205,7 +207,7 @@ class Memory:
 
 
 def since(before: Mapping[Key, Route], now: Mapping[Key, Route]) -> dict[Key, Route]:
-    """What was added to the routes."""
+    """Return the growth of each route between two counts."""
     found = {}
     for key, route in now.items():
         then = before.get(key, NOWHERE)
@@ -217,7 +219,7 @@ def since(before: Mapping[Key, Route], now: Mapping[Key, Route]) -> dict[Key, Ro
 
 
 def together(workers: Workers) -> dict[Key, Route]:
-    """All routes of several workers."""
+    """Return the routes of several workers, added up."""
     found: dict[Key, Route] = {}
     for figures in workers.values():
         for key, route in figures.routes.items():

@@ -1,4 +1,4 @@
-"""What the master reads of its workers for the judge of releases: the rows of the board, and the kernel's clock."""
+"""Read the workers' figures for the judge of releases, in the master: from the board's rows and the kernel's clock."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def read(children: Iterable[Child]) -> dict[int, Figures]:
-    """The figures of workers that have a row, by process id. Never raises."""
+    """Return the figures of workers that have a row, by process id. Never raise."""
     return {child.pid: figures(child.row, child.pid) for child in children if child.row is not None and child.pid}
 
 
 def figures(row: Row, pid: int) -> Figures:
-    """A worker's, as far as its row is well formed: what a worker wrote is not the master's risk."""
+    """Return a worker's figures, skipping malformed entries: the master must survive whatever a worker wrote."""
     routes: dict[Key, Route] = {}
     for key, words, times in by_route(row.endpoints, row.entries, row.times):
         routes[key] = Route(sum(words[2:8]), words[2] + words[7], times, words[1] / 1e9)
@@ -35,7 +35,7 @@ def _exceptions(row: Row) -> dict[Key, int]:
     for entry in _entries(row.exceptions.read_json([])):
         try:
             name = str(entry["class"])[:200]
-            if not name.startswith("flask_stability."):  # our own refusals say nothing of a release
+            if not name.startswith("flask_stability."):  # our own refusals say nothing about a release
                 found[name, str(entry["route"])[:200]] = int(entry["count"])
         except (KeyError, TypeError, ValueError):
             continue
@@ -57,7 +57,7 @@ def _entries(found: Any) -> list[dict[str, Any]]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Processor time of a process, its threads included; 0.0 if it is gone."""
+    """Return the processor seconds of a process, its threads included; 0.0 if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

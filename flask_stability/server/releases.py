@@ -33,14 +33,14 @@ from .release import FATAL, Alarm, Finding, Judge, Verdict
 from .release_counts import Figures, Key, Route, since, together
 from .workers import Child
 
-LOOK = 0.1  #: seconds between two looks while releases are compared
-KEPT = 10  #: verdicts that are remembered
+LOOK = 0.1  #: seconds between two looks while two releases are compared
+KEPT = 10  #: maximum number of verdicts remembered
 UNPARKED = 2.0  #: seconds that the old workers have to serve again before the new ones leave
-HANGING = 3.0  #: seconds that workers of a release that hangs have to leave
+HANGING = 3.0  #: seconds that workers of a hanging release have to leave
 
 
 class Phase(enum.Enum):
-    """Where the reload is."""
+    """The phase of the reload."""
 
     QUIET = "quiet"
     JUDGING = "judging"
@@ -50,7 +50,7 @@ class Phase(enum.Enum):
 
 
 class Fleet(Protocol):
-    """What a trial asks of the supervisor."""
+    """The supervisor's methods that a trial calls."""
 
     children: dict[Any, Child]
 
@@ -58,29 +58,29 @@ class Fleet(Protocol):
         """See `Supervision`."""
 
     def terminate(self, child: Child, now: float) -> None:
-        """SIGTERM, in good order."""
+        """Send a worker SIGTERM, so that it leaves in good order."""
 
     def replace_all(self, old: list[Child], now: float) -> None:
-        """The old workers of a reload leave, as many others serve."""
+        """Replace the old workers of a reload, which leave once enough others serve."""
 
     def restore(self) -> None:
-        """Configuration, environment and settings are again those of before the reload."""
+        """Restore configuration, environment and settings of before the reload."""
 
     def boot_patience(self) -> float:
-        """Seconds that a worker has to become ready."""
+        """Return the seconds that a worker has to become ready."""
 
     def base(self) -> int:
         """Return how many workers there should be."""
 
     def may_keep(self) -> bool:
-        """There is memory for the workers of two releases."""
+        """Return whether memory has room for the workers of two releases."""
 
 
 class Releases:
-    """The trial under way, and what is known of the last ones.
+    """The trial under way, and the verdicts of the last ones.
 
     :ivar settings: those of the latest reload.
-    :ivar phase: where it is.
+    :ivar phase: its phase.
     :ivar held: the code on disk is that of a refused release.
     :ivar outcome: of the latest reload: ``under way``, ``serves``, ``refused`` or ``failed``.
     """
@@ -89,7 +89,8 @@ class Releases:
         self._board, self._fleet, self.settings = board, fleet, settings
         self.phase, self.held, self.outcome = Phase.QUIET, False, "serves"
         self.force = False
-        self.starting: bool | None = None  # within gunicorn's reload: whether it is judged, None = not decided yet
+        # Within gunicorn's reload: whether the release is judged, None = not decided yet.
+        self.starting: bool | None = None
         self._started = 0
         self._newest, self._since, self._begun = 0, 0.0, 0.0
         self._number = 1
@@ -111,46 +112,51 @@ class Releases:
 
     @property
     def under_way(self) -> bool:
-        """New workers are awaited, or judged."""
+        """Return whether new workers are awaited or judged."""
         return self.phase in (Phase.JUDGING, Phase.FOLLOWING)
 
     @property
     def comparing(self) -> bool:
-        """Two releases are there."""
+        """Return whether workers of two releases exist."""
         return self.phase is not Phase.QUIET
 
     @property
     def frozen(self) -> bool:
-        """No worker of the old release is replaced: its place would be the new one's."""
+        """Return whether no worker of the old release may be replaced: a replacement would run the new code."""
         return self.held or self.phase in (Phase.JUDGING, Phase.CONFIRMING)
 
     @property
     def begun(self) -> float:
-        """When the latest trial began, monotonic seconds."""
+        """Return when the latest trial began, monotonic seconds."""
         return self._begun
 
     def on_trial(self, child: Child) -> bool:
-        """Whether its release is being judged: what it crashes of is its release's fault until then."""
+        """Return whether a worker's release is being judged: until the verdict it takes the blame for the worker's
+        crashes.
+        """
         return self.phase is Phase.JUDGING and self.is_new(child)
 
     def is_new(self, child: Child) -> bool:
-        """Whether it is of the release on trial."""
+        """Return whether a worker belongs to the release on trial."""
         return self.comparing and not child.alone and int(child.worker.age) > self._newest
 
     def aside(self, children: Iterable[Child]) -> list[Child]:
-        """Those of the release that does not count: the new ones until it is accepted, then the old ones."""
+        """Return the workers of the release that does not count: the new ones until acceptance, then the old ones."""
         if not self.comparing:
             return []
         on_trial = self.phase is Phase.JUDGING
         return [child for child in children if not _leaves(child) and self.is_new(child) is on_trial]
 
     def wanted(self, aside: int) -> int:
-        """Return how many of those there should be."""
+        """Return how many workers there should be aside, given how many there are."""
         return max(1, aside) if self.phase is Phase.JUDGING else aside
 
     def base(self, base: int, children: Iterable[Child]) -> int:
-        """How many workers of the other release there are to be: while it is frozen no more than there are; after a
-        refusal at least half.
+        """Return how many workers of the counting release there should be.
+
+        While replacements are frozen, no more than there are; after a refusal, at least half.
+
+        :param base: the target number of workers.
         """
         if not self.frozen or self.phase is Phase.CONFIRMING:
             return base
@@ -168,18 +174,18 @@ class Releases:
     # -- a reload ------------------------------------------------------------------------------------------------
 
     def may_start(self) -> bool:
-        """Within gunicorn's reload: of a release that is judged one worker is started."""
+        """Return whether gunicorn's reload may start another worker: a release that is judged gets a single one."""
         if not self.starting:
             return True
         self._started += 1
         return self._started == 1
 
     def waits(self) -> bool:
-        """A further reload waits while the rest of the last one's workers start."""
+        """Return whether a further reload must wait while the rest of the last one's workers start."""
         return self.phase is Phase.FOLLOWING
 
     def before_reload(self, now: float) -> None:
-        """A further reload ends the trial of the last one: not judged yet it is given up, else it is accepted."""
+        """End the trial of the last reload for a further one: give up a release not judged yet, else accept it."""
         if self.phase is Phase.JUDGING:
             for child in self._side(new=True):
                 self._fleet.terminate(child, now)
@@ -191,7 +197,10 @@ class Releases:
         self._publish()
 
     def prepare(self, problem: str) -> None:
-        """The new configuration is read; `problem`: why its release is not judged, "" if it is."""
+        """Decide, once the new configuration is read, whether its release is judged.
+
+        :param problem: why it cannot be judged, "" if it can.
+        """
         forced, self.force = self.force, False
         if forced:
             problem = "it was forced"
@@ -202,7 +211,7 @@ class Releases:
             logs.process("release_not_judged", reason=problem)
 
     def reloaded(self, newest: int) -> bool:
-        """gunicorn's reload is done; whether its release is on trial.
+        """Begin the trial once gunicorn's reload is done; return whether the release is on trial.
 
         :param newest: the number of the last worker of the old release.
         """
@@ -227,12 +236,12 @@ class Releases:
         return True
 
     def failed(self) -> None:
-        """gunicorn's reload failed: nothing has changed."""
+        """Record that gunicorn's reload failed and nothing has changed."""
         self.starting, self.outcome = None, "failed"
         self._publish()
 
     def arrived(self) -> None:
-        """A reload that is not judged is done."""
+        """Record the end of a reload that is not judged."""
         if self.outcome == "under way" and not self.comparing:
             self.outcome = "serves"
             self._publish()
@@ -240,12 +249,12 @@ class Releases:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def forking(self, child: Child) -> None:
-        """A worker is about to be started."""
+        """Mark a worker about to be forked as on trial, if its release is."""
         if child.row is not None and (self.starting or self.phase is Phase.JUDGING):
             child.row.orders[scoreboard.O_TRIAL] = 1
 
     def exited(self, child: Child, reason: Reason, detail: str) -> bool:
-        """A worker is gone; whether that is this trial's business alone."""
+        """Record a worker's exit; return whether only the trial has to deal with it."""
         if not self.comparing or child.term_at or child.killed is Reason.RELOAD:
             return False
         if child.row is not None:
@@ -260,7 +269,7 @@ class Releases:
     # -- the tick ------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Look, judge, act."""
+        """Look, judge, act. Called in the master's tick."""
         if self._kill_at and now >= self._kill_at:
             self._kill_at = 0.0
             for child in self._fleet.children.values():
@@ -271,7 +280,7 @@ class Releases:
         old, new = self._side(new=False), self._side(new=True)
         self._notice(old, new)
         if sum(child.serves() for child in old) < half(self._fleet.base()):
-            # too few are left to turn back to
+            # too few old workers are left to fall back on
             if self.phase is Phase.JUDGING:
                 self._accept(now, new, Finding(Verdict.TOO_FEW))
             elif self.phase is not Phase.FOLLOWING or any(child.serves() for child in new):
@@ -312,7 +321,7 @@ class Releases:
             self._accept(now, new, found)
 
     def _accept(self, now: float, new: list[Child], found: Finding) -> None:
-        """The rest of the new workers may start."""
+        """Accept the release on trial: the rest of the new workers may start."""
         for child in new:
             if child.row is not None:
                 child.row.orders[scoreboard.O_TRIAL] = 0
@@ -366,13 +375,13 @@ class Releases:
         elif found.verdict is not Verdict.UNDECIDED:
             self._park(old, True)
             self.phase = Phase.WATCHING
-            # what both suffer now is usual from now on
+            # slowness and failures of both releases are usual from now on
             self._alarm = Alarm(since(self._before, together({**self._figures(old), **self._figures(new)})))
 
     # -- what follows --------------------------------------------------------------------------------------------
 
     def _refuse(self, now: float, found: Finding) -> None:
-        """The new workers leave, the old ones serve on, and everything is as it was."""
+        """Refuse the release: the new workers leave, the old ones serve on, settings and configuration are restored."""
         turned_back = self.phase is not Phase.JUDGING
         old, new = self._side(new=False), self._side(new=True)
         self._park(old, False)
@@ -393,7 +402,7 @@ class Releases:
         self._end("turned back" if turned_back else "refused", replace(found, requests=requests))
 
     def _settle(self, now: float) -> None:
-        """The release is accepted for good: the old workers leave."""
+        """Accept the release for good: the old workers leave."""
         old = self._side(new=False)
         self._serving, self._refused, self.outcome = self._coming, None, "serves"
         self._words()[scoreboard.M_KEEP_CODE] = 0
@@ -434,7 +443,7 @@ class Releases:
         return Judge(now, self._figures(self._side(new=False)), known, self._figures(self._side(new=True)), limit=limit)
 
     def _park(self, old: list[Child], parked: bool) -> bool:
-        """Have the old workers accept nothing, or accept again; False if one of them cannot be parked."""
+        """Have the old workers stop accepting, or accept again; return False if one of them cannot be parked."""
         rows = [child.row for child in old if child.row is not None]
         if parked and not all(row.words[scoreboard.W_PARKED] >= 0 for row in rows):
             return False
@@ -450,7 +459,7 @@ class Releases:
         return settings.release_id or f"#{self._number}"
 
     def _publish(self) -> None:
-        """Put it on the board, for the workers and the command line. Never raises."""
+        """Publish the state on the board, for the workers and the command line. Never raise."""
         blob = {"reloads": int(self._words()[scoreboard.M_RELOADS]), "outcome": self.outcome,
                 "phase": self.phase.value, "serving": self._serving, "coming": self._coming if self.comparing else "",
                 "refused": self._refused, "verdicts": self._verdicts}
@@ -459,10 +468,10 @@ class Releases:
 
 
 def _leaves(child: Child) -> bool:
-    """It was told to go, or is of a release before the two."""
+    """Return whether a worker was asked to leave, or belongs to a release before these two."""
     return bool(child.term_at) or child.asked is Reason.RELOAD
 
 
 def half(base: int) -> int:
-    """The fewest old workers that serve on without the others."""
+    """Return the fewest old workers that can serve on without the others."""
     return (base + 1) // 2

@@ -1,7 +1,7 @@
-"""A reload (SIGHUP): the old workers go when the new ones are ready, and one reload at a time.
+"""A reload (SIGHUP): the old workers leave when the new ones are ready; one reload at a time.
 
-While the old workers of the last one say goodbye the next one waits: else each of ten in a row would add a generation
-of workers.
+The next reload waits while the last one's old workers close their connections. Otherwise each of ten reloads in a row
+would add a generation of workers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .workers import Child
 
 
 class Reload:
-    """The one under way, or the last one.
+    """The reload under way, or the last one.
 
-    :param words: the master's on the scoreboard.
-    :ivar due: one waits for the last one's end.
-    :ivar begun: gunicorn reads the configuration and starts the newcomers.
-    :ivar stalled: the newcomers do not boot; the old workers go on.
+    :param words: the master's words on the scoreboard.
+    :ivar due: a reload waits for the end of the last one.
+    :ivar begun: gunicorn reads the configuration and starts the new workers.
+    :ivar stalled: the new workers do not boot; the old ones serve on.
     """
 
     def __init__(self, words: Any) -> None:
@@ -30,7 +30,11 @@ class Reload:
         self.due = self.begun = self.stalled = False
 
     def begin(self, state: Replacement, children: Collection[Child], *, wait: bool = False) -> bool:
-        """Begin, unless it has to wait; `state`: the replacement under way; `wait`: the last reload's workers start."""
+        """Begin a reload, unless it has to wait; return whether it began.
+
+        :param state: the replacement under way.
+        :param wait: the last reload's workers are still starting.
+        """
         self.due = closing(state) or wait
         if self.due:
             logs.process("reload_waits")
@@ -48,7 +52,7 @@ class Reload:
         return True
 
     def failed(self, error: BaseException) -> str:
-        """Nothing has changed; returns the error in words."""
+        """Log that the reload failed and nothing has changed; return the error in words."""
         what = f"{type(error).__name__}: {error}"[:500]
         logs.process("reload_failed", level="ERROR", error=what, remedy="the service goes on as it was")
         return what
@@ -62,12 +66,12 @@ class Reload:
                                 "SIGHUP after putting the former version back")
 
     def under_way(self, state: Replacement) -> bool:
-        """Whether newcomers are still awaited."""
+        """Return whether new workers are still awaited."""
         return self.begun or (state.reason is Reason.RELOAD and not self.stalled)
 
 
 def replaced_by_it(children: Collection[Child], newest: int) -> list[Child]:
-    """Ask for the replacement of the old workers; returns them.
+    """Request the replacement of the old workers; return them.
 
     :param newest: the age of the last worker before the reload.
     """
@@ -78,5 +82,5 @@ def replaced_by_it(children: Collection[Child], newest: int) -> list[Child]:
 
 
 def closing(state: Replacement) -> bool:
-    """Whether the last reload's old workers say goodbye."""
+    """Return whether the last reload's old workers are closing their connections."""
     return state.phase is Phase.CLOSING and state.reason is Reason.RELOAD

@@ -23,25 +23,26 @@ from dataclasses import dataclass, replace
 
 from ..scoreboard import Reason
 
-READY_TIMEOUT = 30.0  #: seconds that a replacement has at least to become ready
-BOOTS = 2.0  #: × the longest boot that was measured: the time that a replacement has
-MOST_SPARES = 16  #: × the target number of workers: the most spare ones
-SILENT = 5.0  #: seconds without a sign of life after which the master takes a worker's interpreter as hung
-NOBODY = 2.0  #: the same if no other worker gives one either: then no worker serves
-COOLDOWN = 10.0  #: seconds before the next try after a replacement failed
-#: Ended at once, without a replacement first.
+READY_TIMEOUT = 30.0  #: seconds that a replacement worker has at least to become ready
+BOOTS = 2.0  #: × the longest measured boot: the time that a replacement worker has
+MOST_SPARES = 16  #: × the target number of workers: the maximum number of spare workers
+SILENT = 5.0  #: seconds without a sign of life after which the master considers a worker's interpreter hung
+NOBODY = 2.0  #: the same if all other workers are silent too: then no worker serves
+COOLDOWN = 10.0  #: seconds before the next try after a failed replacement
+#: Reasons to end a worker at once, without starting a replacement first.
 URGENT = frozenset({Reason.MEMORY_HARD})
-#: Broken: such a worker leaves even if no replacement becomes ready.
+#: Reasons that mean a broken worker, which leaves even if no replacement becomes ready.
 BROKEN = frozenset({Reason.DEADLINE, Reason.STUCK, Reason.MEMORY_HARD, Reason.MEMORY_PRESSURE, Reason.OPEN_FILES,
                     Reason.LEAKED_CONNECTIONS})
-#: Serve little or nothing: all of them are replaced at once, as far as there is room for replacements.
+#: Reasons that mean a worker serves little or nothing. All such workers are replaced at once, as far as memory allows.
 USELESS = frozenset({Reason.STUCK, Reason.LEAKED_CONNECTIONS})
-#: Cannot answer its kept-alive connections well, or must not stay that long.
+#: Reasons without a closing phase: the worker cannot answer its kept-alive connections well, or must not stay that
+#: long.
 NO_CLOSING = USELESS | {Reason.MEMORY_PRESSURE}
 
 
 class Phase(enum.Enum):
-    """Where the replacement is."""
+    """The phase of the replacement."""
 
     IDLE = 0
     SURGING = 1
@@ -49,13 +50,13 @@ class Phase(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What to do now."""
+    """The master's next action."""
 
     NOTHING = 0
-    SURGE = 1  #: start a replacement
-    CLOSE = 2  #: have them answer with ``Connection: close``
+    SURGE = 1  #: start a replacement worker
+    CLOSE = 2  #: have the workers answer with ``Connection: close``
     TERM = 3  #: SIGTERM
-    GIVE_UP = 4  #: no replacement came: leave things as they are for a while
+    GIVE_UP = 4  #: no replacement became ready: change nothing for a while
     KILL = 5  #: SIGKILL
 
 
@@ -65,10 +66,10 @@ class Seen:
 
     :ivar age: gunicorn's number of it, rising from worker to worker.
     :ivar asked: the reason to replace it.
-    :ivar term_at: when it was sent SIGTERM, 0.0 = not yet.
+    :ivar term_at: when the master sent it SIGTERM, 0.0 = not yet.
     :ivar ready_for: seconds since it became ready.
-    :ivar held: its only thread is kept by a long request.
-    :ivar row: it has a row on the scoreboard; without one the master cannot see what it does.
+    :ivar held: a long request occupies its only thread.
+    :ivar row: it has a row on the scoreboard; without one the master cannot see its state.
     """
 
     pid: int
@@ -101,9 +102,9 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: what to do to whom, and what is under way after it.
+    """One pass: the action, the workers it applies to, and the state after it.
 
-    :ivar reason: why, where neither state says so.
+    :ivar reason: the reason, where neither state holds it.
     """
 
     action: Action
@@ -113,7 +114,7 @@ class Step:
 
 
 def reloaded(old: Sequence[Seen], now: float) -> Replacement:
-    """Return the state after a reload: the new workers have been started, the old ones leave once those are ready."""
+    """Return the state after a reload: the new workers are started, and the old ones leave once those are ready."""
     return Replacement(Phase.SURGING, frozenset(seen.pid for seen in old), Reason.RELOAD, now)
 
 
@@ -125,8 +126,8 @@ def next_step(state: Replacement, workers: Sequence[Seen], now: float, *, base: 
     :param surge: a replacement may be started first.
     :param close_time: seconds of ``Connection: close`` before SIGTERM.
     :param kill_timeout: seconds after SIGTERM at which a worker is killed.
-    :param room: for how many replacements there is memory; one is started in any case.
-    :param patience: seconds that a replacement has to become ready.
+    :param room: how many replacement workers fit into memory; the master starts one in any case.
+    :param patience: seconds that a replacement worker has to become ready.
     """
     overdue = tuple(seen.pid for seen in workers if seen.term_at and now - seen.term_at > kill_timeout)
     if overdue:
@@ -228,21 +229,23 @@ def ready_timeout(boots: Sequence[float], timeout: float) -> float:
 
 def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, overdue: int = 0, coming: int = 0,
            knocking: bool, room: int) -> int:
-    """Return how many spare workers there should be while long requests keep all that serve.
+    """Return how many spare workers there should be while long requests occupy all serving workers.
 
     Sync workers have no spare threads. Spare workers stay until most of the long requests have ended.
 
-    :param held: of each worker that serves and stays, whether its request lasts for long.
-    :param clients: how many of those are kept by slow clients; more workers would be kept as well, so that for their
-        sake alone there are half as many more at the most.
-    :param overdue: how many more are held and leave for it. None is replaced if enough others serve.
-    :param coming: how many are there that do not serve yet.
+    :param before: how many there should have been until now.
+    :param base: the target number of workers.
+    :param held: for each worker that serves and stays, whether a long request occupies it.
+    :param clients: how many of those wait for slow clients. Further workers would wait for such clients as well, so for
+        their sake alone at most half as many workers are added.
+    :param overdue: how many more are held and leave for it. They need no spare workers if enough others serve.
+    :param coming: how many workers exist that do not serve yet.
     :param knocking: connections wait.
-    :param room: how many more there is memory for.
+    :param room: how many more workers fit into memory.
     """
     number = sum(held) + overdue
     if number and all(held) and knocking:
-        # three times as many as are held: two more at a time would take a dozen seconds for a dozen hung requests
+        # Three times the held workers: adding two at a time would take a dozen seconds for a dozen hung requests.
         wanted = max(0, 3 * (number - clients) - base) if number > clients else 0
         if clients:
             wanted = max(wanted, min(3 * number - base, wanted + max(1, base // 2)))
@@ -254,18 +257,19 @@ def spares(before: int, base: int, held: Sequence[bool], *, clients: int = 0, ov
 
 
 def patience(silent: Sequence[float]) -> float:
-    """Return the seconds without a sign of life that a worker is given.
+    """Return the seconds without a sign of life after which the master considers a worker hung.
 
-    :param silent: of each worker that serves, the seconds since its last one.
+    :param silent: for each worker that serves, the seconds since its last sign of life.
     """
     return NOBODY if silent and min(silent) > NOBODY else SILENT
 
 
 def target(base: int, workers: Sequence[Seen], state: Replacement, *, canary: int | None = None) -> int:
-    """Return how many workers gunicorn should hold now, the dying ones included; never fewer than there are.
+    """Return how many workers gunicorn should hold now, dying ones included; never fewer than there are.
 
     :param base: what the configuration, TTIN, TTOU and gunicornc ask for.
-    :param canary: after a crash loop the age of the newest worker then: one new worker at a time; None = no limit.
+    :param canary: after a crash loop, the age of the newest worker at that time: start one new worker at a time; None =
+        no limit.
     """
     going = sum(1 for seen in workers if seen.term_at or seen.pid in state.pids)
     wanted = max(base + going, len(workers))

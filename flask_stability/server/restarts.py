@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-CALM = 30.0  #: seconds without a crash after which the steps begin anew
-WAVE = 0.5  #: crashes closer together than this are one wave, one step
-SERVED = 1.0  #: seconds of service after which an exit is no sign of a crash loop, however young the worker
+CALM = 30.0  #: seconds without a crash after which the backoff steps start over
+WAVE = 0.5  #: seconds: crashes closer together than this count as one wave, one step
+SERVED = 1.0  #: seconds of service after which an exit does not count towards a crash loop, however young the worker
 WAIT_SERVED = 0.5  #: longest wait in seconds after the crash of a worker that had become ready
 WAIT_ANSWERED = 0.1  #: the same if it had answered: a request ended it, not its start
 WAIT_NOBODY = 2.0  #: longest wait in seconds while no worker serves
@@ -38,7 +38,7 @@ class Restarts:
         self.hold_until = float("-inf")
 
     def limit(self, steps: Sequence[float], *, most: int, window: float, min_uptime: float) -> None:
-        """Set the limits; the crashes so far count on."""
+        """Set the limits; the crashes so far still count."""
         self._steps, self._most, self._window, self._min_uptime = steps, most, window, min_uptime
 
     def crashed(self, now: float, uptime: float, *, served: float | None = None, answered: bool = False,

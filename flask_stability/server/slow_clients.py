@@ -1,7 +1,7 @@
-"""A worker's guard against slow clients: which threads wait for one, and whose connection is cut.
+"""A worker's guard against slow clients: finds the threads that wait for one, and cuts connections that are too slow.
 
-A thread that waits for a client is not one that hangs: the request's deadline, and gunicorn's ``timeout`` on sync, are
-about the app. What ends the wait is the client's rate; then that connection is cut, and nothing else happens.
+A thread that waits for a client does not hang: the request's deadline, and gunicorn's ``timeout`` on sync, are about
+the app. A minimum rate of the client bounds the wait; below it, the guard cuts that connection and does nothing else.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..request import RequestRecord, inflight, min_rate
 from ..wsgi.upload import Meter, Upload
 from .gunicorn.connections import Connections, Served
 
-PATIENCE = 5.0  #: seconds that a client may keep a thread when there is none for others, and no more are to be had
-AGAIN = 60.0  #: seconds between two records of clients that were cut
-AFTER_CUT = 5.0  #: seconds that a view has to end after its client was cut
+PATIENCE = 5.0  #: seconds that a client may hold a thread when others find no thread and the worker can add none
+AGAIN = 60.0  #: seconds between two log records about cut clients
+AFTER_CUT = 5.0  #: seconds that a view has to end after the guard cut its client
 HEAD, BODY, RESPONSE = "head", "body", "response"
-_BYTES_ACKED = 120  #: its offset in Linux's struct tcp_info
+_BYTES_ACKED = 120  #: offset in Linux's struct tcp_info
 
 
 class _Watched:
-    """What the guard remembers of one connection."""
+    """The guard's notes on one connection."""
 
     __slots__ = ("alone", "looked", "meters", "since", "waits_for")
 
@@ -39,7 +39,7 @@ class _Watched:
 
 
 class SlowClients:
-    """One worker's.
+    """The slow clients of one worker.
 
     :ivar waiting: how many threads wait for a client now.
     """
@@ -53,15 +53,17 @@ class SlowClients:
         self._tell_at = 0.0
 
     def look(self, now: float, *, pressed: bool) -> None:
-        """Find the threads that wait for a client, and cut what is too slow.
+        """Find the threads that wait for a client, and cut the connections that are too slow.
 
-        :param pressed: others wait for a thread.
+        :param now: monotonic seconds.
+        :param pressed: other requests wait for a thread.
         """
         late = self._connections.too_late(now, self._settings.header_timeout)
         if late:
             self._cut[HEAD] = self._cut.get(HEAD, 0) + late
         self._blocked = []
-        for thread, served in self._connections.serving.copy().items():  # `list(….items())` may collect garbage midway
+        # `list(….items())` may run the garbage collector midway
+        for thread, served in self._connections.serving.copy().items():
             self._one(now, served, _outermost(inflight.get(thread)), pressed)
         self.waiting = sum(since < now or served.watched.waits_for != HEAD for since, served, _ in self._blocked)
         if self._cut and now >= self._tell_at:
@@ -79,7 +81,7 @@ class SlowClients:
             self._pass(served, record)
             return
         if watched.waits_for != before:
-            watched.since, seconds = now, 0.0  # it began after the last look, nobody knows when
+            watched.since, seconds = now, 0.0  # the wait began at an unknown time since the last look
         self._blocked.append((watched.since, served, record))
         if served.cut:
             return
@@ -97,19 +99,25 @@ class SlowClients:
             self.cut(served, record, watched.waits_for)
 
     def _pass(self, served: Served, record: RequestRecord | None) -> None:
-        """It does not wait: what passes meanwhile is to the client's good."""
+        """Take note of the bytes received while the thread does not wait; they count in the client's favour."""
         upload = _upload(record)
         if upload is not None and served.watched is not None:
             served.watched.meters[BODY].look(0.0, upload.received, 0.0)
 
     def patient(self) -> bool:
-        """All that are waited for may take their time: on sync gunicorn is to have patience as well."""
+        """Return whether all awaited clients may take their time; on sync, gunicorn should then be patient as well."""
         return bool(self._blocked) and all(not served.cut and (record is not None or not served.connection)
                                            and isinstance(served.address, tuple)
                                            for _, served, record in self._blocked)
 
     def give_way(self, now: float, number: int) -> int:
-        """Cut those that have been waited for longest, since others find no thread; returns how many."""
+        """Cut the clients that threads have awaited longest, since other requests find no thread.
+
+        Return how many were late.
+
+        :param now: monotonic seconds.
+        :param number: how many to cut at most.
+        """
         late = sorted((item for item in self._blocked if now - item[0] > PATIENCE and not item[1].cut),
                       key=lambda item: item[0])[:number]
         for _, served, record in late:
@@ -118,7 +126,7 @@ class SlowClients:
         return len(late)
 
     def overdue(self, now: float, record: RequestRecord) -> bool:
-        """Whether the client is to blame for a request past its deadline; then it is cut."""
+        """Return whether the client is to blame for a request past its deadline; cut it in that case."""
         upload = _upload(record)
         if upload is None:
             return False
@@ -132,7 +140,10 @@ class SlowClients:
         return True
 
     def cut(self, served: Served, record: RequestRecord | None, what: str) -> None:
-        """Cut one connection off. A body that is waited for ends there, so that the client can still be answered."""
+        """Cut one connection. An awaited body ends there, so that the app can still answer the client.
+
+        :param what: the part that the thread waits for: `HEAD`, `BODY` or `RESPONSE`.
+        """
         upload = _upload(record)
         if upload is not None:
             upload.cut_at = served.watched.looked if served.watched else 1.0
@@ -142,7 +153,7 @@ class SlowClients:
             self._example = request_fields(record)
 
     def _tell(self, now: float) -> None:
-        """Once a minute, however many there are."""
+        """Log the cut clients, at most once a minute."""
         cut, example = self._cut, self._example
         self._cut, self._example, self._tell_at = {}, {}, now + AGAIN
         logs.error("slow_clients_cut", level="WARNING", heads=cut.get(HEAD, 0), bodies=cut.get(BODY, 0),
@@ -166,7 +177,7 @@ def _received(record: RequestRecord) -> int:
 
 
 def _waits_for(served: Served, record: RequestRecord | None) -> str:
-    """What of the client a thread waits for; "" = for nothing."""
+    """Return which part of the client's exchange a thread waits for; "" = none."""
     if record is None:
         return "" if getattr(served.connection, "is_http2", False) else HEAD
     upload = _upload(record)
@@ -182,7 +193,10 @@ def _writable(descriptor: int) -> bool:
 
 
 def _sent(served: Served) -> int:
-    """Bytes that the client's system has taken; -1 where that cannot be told (Unix sockets: a proxy of ours)."""
+    """Return the bytes that the client's system has acknowledged; -1 where the kernel does not report it.
+
+    That is so for Unix sockets, whose client is a proxy of ours.
+    """
     found = served.duplicate()
     if found is None:
         return -1

@@ -6,14 +6,14 @@ from .. import logs, scoreboard
 from . import replacement
 from .workers import Child
 
-ROWS_KEPT = 2  #: rows that no spare worker gets, nor a reload: for replacements
+ROWS_KEPT = 2  #: rows that neither a spare worker nor a reload gets: they are for replacement workers
 
 
 def look(before: int, children: list[Child], base: int, room: int) -> int:
-    """Return how many workers there should be now.
+    """Return how many spare workers there should be now.
 
-    :param before: how many there should have been until now.
-    :param base: configured workers.
+    :param before: how many spare workers there should have been until now.
+    :param base: the number of configured workers.
     :param room: how many more may be started.
     """
     serving = [child for child in children if child.row is not None and child.serves()]
@@ -33,7 +33,7 @@ def look(before: int, children: list[Child], base: int, room: int) -> int:
 
 
 def room(base: int, spares: int, *, most: int, rows: int, memory: int) -> int:
-    """Return how many more workers memory, the setting and the rows allow; a reload needs a row for each worker.
+    """Return how many more spare workers memory, the setting and the rows allow; a reload needs a row for each worker.
 
     :param most: STABILITY_SPARE_MAX.
     :param memory: how many more workers fit into memory.

@@ -1,8 +1,8 @@
-"""The stacks of a worker's threads, asked for by the master, also while the worker's interpreter hangs.
+"""The stacks of a worker's threads, at the master's request, even while the worker's interpreter hangs.
 
-faulthandler writes them in C when `TELL_STACKS` arrives, without the interpreter's lock, into a memory file that the
-master made before it forked the worker: there is no ptrace, no disk, and the master can read what a worker told that is
-gone by now.
+When `TELL_STACKS` arrives, faulthandler writes them in C, without the interpreter's lock, into a memory file that the
+master created before it forked the worker. This needs neither ptrace nor a disk, and the master can still read the file
+after the worker has ended.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .. import logs
 from ..scoreboard import STATE_NAMES, W_STATE
 from .workers import Child
 
-#: Has a worker write its stacks. Sent to a process that does not expect it, this signal does nothing.
+#: The signal that makes a worker write its stacks. A process that does not expect it ignores it.
 TELL_STACKS = signal.SIGURG
-MOST = 200  #: workers that one answer has the stacks of: a message carries 253 descriptors at the most
-LARGEST = 1 << 20  #: bytes of one worker's stacks
+MOST = 200  #: maximum number of workers in one answer: a message carries at most 253 descriptors
+LARGEST = 1 << 20  #: maximum bytes of one worker's stacks
 
 
 def make() -> int:
-    """In the master, before a fork: a memory file for the worker's stacks; -1 where there are none. Never raises."""
+    """Create the memory file for a worker's stacks, in the master before the fork; -1 without support. Never raise."""
     try:
         return os.memfd_create("flask_stability-stacks", os.MFD_CLOEXEC)
     except (AttributeError, OSError):
@@ -35,35 +35,35 @@ def make() -> int:
 
 
 def drop(descriptor: int) -> None:
-    """Close a memory file. Never raises."""
+    """Close a memory file. Never raise."""
     if descriptor >= 0:
         with contextlib.suppress(OSError):
             os.close(descriptor)
 
 
 def register(descriptor: int) -> None:
-    """In a worker: write stacks there from now on; to error.log if there is no memory file."""
+    """Register the signal in a worker: write the stacks to the memory file, or to error.log without one."""
     faulthandler.register(TELL_STACKS, file=descriptor if descriptor >= 0 else logs.error_file(), all_threads=True)
 
 
 def ask(child: Child) -> None:
-    """Have a worker write its stacks: what it wrote before is forgotten. Never raises."""
+    """Have a worker write its stacks, after discarding earlier ones. Never raise."""
     if child.dump >= 0:
         with contextlib.suppress(OSError):
             os.ftruncate(child.dump, 0)
-            os.lseek(child.dump, 0, os.SEEK_SET)  # the worker has the same file, and so the same place in it
+            os.lseek(child.dump, 0, os.SEEK_SET)  # the worker shares the open file, and so its position
     child.send(TELL_STACKS)
 
 
 def read(descriptor: int) -> str:
-    """What a worker has written so far. Never raises."""
+    """Return the stacks that a worker has written so far. Never raise."""
     with contextlib.suppress(OSError):
         return os.pread(descriptor, LARGEST, 0).decode("utf-8", "replace")
     return ""
 
 
 def log(child: Child) -> None:
-    """Append what a worker told to error.log, as text. Never raises."""
+    """Append a worker's stacks to error.log, as text. Never raise."""
     text = read(child.dump) if child.dump >= 0 else ""
     if text:
         with contextlib.suppress(OSError, ValueError):
@@ -71,11 +71,12 @@ def log(child: Child) -> None:
 
 
 def answer(children: Iterable[Child], requests: Callable[[Child], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Ask workers for their stacks, and return what the control socket sends: descriptors to read them from.
+    """Ask workers for their stacks, and return the control socket's answer: descriptors to read the stacks from.
 
-    The first descriptor is a list in JSON, an object for each worker; the others are the workers' files in that order.
+    The first descriptor is a JSON list with an object for each worker; the others are the workers' files in that order.
 
-    :param requests: what a worker is doing.
+    :param requests: returns the requests that a worker serves.
+    :raises OSError: if a descriptor cannot be opened.
     """
     found = [child for child in children if child.pid and child.dump >= 0]
     asked = found[:MOST]
@@ -97,9 +98,9 @@ def answer(children: Iterable[Child], requests: Callable[[Child], list[dict[str,
 
 
 def collect(descriptors: list[int], until: float) -> list[str]:
-    """What the workers write, each waited for until it is complete.
+    """Return the stacks that the workers write, waiting until each file is complete.
 
-    :param until: monotonic seconds, after which a worker that has written nothing is given up.
+    :param until: monotonic seconds, after which the wait for a worker that has written nothing ends.
     """
     texts = [""] * len(descriptors)
     while True:

@@ -1,6 +1,6 @@
-"""A process that was started with standard descriptors closed: the next file it opens would get their number.
+"""Standard descriptors that were closed when the process started: the next file it opens would get their number.
 
-What anybody then writes to stderr goes into that file, the scoreboard for one.
+Output to stderr would then go into that file, for example the scoreboard.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import sys
 
 
 def reserve() -> None:
-    """Open /dev/null on those of the descriptors 0 to 2 that are closed, and give Python the streams it lacks."""
+    """Open /dev/null on each closed descriptor from 0 to 2, and give Python the streams it lacks."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one, but for another thread's
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one, unless another thread took it
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)

@@ -1,4 +1,4 @@
-"""A start that cannot work ends with its reason: one line, told by one worker for all, and an exit status."""
+"""A start that cannot succeed ends with its reason: one line, logged by one worker for all, and an exit status."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 
 from ..scoreboard import Reason
 
-#: Workers that ended before they were ready, while none ever was, after which the service ends; more for more workers.
+#: Number of workers that end before they are ready, while none ever was, after which the service ends; at least as many
+#: as configured workers.
 STILLBORN = 3
-BOOT_FAILED = 3  #: exit status, as gunicorn ends if a worker does not boot
+BOOT_FAILED = 3  #: exit status with which gunicorn ends if a worker does not boot
 
 
 class Once:
-    """Among forked processes, the first that asks is told True; all others False, until it is `renew`-ed."""
+    """Returns True to the first of the forked processes that asks, and False to all others until `renew`."""
 
     def __init__(self) -> None:
         self._event = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -23,16 +24,16 @@ class Once:
             return bool(os.eventfd_read(self._event))
         except BlockingIOError:
             return False
-        except OSError:  # the app has closed it: better told twice than never
+        except OSError:  # the app has closed it: a line logged twice is better than none
             return True
 
     def renew(self) -> None:
-        """The next one is the first again."""
+        """Make the next process that asks the first again."""
         os.eventfd_write(self._event, 1)
 
 
 def cannot_start(error: Exception) -> str:
-    """The reason in words of a worker that cannot even be forked."""
+    """Return the reason, in words, why a worker cannot be forked."""
     what = f"no worker can be started: {type(error).__name__}: {error}"[:500]
     if "workertmp" in what or "wgunicorn-" in what or "temporary directory" in what:
         what += "; set gunicorn's worker_tmp_dir to a directory that the service may write to, such as /dev/shm"
@@ -40,9 +41,9 @@ def cannot_start(error: Exception) -> str:
 
 
 def stillborn(ends: list[Reason], workers: int) -> str:
-    """Why to give a start up, "" not to.
+    """Return why to give up a start, or "" to go on.
 
-    :param ends: why each worker ended that was never ready.
+    :param ends: exit reasons of the workers that were never ready.
     :param workers: the target number.
     """
     if len(ends) < max(STILLBORN, workers):

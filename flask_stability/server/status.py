@@ -1,4 +1,4 @@
-"""The state of the service in words, for the log and the command line: from the scoreboard alone."""
+"""Describe the state of the service for the log and the command line: from the scoreboard alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..scoreboard import STATE_NAMES, Reason, Row, Scoreboard
 
 
 def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any]:
-    """Master, workers and restarts."""
+    """Return the state of master, workers and restarts."""
     now = time.monotonic_ns() if now_ns is None else now_ns
     words = shared.master.words
     totals = shared.totals()
@@ -33,7 +33,7 @@ def status_block(shared: Scoreboard, now_ns: int | None = None) -> dict[str, Any
 
 
 def worker_block(row: Row, now: int) -> dict[str, Any]:
-    """One worker."""
+    """Return the state of one worker."""
     words = row.words
     trend = row.floats[board.F_MEMORY_TREND]
     reason = words[board.W_RETIRE_REASON] or row.orders[board.O_RETIRE_REASON]

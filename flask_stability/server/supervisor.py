@@ -1,9 +1,8 @@
-"""The master's part: a tick about once a second in gunicorn's main loop, without a thread or a lock of its own.
+"""The master's supervision: a tick about once a second in gunicorn's main loop, without a thread or a lock of its own.
 
-What is to be done is decided in `replacement`, `restarts` and `exit_reasons`; here it is ordered. How gunicorn is made
-to ask, and to obey, is in `gunicorn.arbiter`.
+`replacement`, `restarts` and `exit_reasons` decide; this module acts. `gunicorn.arbiter` makes gunicorn ask, and obey.
 
-Nothing here raises but `EndOfService`, on purpose.
+Nothing here raises except `EndOfService`, on purpose.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from .systemd import Notifier, Service
 from .unresponsive import Unresponsive
 from .workers import Child, alive, stopped
 
-CANARY = 1.0  #: seconds that the first newcomer after a crash loop has to serve before the others follow
+CANARY = 1.0  #: seconds that the first replacement worker after a crash loop has to serve before the others follow
 
 
 class Supervisor:
-    """Supervises one arbiter, which obeys from now on.
+    """Supervises one arbiter, from its construction on.
 
-    :ivar children: gunicorn's workers by their object.
+    :ivar children: by gunicorn's worker object.
     """
 
     def __init__(self, arbiter: SupervisedArbiter, board: Scoreboard, settings: Settings) -> None:
@@ -58,7 +57,7 @@ class Supervisor:
         self.canary: int | None = None
         self.reloads = Reload(self.words)
         self.releases = Releases(board, settings, self)
-        #: Puts back what our own hook on_reload has changed.
+        #: Undoes the changes of our own hook on_reload.
         self.undo_on_reload: Callable[[], None] = lambda: None
         self.requests = LastRequests()
         self.isolation = Isolation(board, self.requests, self._start_alone, self.kill_timeout,
@@ -107,7 +106,7 @@ class Supervisor:
 
     @property
     def ordinary(self) -> list[Child]:
-        """The workers without the isolation worker."""
+        """Return the workers without the isolation worker."""
         return [child for child in self.children.values() if not child.alone]
 
     def is_alone(self, worker: Any) -> bool:
@@ -116,7 +115,7 @@ class Supervisor:
         return child is not None and child.alone
 
     def may_fork(self) -> bool:
-        """No worker without a row: nobody could see what it does."""
+        """Return whether the board has a free row: the master could not see the state of a worker without a row."""
         if self.board.free():
             return True
         self._tell_rows(time.monotonic())
@@ -161,8 +160,11 @@ class Supervisor:
                 child.status, child.peak = status, peak
 
     def timed_out(self, pid: int) -> None:
-        """See `Supervision`. What the row says later is of no use: SIGABRT ends a call that hung, and then the worker
-        waits for the client of that request to close its side. It says nothing either while its guard is silent.
+        """See `Supervision`.
+
+        Remember now whether a slow client kept the worker, since its row is of no use later: SIGABRT ends a call that
+        hung, and then the worker waits for that request's client to close its side. Nor does the row count while the
+        guard is silent.
         """
         for child in self.children.values():
             if child.pid == pid:
@@ -243,7 +245,7 @@ class Supervisor:
         return self.fleet.may_surge()
 
     def drain(self) -> bool:
-        """Keep serving for STABILITY_DRAIN_DELAY while /health/ready says 503; at a second SIGTERM no longer."""
+        """Keep serving for STABILITY_DRAIN_DELAY while /health/ready answers 503; return False at a second SIGTERM."""
         if not self.settings.drain_delay or self._drain_until:
             return False
         self._drain_until = time.monotonic() + self.settings.drain_delay
@@ -253,7 +255,7 @@ class Supervisor:
         return True
 
     def tell_status(self) -> None:
-        """A status block into process-manager.log, which is opened anew."""
+        """Reopen the logs, and write a status block into process-manager.log."""
         logs.reopen()
         try:
             logs.process("status", **status_block(self.board))
@@ -272,7 +274,7 @@ class Supervisor:
         for child in self.children.values():
             child.look(now)
             if not child.ready_at:
-                child.kill(Reason.SHUTDOWN)  # it would lose the SIGTERM, and be waited for
+                child.kill(Reason.SHUTDOWN)  # it would lose the SIGTERM, and the master would wait for it
             elif stopped(child.pid):
                 child.send(signal.SIGCONT)
 
@@ -288,20 +290,20 @@ class Supervisor:
     # -- called by the hooks -------------------------------------------------------------------------------------
 
     def configure(self, settings: Settings) -> None:
-        """Take the settings of a reload; what has happened so far counts on under them."""
+        """Apply the settings of a reload; what has happened so far counts under them too."""
         self.settings = self.fleet.settings = self._unresponsive.settings = self.releases.settings = settings
         self.isolation.learn(settings.quarantine)
         self.restarts.limit(settings.restart_backoff, most=settings.max_restarts, window=settings.restart_window,
                             min_uptime=settings.crash_min_uptime)
 
     def listen(self, uid: int = -1) -> str:
-        """Take orders from now on; return why that cannot be, or "".
+        """Take orders from now on; return the reason if that fails, else "".
 
-        :param uid: the workers' user, if it is another.
+        :param uid: the workers' user if it differs from ours, else -1.
         """
         self.isolation.uid = uid
         if self.board.path is None:
-            return ""  # there is no file to put it beside, which was told
+            return ""  # the scoreboard has no file to put the socket beside
         self.control = Listener(path_of(self.board.path), lambda order, user: carry_out(
             order, user, self.board, self.children.values(), self.doing, self._order_reload,
             self.isolation.carry_out), uid)
@@ -314,7 +316,7 @@ class Supervisor:
         return {"reloads": int(self.words[scoreboard.M_RELOADS]), "force": force}
 
     def doing(self, child: Child) -> list[dict[str, Any]]:
-        """The requests that a worker serves, for `flask stability stacks`."""
+        """Return the requests that a worker serves, for `flask stability stacks`."""
         now = time.monotonic_ns()
         return [{**self.requests.fields(one, now), "thread": one.thread_id}
                 for one in self.requests.of(child)]
@@ -328,7 +330,7 @@ class Supervisor:
         self._drop_unborn()
 
     def forking(self, worker: Any) -> None:
-        """pre_fork: a row for the worker."""
+        """Give a new worker its row (pre_fork)."""
         row = self.board.allocate(worker.age) if not self._starting_alone else None
         worker.stability_row = row
         child = self.children[worker] = Child(worker, row, time.monotonic(), dump=stacks.make(),
@@ -343,7 +345,7 @@ class Supervisor:
         self.words[scoreboard.M_BOOTS] += 1
 
     def exited(self, worker: Any) -> None:
-        """child_exit: why, how old, and the row is free again."""
+        """Record a worker's exit with its reason and age, and free its row (child_exit)."""
         child = self.children.pop(worker, None)
         if child is None:
             return
@@ -378,7 +380,10 @@ class Supervisor:
             self.reloads.stall()
 
     def _hung(self, child: Child) -> None:
-        """Its interpreter hangs: what it serves now is to blame, also if the end that follows is a good one."""
+        """Learn from a worker whose interpreter hangs.
+
+        The requests that it serves now are to blame, even if it then ends well.
+        """
         child.hung = self.requests.of(child)
         if not self.releases.on_trial(child):
             self._judged(child, Reason.STUCK, child.hung)
@@ -401,7 +406,7 @@ class Supervisor:
         return exit_reasons.reason_of(child.status, known)
 
     def left(self) -> None:
-        """on_exit: this master is done; a second one (SIGUSR2) is now the service's."""
+        """End this master (on_exit); a second one (SIGUSR2) now runs the service."""
         if self.arbiter.successor and not self.arbiter.predecessor:
             self.notifier.hand_over(self.arbiter.successor)
         if self.control is not None:
@@ -410,7 +415,7 @@ class Supervisor:
 
     def _tell_systemd(self, now: float) -> None:
         if not self.notifier.wanted or self.arbiter.predecessor:
-            return  # after SIGUSR2 the first master speaks, as long as it is there
+            return  # after SIGUSR2 the first master notifies systemd, for as long as it exists
         waits = self.state.reason is Reason.RELOAD
         aside = self.releases.aside(self.ordinary)
         self.notifier.follow(Service(
@@ -423,7 +428,7 @@ class Supervisor:
     # -- the tick ------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> int:
-        """Look, judge, act; returns how many workers gunicorn is to hold."""
+        """Look, judge, act; return how many workers gunicorn should hold."""
         self.due = 0.0
         self.words[scoreboard.M_TICK_NS] = time.monotonic_ns()
         self.words[scoreboard.M_BASE_WORKERS] = self.arbiter.base
@@ -470,7 +475,7 @@ class Supervisor:
             self.releases.arrived()
 
     def _look(self, now: float) -> list[Child]:
-        """Take over what the workers say of themselves."""
+        """Read the state of the workers from their rows; return them."""
         pids = self.arbiter.pids
         children = [child for child in self.ordinary if child.pid in pids]
         for child in children:
@@ -479,7 +484,8 @@ class Supervisor:
             if booting and child.ready_at:
                 self._boots.append(child.ready_at - child.started)
             if self._drain_until:
-                child.close_connections()  # whoever keeps one is to find the next instance before this one is gone
+                # so that clients with an open connection find the next instance before this one ends
+                child.close_connections()
         return children
 
     def _publish(self, wanted: int, now: float) -> None:
@@ -498,12 +504,12 @@ class Supervisor:
                                 now - child.ready_at if child.ready_at else 0.0, child.held(), child.row is not None)
 
     def _upgrading(self) -> bool:
-        """A second master is there (SIGUSR2): who replaces whom is the operator's business."""
+        """Return whether a second master exists (SIGUSR2): the operator then decides which worker replaces which."""
         return bool(self.arbiter.successor or self.arbiter.predecessor)
 
     def _advance(self, seen: list[replacement.Seen], now: float, base: int) -> None:
         cfg = self.arbiter.cfg
-        # sync workers close every connection anyway
+        # sync workers close every connection after its answer
         close_time = float(cfg.keepalive) + 0.5 if cfg.keepalive and "thread" in str(cfg.worker_class_str) else 0.0
         before = self.state
         step = replacement.next_step(
@@ -512,7 +518,8 @@ class Supervisor:
             kill_timeout=self.kill_timeout() + 2.0,  # the dead man's switch in the worker comes first
             room=self.fleet.room(), patience=replacement.ready_timeout(self._boots, float(cfg.timeout or 0)))
         if step.action is Action.GIVE_UP:
-            self._boots.append(now - before.since)  # it takes that long at least: the next one is given more
+            # a boot takes at least that long: give the next replacement more time
+            self._boots.append(now - before.since)
         self.state = step.state
         if step.action is Action.NOTHING:
             return
@@ -530,7 +537,7 @@ class Supervisor:
                          reason=child.asked or reason)
 
     def kill_timeout(self) -> float:
-        """Seconds that a retiring worker may take to end."""
+        """Return the seconds that a retiring worker may take to end."""
         given = self.settings.retire_mercy
         return given if given is not None else float(self.arbiter.cfg.graceful_timeout) + 5.0
 
@@ -550,8 +557,9 @@ class Supervisor:
             self.isolation.tick(now, not self.releases.frozen)
 
     def _again(self, now: float, children: list[Child]) -> None:
-        """A SIGTERM that came before the worker's signal handlers were there was lost: send it again. Never to a
-        worker that was ready: a second one may meet it without handlers again, at the end of its exit.
+        """Send SIGTERM again to workers that lost it, because it came before their signal handlers were set.
+
+        Never send it again to a worker that was ready: at the end of its exit the handlers are gone, too.
         """
         for child in children:
             if child.term_at and not 0.0 < child.ready_at < child.term_at and not child.ending():
@@ -587,7 +595,7 @@ class Supervisor:
     # -- exits ---------------------------------------------------------------------------------------------------
 
     def _worked(self) -> bool:
-        """Whether any worker was ever ready."""
+        """Return whether any worker was ever ready."""
         return self.ever_ready or any(child.row is not None and child.row.words[scoreboard.W_READY_NS]
                                       for child in self.children.values())
 
@@ -599,7 +607,7 @@ class Supervisor:
                      remedy="the app did not start in any worker: see the error before this line")
 
     def _give_up(self, reason: str, status: int) -> None:
-        """End a service that never worked; gunicorn's log tells the reason as well."""
+        """End a service that never worked; gunicorn's log gets the reason as well."""
         self._tell_never_worked(reason)
         raise EndOfService(reason, status)
 
@@ -611,14 +619,14 @@ class Supervisor:
                                 "others leave; for more workers than rows restart the service")
 
     def _release_vanished(self) -> None:
-        """Workers that gunicorn forgot without calling child_exit."""
+        """Release workers that gunicorn forgot without calling child_exit."""
         pids = self.arbiter.pids
         for worker, child in list(self.children.items()):
             if child.pid and child.pid not in pids and not alive(child.pid):
                 self.exited(worker)
 
     def _drop_unborn(self) -> None:
-        """Rows of workers that could not be forked."""
+        """Free the rows of workers that could not be forked."""
         for worker, child in list(self.children.items()):
             if not child.pid:
                 del self.children[worker]

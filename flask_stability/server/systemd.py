@@ -1,7 +1,7 @@
-"""Tell systemd how the service is (sd_notify, Type=notify).
+"""Tell systemd the state of the service (sd_notify, Type=notify).
 
-gunicorn sends READY=1 as soon as it listens, before any worker exists. `Notifier.take` removes NOTIFY_SOCKET from
-the environment, which silences gunicorn; this module sends READY=1 once a worker serves. Workers inherit neither the
+gunicorn sends READY=1 as soon as it listens, before any worker exists. `Notifier.take` removes NOTIFY_SOCKET from the
+environment, which silences gunicorn; this module sends READY=1 once a worker serves. Workers inherit neither the
 variable nor an open socket, so no worker can feed the watchdog for a hung master.
 
 Nothing here blocks or raises. A message that cannot be sent now becomes part of the next one.
@@ -56,7 +56,7 @@ class Service:
             return Phase.STOPPING
         if before is Phase.STARTING and not self.ever_ready:
             return before
-        # systemd takes RELOADING=1 from a service that is ready
+        # systemd accepts RELOADING=1 only from a service that is ready
         return Phase.RELOADING if self.reloading and before is not Phase.STARTING else Phase.READY
 
     def status(self) -> str:
@@ -108,12 +108,18 @@ class Notifier:
         return bool(self._address)
 
     def follow(self, service: Service, now: float) -> None:
-        """Send what the service has become. `now` is in monotonic seconds."""
+        """Send the new state of the service.
+
+        :param now: monotonic seconds.
+        """
         self.phase, self.status = service.phase(self.phase), service.status()
         self.tell(now)
 
     def tell(self, now: float) -> None:
-        """Send changes, and the sign of life when it is due. `now` is in monotonic seconds."""
+        """Send changes, and the sign of life when it is due.
+
+        :param now: monotonic seconds.
+        """
         if not self._address:
             return
         lines, wanted = [], (self.phase, self.status[:200].replace("\n", " "))

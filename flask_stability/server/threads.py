@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-FIRST, AGAIN = 1.0, 0.5  #: seconds without progress, with work queued, after which spare threads come, and more of them
-LASTING = 2.0  #: seconds from the first spare threads on in which it has to get better
-MOST = 8  #: × the worker's threads: so many spare ones at the most
-COST = 1 << 20  #: bytes of memory that a thread is taken to need
+#: seconds without progress, with work queued, before spare threads are added, and before more of them are
+FIRST, AGAIN = 1.0, 0.5
+LASTING = 2.0  #: seconds that the first spare threads have to help
+MOST = 8  #: × the worker's threads: maximum number of spare threads
+COST = 1 << 20  #: bytes of memory that a thread is assumed to need
 
 
 class Stuck:
@@ -37,7 +38,7 @@ class Stuck:
             self.since = 0.0
             return 0
         if not self.since or progress != self._progress:
-            # with a request in every thread it is known when the last of them was taken
+            # with a request in every thread, it is known when the last thread was taken
             self.since = max(began) if len(began) >= self._threads + self.added else now
             self._progress = progress
         if now - self.since < (AGAIN if self.times else FIRST):
@@ -57,9 +58,9 @@ class Stuck:
 def for_clients(threads: int, now: int, waiting: int, room: int) -> int:
     """Return how many threads to add in place of those that wait for slow clients.
 
-    Twice as many each time, since the next ones may wait for slow clients as well.
+    The number doubles each time, since the next threads may wait for slow clients as well.
 
-    :param threads: configured threads; as many should be free for others.
+    :param threads: configured threads; as many should be free for other requests.
     :param now: threads that the worker has.
     :param waiting: those among them that wait.
     :param room: how many more it may have.

@@ -1,4 +1,4 @@
-"""The order of timeouts that must hold, so that the inner one always ends first. Pure."""
+"""The required order of timeouts, in which the inner one always ends first. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..config import Settings
 
 
 def breaches(settings: Settings, *, graceful: float, app: bool = False) -> list[str]:
-    """One line per breach, naming the keys, their values and the remedy.
+    """Return one line per breach, with the keys, their values and the remedy.
 
     :param graceful: gunicorn's graceful_timeout, seconds.
     :param app: the app's settings are known too, the database's among them.

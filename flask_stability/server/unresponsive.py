@@ -1,4 +1,4 @@
-"""Workers that give no sign of life: stopped by a signal, or with an interpreter that hangs."""
+"""Workers that give no sign of life: stopped by a signal, or with a hung interpreter."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from .gunicorn.arbiter import STARVED
 from .workers import Child, stopped
 
 TELLING = 0.2  #: seconds that a worker has to write its stacks
-FROZEN = 1.0  #: seconds after which a worker that was stopped (SIGSTOP) is made to go on, and a second time killed
+#: seconds that a worker may stay stopped (SIGSTOP) before the master continues it, and the second time kills it
+FROZEN = 1.0
 
 
 class Unresponsive:
-    """Looked for in each tick.
+    """Finds unresponsive workers in each tick.
 
-    :param kill_timeout: gives the seconds that a retiring worker may take to end.
+    :param kill_timeout: returns the seconds that a retiring worker may take to end.
     :param look_again: asks for a tick at a monotonic time.
-    :param hung: is told of a worker whose interpreter hangs.
+    :param hung: called with each worker whose interpreter hangs.
     """
 
     def __init__(self, settings: Settings, kill_timeout: Callable[[], float],
@@ -31,8 +32,10 @@ class Unresponsive:
         self._telling: dict[Child, float] = {}
 
     def thaw(self, now: float, children: list[Child]) -> None:
-        """A stopped process neither answers nor leaves. It is made to go on, so that what it had accepted is answered,
-        and is replaced in good order; one that is stopped again is killed. The kernel tells at once who is stopped.
+        """Continue stopped workers and replace them in good order; kill a worker that is stopped again.
+
+        A stopped process neither answers nor leaves. Once it continues, it answers the requests that it had accepted.
+        The kernel reports immediately which process is stopped.
         """
         for child in children:
             if child.killed or not stopped(child.pid):
@@ -53,9 +56,11 @@ class Unresponsive:
             child.send(signal.SIGCONT)
 
     def silent(self, now: float, children: list[Child]) -> None:
-        """A worker in which no thread of Python's runs any more is replaced in good order: if it comes to itself again
-        it ends well, else gunicorn's timeout or the kill timeout ends it; a newcomer serves meanwhile. One that leaves
-        by itself (max_requests) gives no sign any more while Python ends, which takes seconds on a busy machine.
+        """Replace in good order each worker in which no Python thread runs any more.
+
+        If the worker recovers, it ends well; otherwise gunicorn's timeout or the kill timeout ends it. A replacement
+        worker serves meanwhile. A worker that leaves by itself (max_requests) gives no sign of life while Python ends,
+        which takes seconds on a busy machine.
         """
         starved, self._looked = now - self._looked > STARVED, now
         if starved:
@@ -67,18 +72,19 @@ class Unresponsive:
             most = self._kill_timeout() if child.ending() else patience
             if seconds > most and not child.stopped_at and not child.asked:
                 logs.process("worker_silent", level="ERROR", worker_pid=child.pid, silent_s=round(seconds, 1))
-                stacks.ask(child)  # first: SIGTERM may end the very call that hangs, and nobody knew where it was
+                # before anything else: SIGTERM may end the very call that hangs, and its location would be lost
+                stacks.ask(child)
                 self._telling[child] = now + TELLING
                 self._look_again(now + TELLING)
                 child.ask(Reason.STUCK)
                 self._hung(child)
 
     def write_down(self, now: float, children: list[Child]) -> None:
-        """Append the stacks that silent workers have told to error.log."""
+        """Append the stacks of silent workers to error.log once they had the time to write them."""
         for child in [child for child, due in self._telling.items() if now >= due]:
             self.gone(child)
 
     def gone(self, child: Child) -> None:
-        """A worker that may have been asked for its stacks ended, or had time enough to tell them."""
+        """Log the stacks of a worker that ended, or had enough time to write them, if the master asked for them."""
         if self._telling.pop(child, None) is not None:
             stacks.log(child)

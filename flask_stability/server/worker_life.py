@@ -1,4 +1,4 @@
-"""Our hooks in a worker: from its fork to its last act."""
+"""Our hooks in a worker, from its fork to its exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .gunicorn.worker import beat_as_well, leave_well, tell_bad_settings_once, w
 from .process import contained, process
 from .timeouts import breaches
 
-LONGEST_ALONE = 300.0  #: seconds after which the isolation worker gives up a request without a deadline
+LONGEST_ALONE = 300.0  #: seconds after which the isolation worker abandons a request without a deadline
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -54,7 +54,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The app is loaded: watch it, and say that this worker is ready. No step that fails keeps the next from it."""
+    """Watch the loaded app, and mark this worker as ready. A step that fails does not prevent the next."""
     for step in (_set_up_logs, _wrap_app, _tell_stacks, _watch_connections, _start_guard, _leave_well,
                  _watch_forks, _tell_routes, _start_process, _prove, _say_ready):
         contained("post_worker_init", step, (worker,))
@@ -62,7 +62,7 @@ def post_worker_init(worker: Any) -> None:
 
 def _set_up_logs(worker: Any) -> None:
     problem = logs.setup(process.settings, "worker")
-    if problem and worker.age <= 1:  # told once
+    if problem and worker.age <= 1:  # logged once, by the first worker
         worker.log.warning("flask_stability: %s", problem)
     before = signal.getsignal(signal.SIGUSR1)
 
@@ -87,7 +87,7 @@ def _wrap_app(worker: Any) -> None:
         return
     quarantine.here.knock = lambda: wake_master(worker)
     if worker.age > 1:
-        return  # told once
+        return  # logged once, by the first worker
     for line in breaches(settings, graceful=float(worker.cfg.graceful_timeout), app=True):
         worker.log.warning("flask_stability: %s", line)
     longest = runtime.longest_timeout
@@ -126,7 +126,7 @@ def _start_guard(worker: Any) -> None:
         def patient(now: float) -> None:
             black_box.beat()
             if not any(record.overdue or record.seconds() > LONGEST_ALONE for record in in_flight()):
-                worker.notify()  # gunicorn's timeout is for an interpreter that hangs
+                worker.notify()  # gunicorn's timeout is for a hung interpreter
         guard.looks = (*guard.looks, patient)
     signal.signal(signal.SIGUSR2, lambda *_: guard.memory.ask_collect())
     signal.siginterrupt(signal.SIGUSR2, False)
@@ -138,12 +138,12 @@ def _leave_well(worker: Any) -> None:
     words, orders = runtime.my_board().master.words, runtime.my_row().orders
 
     def last() -> bool | None:
-        if os.getppid() != worker.ppid:  # other orphans may serve what one that is kept would only hold
+        if os.getppid() != worker.ppid:  # other orphans may serve connections that this one would only hold
             return process.guard is None or not process.guard.kept()
         if words[scoreboard.M_DRAINING] == scoreboard.ENDING:
             return True
         if quarantine.here.alone:
-            return False  # what waits is the next one's: the master keeps the socket
+            return False  # waiting connections belong to the next isolation worker: the master keeps the socket
         return None if process.supervisor is not None and not orders[scoreboard.O_RETIRE_SINCE_NS] else False
 
     if is_a(type(worker), "sync", "gthread"):
@@ -161,7 +161,7 @@ def _tell_routes(worker: Any) -> None:
     if box is None or quarantine.here.alone:
         return
     rules = routes.rules_of(worker.wsgi)
-    for state in apps.all()[:1] if not rules else ():  # something that cannot be seen through lies around the app
+    for state in apps.all()[:1] if not rules else ():  # an opaque wrapper surrounds the app
         rules = routes.of_map(state.app.url_map) if state.app is not None else []
     data = routes.encode(rules, box.routes.capacity)
     if rules and box.routes.read() != data:
@@ -173,7 +173,7 @@ def _start_process(worker: Any) -> None:
 
 
 def _prove(worker: Any) -> None:
-    """A worker whose release is on trial says which release it is, and leaves if its probes fail."""
+    """Publish the release of this worker; if it is on trial, run its probes, and exit if one fails."""
     row = runtime.my_row()
     settings = next((state.settings for state in apps.all()), process.settings)
     said = {"id": settings.release_id or ""}
@@ -202,11 +202,11 @@ def worker_abort(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """The worker's last act: threads that refuse to end must not hold the process."""
+    """End the worker, even if threads refuse to end."""
     if os.getpid() != worker.pid:
-        return  # gunicorn calls it in the master too, for a worker that vanished
+        return  # gunicorn also calls the hook in the master, for a worker that vanished
     words = runtime.my_row().words
-    if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard has no look any more once Python ends
+    if words[scoreboard.W_STATE] >= scoreboard.STATE_READY:  # the guard no longer looks once Python ends
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
     if runtime.my_row().orders[scoreboard.O_RETIRE_REASON] == Reason.RELEASE_REFUSED.code:

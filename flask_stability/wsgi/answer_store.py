@@ -1,16 +1,16 @@
-"""The store of answers: one file an answer, in a directory that belongs to this process's user alone.
+"""The store of answers: one file per answer, in a directory that only this process's user may enter.
 
-All workers share it, and it outlives them. It holds no state in memory, so a fork or SIGKILL at any moment leaves it
-whole: a file is written under another name and renamed, and the kernel frees the locks of a process that ends. Each
-file carries a checksum; a damaged one is removed and counts as missing.
+All workers share the store, and it outlives them. It holds no state in memory, so a fork or SIGKILL at any moment
+leaves it intact: a file is written under another name and renamed, and the kernel frees the locks of a process that
+ends. Each file carries a checksum; the store removes a damaged file and treats it as missing.
 
-The size is bounded. Room for a new answer is made from expired answers, then from those that nobody asked for again,
-then from those not used for `IN_USE` seconds. Answers in use are never removed, so a flood of keys that are asked for
-once takes no room from them; if all are in use the new answer is not stored.
+The size is bounded. To make room for a new answer the store removes expired answers, then answers that were requested
+only once, then answers not used for `IN_USE` seconds. It never removes answers in use, so a flood of keys that are
+requested once takes no room from them; if all are in use it does not store the new answer.
 
 Times are seconds of CLOCK_MONOTONIC, which all processes share until the machine restarts. A file's modification time
 is when its answer expires, its access time when it was last used (0 = never since it was first stored). A lock file's
-modification time, if it is in the near future, is until when nobody shall compute that key.
+modification time, if it lies in the near future, is the end of a hold-off, during which no request computes that key.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from .. import files, logs
 from ..runtime import Part, runtime
 
 NAME = "flask_stability-answers"
-IN_USE = 60.0  #: seconds since its last use in which an answer is never removed to make room
+IN_USE = 60.0  #: seconds since its last use during which an answer is never removed to make room
 _MAGIC = b"FSA1"
 _HEAD = struct.Struct("<4sII")  # magic, checksum of the rest, bytes of the head in JSON
-_TOTALS = struct.Struct("<qqd")  # bytes, stores since they were counted, no sweep before
+_TOTALS = struct.Struct("<qqd")  # bytes, stores since the last count, no sweep before this time
 _PAGE = 4096
 _LONGEST_HOLD = 3600.0
-_PATIENCE = 0.2  # seconds, to wait for another process that changes the totals
+_PATIENCE = 0.2  # seconds to wait for another process that changes the totals
 _RECOUNT = 1000
-_LARGEST_SHARE = 8  # an answer may take this part of the store
-_LEFT_FREE = 64 << 20  # bytes of the file system that are left to others, or a tenth of it
+_LARGEST_SHARE = 8  # an answer may take this fraction of the store
+_LEFT_FREE = 64 << 20  # bytes of the file system that the store leaves free; a tenth of the file system if that is less
 _TEMPORARY, _LOCK = ".new", ".lock"
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -50,9 +50,9 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class Answer(NamedTuple):
     """A stored answer, status 200.
 
-    :ivar created: when its view was run, CLOCK_MONOTONIC seconds.
-    :ivar fresh: seconds for which it is given without running the view.
-    :ivar stale: seconds after these in which it is given while a new one is made.
+    :ivar created: when its view ran, CLOCK_MONOTONIC seconds.
+    :ivar fresh: seconds for which it is served without running the view.
+    :ivar stale: further seconds for which it is served while a new one is computed.
     """
 
     created: float
@@ -63,16 +63,16 @@ class Answer(NamedTuple):
 
     @property
     def age(self) -> float:
-        """Seconds since its view was run."""
+        """Return the seconds since its view ran."""
         return time.monotonic() - self.created
 
 
 class AnswerStore:
-    """See the module. Any method may raise OSError: then the store cannot be used now.
+    """See the module. Any method may raise OSError: then the store is unusable for now.
 
-    :param parent: where its directory is, or is made with mode 0700.
-    :param most: bytes of disk or memory that it may take.
-    :raises OSError: if there can be none, or another user owns or may read it.
+    :param parent: the directory that holds the store's own, which is created with mode 0700.
+    :param most: maximum bytes of disk or memory that it may take.
+    :raises OSError: if the directory cannot be created, or another user owns or may read it.
     """
 
     def __init__(self, parent: str, most: int) -> None:
@@ -102,14 +102,14 @@ class AnswerStore:
     def _create(self, name: str, flags: int) -> int:
         try:
             return os.open(name, flags | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._folder)
-        except FileNotFoundError:  # somebody removed the directory
+        except FileNotFoundError:  # another process has removed the directory
             self._open_folder()
             return os.open(name, flags | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._folder)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Answer | None:
-        """The answer under a key, unless it has expired."""
+        """Return the answer under a key, or None if there is none or it has expired."""
         try:
             descriptor = os.open(key, os.O_RDONLY | os.O_NOATIME | _FLAGS, dir_fd=self._folder)
         except FileNotFoundError:
@@ -128,14 +128,14 @@ class AnswerStore:
             if not 0.0 <= now - answer.created <= answer.fresh + answer.stale:
                 return None
             if now - status.st_atime >= 1.0:
-                with contextlib.suppress(OSError):  # what is read-only still answers
+                with contextlib.suppress(OSError):  # a read-only file still serves
                     os.utime(descriptor, ns=(_ns(now), status.st_mtime_ns))
             return answer
         finally:
             os.close(descriptor)
 
     def put(self, key: str, answer: Answer) -> bool:
-        """Store an answer; False if it is too large, or all others are in use."""
+        """Store an answer; return False if it is too large, or all others are in use."""
         data = _pack(answer)
         if _cost(len(data)) > self.most // _LARGEST_SHARE:
             return False
@@ -169,7 +169,7 @@ class AnswerStore:
             totals[0] -= size
 
     def drop_release(self, release: str) -> int:
-        """Remove all answers whose key begins with that of a release; how many there were."""
+        """Remove all answers whose key begins with a release's; return their number."""
         number = 0
         for name in os.listdir(self._folder_to_list()):
             if name.startswith(f"{release}-") and not name.endswith((_LOCK, _TEMPORARY)):
@@ -190,7 +190,7 @@ class AnswerStore:
             return 0
 
     def _check_disk(self, size: int) -> None:
-        """The service's logs and its database need the disk more."""
+        """Raise OSError if the disk is nearly full: the service's logs and its database need the space more."""
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
         if free - size < min(_LEFT_FREE, found.f_blocks * found.f_frsize // 10):
@@ -202,7 +202,7 @@ class AnswerStore:
     # -- one computation a key -----------------------------------------------------------------------------------------
 
     def lock(self, key: str) -> KeyLock | None:
-        """Take a key's lock without waiting; None if a thread of this or another process has it."""
+        """Take a key's lock without waiting; return None if a thread of this or another process holds it."""
         name = key + _LOCK
         for _ in range(8):
             descriptor = self._create(name, os.O_RDWR)
@@ -216,11 +216,11 @@ class AnswerStore:
             except OSError:
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # its last holder has removed it
+            os.close(descriptor)  # its last holder has removed the file
         return None
 
     def held_off(self, key: str) -> bool:
-        """Whether nobody shall compute that key now."""
+        """Return whether no request should compute that key now."""
         try:
             return _in_future(os.stat(key + _LOCK, dir_fd=self._folder, follow_symlinks=False).st_mtime)
         except FileNotFoundError:
@@ -230,7 +230,10 @@ class AnswerStore:
 
     @contextlib.contextmanager
     def _totals(self) -> Iterator[list[float]]:
-        """The store's totals, locked: bytes, stores since they were counted, no sweep before. Changes are written."""
+        """Lock and yield the store's totals: bytes, stores since the last count, no sweep before. Write changes back.
+
+        :raises OSError: if another process holds the lock for too long.
+        """
         descriptor = self._create("totals", os.O_RDWR)
         try:
             until = time.monotonic() + _PATIENCE
@@ -249,17 +252,17 @@ class AnswerStore:
             yield totals
             os.pwrite(descriptor, _TOTALS.pack(int(totals[0]), int(totals[1]), totals[2]), 0)
         finally:
-            with contextlib.suppress(OSError):  # a forked child may have a copy of it
+            with contextlib.suppress(OSError):  # a forked child may have a copy of the descriptor
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def charge_lock(self) -> None:
-        """A lock file stays for a while: it counts as a page, and makes room if need be."""
+        """Count a lock file that stays for a while as one page, and make room for it if needed."""
         with self._totals() as totals:
             self._make_room(totals, _PAGE)
 
     def _make_room(self, totals: list[float], needed: int) -> bool:
-        """Count `needed` bytes more, after a sweep if the bound asks for one; False if there is no room."""
+        """Count `needed` more bytes, after a sweep if the bound requires one; return False if there is no room."""
         now = time.monotonic()
         known = 0 <= totals[0] <= 2 * self.most and totals[1] < _RECOUNT
         if (not known or totals[0] + needed > self.most) and (
@@ -273,7 +276,7 @@ class AnswerStore:
         return True
 
     def _sweep(self, needed: int) -> int:
-        """Remove what has expired and, if there is too little room, what is not in use; the bytes that are left."""
+        """Remove expired files and, if room is short, answers not in use; return the remaining bytes."""
         now, total, removable = time.monotonic(), 0, []
         with os.scandir(self._folder_to_list()) as found:
             for item in found:
@@ -296,7 +299,7 @@ class AnswerStore:
         return total
 
     def _swept(self, name: str, status: os.stat_result, now: float) -> bool:
-        """Remove a file that nobody needs any more."""
+        """Remove a file that is no longer needed; return whether it was removed."""
         if name.endswith(_LOCK):
             if _in_future(status.st_mtime):
                 return False
@@ -320,15 +323,15 @@ class KeyLock:
         _locks.held.add(self)
 
     def forget(self) -> None:
-        """In a forked child: the parent has it."""
+        """Close the lock in a forked child, since the parent holds it."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor != -1:
             os.close(descriptor)
 
     def release(self, hold_off: float | None = 0.0) -> None:
-        """Give it back. Called again it does nothing.
+        """Release the lock. Further calls do nothing.
 
-        :param hold_off: seconds in which nobody shall compute the key; None = what was set before stays.
+        :param hold_off: seconds for which no request should compute the key; None = leave the hold-off as it is.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor == -1:
@@ -348,13 +351,13 @@ class KeyLock:
 
 
 class _Locks(Part):
-    """The keys that this process computes."""
+    """The locks of the keys that this process computes."""
 
     def __init__(self) -> None:
         self.held: set[KeyLock] = set()
 
     def reset_after_fork(self) -> None:
-        """The parent's locks end with the parent, not with the child."""
+        """Close the parent's locks in the child without releasing them."""
         for lock in list(self.held):
             with contextlib.suppress(OSError):
                 lock.forget()
@@ -380,12 +383,15 @@ def _unpack(data: bytes) -> Answer:
 
 
 def _cost(size: int) -> int:
-    """Bytes of disk that a file of `size` takes, in whole pages."""
+    """Return the bytes of disk that a file of `size` takes, in whole pages."""
     return max(1, -(-size // _PAGE)) * _PAGE
 
 
 def _in_future(moment: float) -> bool:
-    """A new file's time is the calendar's, far beyond the monotonic clock: no hold."""
+    """Return whether a time is the end of a current hold-off.
+
+    A new file's time comes from the calendar, far beyond the monotonic clock: no hold-off.
+    """
     return 0.0 < moment - time.monotonic() < _LONGEST_HOLD
 
 

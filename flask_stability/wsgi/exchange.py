@@ -1,7 +1,7 @@
-"""One request and its response: what the app calls, what the server calls, and the end.
+"""One request and its response: the app's calls, the server's calls, and the end.
 
-One object serves as the request's record, the app's ``start_response``, its ``write`` and the iterable for the
-server, and its functions look up little: every object and every name costs the path of a good request.
+One object serves as the request's record, the app's ``start_response``, its ``write`` and the iterable for the server.
+Its functions look up few names: every object and every name adds to the cost of a good request.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from ..scoreboard import black_box
 from .takeover import client_left
 from .validation import InvalidResponse, check_head, forbids_body, known_heads
 
-END: Any = object()  #: of a body
+END: Any = object()  #: the end of a body
 
 _now = time.monotonic_ns
-#: An answer whose body takes this long after its first chunk is a stream, as an event stream or a download is: it is
-#: counted by its time to that chunk.
+#: An answer whose body takes this long after its first chunk is a stream, such as an event stream or a download; only
+#: its time to that chunk counts as its duration.
 STREAM_NS = 100_000_000
-#: Bytes that fit in any socket's buffer, also of a client far away that has read nothing yet.
+#: Bytes that fit in any socket's buffer, even for a distant client that has read nothing yet.
 _SMALL = 1 << 14
-#: What gives the body of a response of Flask's, chunk by chunk, and what closes it, in werkzeug.
+#: werkzeug's function that yields the body of a Flask response chunk by chunk, and the one that closes it.
 _ENCODING = getattr(getattr(werkzeug_response, "_iter_encoded", None), "__code__", None)
 _CLOSE = werkzeug_response.Response.close
 
 
 class ResponseCut(BrokenPipeError):
-    """Raised to the server to cut a response that has begun: gunicorn closes the connection and says nothing."""
+    """Raised to the server to cut a response that has begun: gunicorn closes the connection without a message."""
 
     def __init__(self) -> None:
         super().__init__(errno.EPIPE, "response cut")
 
 
 class Exchange(RequestRecord):
-    """See the module.
+    """The exchange of one request; see the module.
 
-    :ivar boundary: judges what escapes, for the layer that made it.
+    :ivar boundary: handles escaping exceptions for the layer that created this exchange.
     :ivar start: the server's start_response.
-    :ivar head: what it will be called with; None before the app's start_response.
-    :ivar writer: the server's write callable, once it was given the head.
-    :ivar early: the head is given on at once: the next to see it is another layer around the app, which may need
+    :ivar head: the arguments for it; None before the app's start_response.
+    :ivar writer: the server's write callable, once the server has the head.
+    :ivar early: pass the head on immediately: the next to see it is another layer around the app, which may need
         Flask's context for that (OpenTelemetry's does).
     :ivar code: the answer's status; 0 before start_response, and for an answer that was cut off.
     :ivar length: its Content-Length, -1 without one.
-    :ivar source: what the app returned, with a close; None before that, and once it was closed.
-    :ivar chunk: the first of the body.
-    :ivar iterator: what the rest of the body comes from; None before the first chunk, and at the end.
-    :ivar sent: bytes that the app wrote itself, by the write callable.
-    :ivar begun_ns: `time.monotonic_ns` when the server was given the head, with the first chunk; 0 before.
+    :ivar source: the app's return value, with a close; None before that, and once it is closed.
+    :ivar chunk: the first chunk of the body.
+    :ivar iterator: yields the rest of the body; None before the first chunk, and at the end.
+    :ivar sent: bytes that the app wrote itself, with the write callable.
+    :ivar begun_ns: `time.monotonic_ns` when the server got the head, with the first chunk; 0 before.
     """
 
     __slots__ = ("begun_ns", "boundary", "chunk", "code", "early", "head", "iterator", "length", "sent", "source",
                  "start", "writer")
 
-    __init__ = object.__init__  # the layer that makes it sets all of them: a call less
+    __init__ = object.__init__  # the creating layer sets all attributes, which saves a call
     boundary: Boundary
     start: Callable[..., Any]
     early: bool
@@ -82,7 +82,10 @@ class Exchange(RequestRecord):
     # -- what the app calls --------------------------------------------------------------------------------------
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
-        """WSGI's start_response, checked and held back."""
+        """Check and hold back the head: WSGI's start_response.
+
+        :raises InvalidResponse: for a second call, or an invalid head.
+        """
         if exc_info is not None:
             if self.response_started:
                 try:
@@ -95,7 +98,7 @@ class Exchange(RequestRecord):
         try:
             head = known_heads.get((status, *headers))
         except TypeError:
-            headers = [(name, value) for name, value in headers]  # pairs that are lists, or nothing of the kind
+            headers = [(name, value) for name, value in headers]  # pairs that are lists, or not pairs at all
             head = None
         self.code, self.length = head or check_head(status, headers)
         if self.code == 500 and self.unavailable is not None:
@@ -112,7 +115,11 @@ class Exchange(RequestRecord):
         return self
 
     def __call__(self, data: bytes) -> None:
-        """WSGI's imperative way to write: the answer has begun."""
+        """Write a chunk, which begins the answer: WSGI's imperative write.
+
+        :raises InvalidResponse: if `data` is not bytes.
+        :raises OSError: if the client has left.
+        """
         if type(data) is not bytes:
             raise InvalidResponse(f"write() was given {type(data).__name__} instead of bytes")
         if not self.response_started:
@@ -122,11 +129,11 @@ class Exchange(RequestRecord):
         try:
             self.writer(data)
         except OSError as error:
-            report.mark(error, self)  # the client is gone: no fault of the app's
+            report.mark(error, self)  # the client has left: not the app's fault
             raise
 
     def begin(self) -> None:
-        """Hand the head to the server."""
+        """Pass the head to the server."""
         if self.head is None:
             raise InvalidResponse("the app did not call start_response")
         if self.writer is None:
@@ -136,7 +143,8 @@ class Exchange(RequestRecord):
         black_box.answering(self.place)
 
     def passes_file(self, source: Any) -> bool:
-        """A file for the server's sendfile is handed on untouched but for its close."""
+        """Pass a file on for the server's sendfile, with only its close replaced; return False if that is impossible.
+        """
         closing = closable(source)
         try:
             source.close = self.close
@@ -162,32 +170,32 @@ class Exchange(RequestRecord):
                     yield chunk
             except BaseException as error:
                 if type(error) is GeneratorExit and error.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                    raise  # the server drops this generator: it is raised by the yield, not by the app
+                    raise  # the server drops this generator: the yield raises it, not the app
                 self.cut(error)
             self.iterator = None
         if self.length > sent:
             self._tell_short(sent)
         if "SERVER_SOFTWARE" not in self.environ:
-            self.finish()  # a test client does not always close what it was given
+            self.finish()  # a test client does not always close what it got
 
     def cut(self, error: BaseException) -> None:
-        """It failed in mid-stream.
+        """Cut the response after a failure in mid-stream.
 
-        :raises ResponseCut: or the error itself, where it is to pass.
+        :raises ResponseCut: or the error itself, if it should reach the caller.
         """
         self.iterator, self.code = None, 0
         self.boundary.judge(error, self)
         raise ResponseCut from None
 
     def _tell_short(self, sent: int) -> None:
-        sent += self.sent  # what was written
+        sent += self.sent  # include what the app wrote itself
         if self.length > sent and self.method != "HEAD" and not forbids_body(self.code) and self.supervised:
             logs.error("content_length_mismatch", level="WARNING", declared=self.length, sent=sent,
                        **report.request_fields(self))
             raise ResponseCut  # a client that keeps the connection would wait for the rest
 
     def close(self) -> None:
-        """Called by the server at the end, however it ends."""
+        """Close the app's iterable and finish. The server calls this at the end, however the response ends."""
         source, self.source = self.source, None
         if source is None:
             return
@@ -201,10 +209,10 @@ class Exchange(RequestRecord):
             self.finish()
 
     def end_taken(self, error: BaseException) -> Iterable[bytes]:
-        """The app spoke with the client itself, and is done: nothing of HTTP is written after that.
+        """End a request whose app spoke with the client itself: write no more HTTP after that.
 
-        :param error: what it ended with.
-        :raises StopIteration: for which gunicorn closes the connection.
+        :param error: the exception that ended it.
+        :raises StopIteration: on which gunicorn closes the connection.
         """
         self.code = 101
         source, self.source = self.source, None
@@ -222,14 +230,14 @@ class Exchange(RequestRecord):
             return []
         finally:
             self.finish()
-            self.client_socket = None  # which knows this request
+            self.client_socket = None  # it refers to this request
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> Iterable[bytes]:
-        """Answer for what escaped before the first chunk.
+        """Answer for an exception that escaped before the first chunk.
 
-        :raises ResponseCut: if the app had written already.
+        :raises ResponseCut: if the app had already written.
         """
         self.iterator = None
         if self.taken_ns:
@@ -246,7 +254,7 @@ class Exchange(RequestRecord):
             if started:
                 raise ResponseCut from None
             if self.writer is not None and SOCKET in self.environ:
-                raise error  # gunicorn has the head already, and would keep its headers beside ours: it answers 500
+                raise error  # gunicorn has the head already, and would keep its headers beside ours: let it answer 500
             status, headers, body = self.boundary.answer(error, self)
             self.code = int(status[:3])
             self.refused = isinstance(error, DatabaseUnavailable)
@@ -258,7 +266,7 @@ class Exchange(RequestRecord):
             self.finish()
 
     def finish(self) -> None:
-        """The request is over: it is counted, what it held goes back. Once; never raises."""
+        """Finish the request: count it, and release what it held. Further calls do nothing. Never raise."""
         environ = self.environ
         if environ is OVER:
             return
@@ -282,14 +290,14 @@ class Exchange(RequestRecord):
         place, self.place = self.place, -1
         if place >= 0:
             black_box.words[place] = 0
-        if self.outer is None and inflight.get(self.thread_id) is self:  # leave(), a call less
+        if self.outer is None and inflight.get(self.thread_id) is self:  # leave() inlined, which saves a call
             inflight[self.thread_id] = None
             self.environ = OVER
         else:
             self.leave()
 
     def _release(self) -> None:
-        """Give back what the request held, whatever happens."""
+        """Release everything that the request held, even if a release fails."""
         resources, self.resources = self.resources or [], None
         for resource in resources:
             try:
@@ -299,7 +307,7 @@ class Exchange(RequestRecord):
 
 
 class _Closing:
-    """A close function as an object that has one."""
+    """An object with the given function as its close."""
 
     __slots__ = ("close",)
 
@@ -308,7 +316,10 @@ class _Closing:
 
 
 def closable(source: Any) -> _Closing:
-    """What closes what the app returned, whether that has a close or not, and also once it was given another one."""
+    """Return an object that closes the app's iterable.
+
+    The iterable may have no close, and its close may be replaced later.
+    """
     return _Closing(getattr(source, "close", _nothing))
 
 
@@ -317,11 +328,11 @@ def _nothing() -> None:
 
 
 def plain(source: Any, length: int) -> list[bytes] | None:
-    """All of the body that `source` gives, if it is a plain view's: Flask's own response, one chunk of `length` bytes.
+    """Return the whole body of `source` for a plain view: Flask's own response, one chunk of `length` bytes; else None.
 
-    Its close has nothing to do and can be called at once, and the system takes the chunk from the server without a
-    wait: the request is over when the server has it. It is looked for where the installed werkzeug keeps it; what does
-    not look exactly like that goes the general way, chunk by chunk.
+    Its close does nothing and can be called immediately, and the system takes the chunk from the server without a wait:
+    the request is over once the server has it. The function looks where the installed werkzeug keeps the chunk.
+    Anything that does not look exactly like that goes the general way, chunk by chunk.
     """
     if not 0 <= length <= _SMALL:
         return None
@@ -339,5 +350,5 @@ def plain(source: Any, length: int) -> list[bytes] | None:
 
 
 def wrong_chunk(chunk: object) -> InvalidResponse:
-    """What a chunk of a wrong type is refused with."""
+    """Return the exception for a chunk of a wrong type."""
     return InvalidResponse(f"the body gave {type(chunk).__name__} instead of bytes")

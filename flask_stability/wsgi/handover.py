@@ -1,8 +1,8 @@
-"""A request is handed over to another worker of the same service: proxied as HTTP over a Unix socket.
+"""Hand a request over to another worker of the same service: proxy it as HTTP over a Unix socket.
 
-The worker that accepted and parsed it stays the one that speaks with the client, so that TLS, read-ahead and keep-alive
-are as ever. What of the environ is no header (the client's address, the scheme, the id) goes along in a header of its
-own, which is believed because only the service's own user can open the socket.
+The worker that accepted and parsed the request still speaks with the client, so TLS, read-ahead and keep-alive work as
+usual. A header of its own carries the parts of the environ that are not headers (the client's address, the scheme, the
+id). The other worker trusts this header because only the service's own user can open the socket.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from urllib.parse import quote
 from ..files import reachable
 
 HEADER, KEY = "X-Stability-Handover", "HTTP_X_STABILITY_HANDOVER"
-ID, EXACT = "flask_stability.id", "flask_stability.exact"  # of the environ there
+ID, EXACT = "flask_stability.id", "flask_stability.exact"  # keys of the environ in the other worker
 CHUNK = 1 << 16  #: bytes
-#: RFC 9110, 7.6.1, and what the server that speaks with the client says itself.
+#: Headers of one hop only (RFC 9110, 7.6.1), and those that the server facing the client sets itself.
 _OF_THE_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
                          "upgrade", "expect", "server", "date"})
 _SAFE = "/:@!$&'()*+,;=~-._"
@@ -29,7 +29,7 @@ _SAFE = "/:@!$&'()*+,;=~-._"
 class NotTaken(Exception):
     """The other worker did not take the request, or ended before it answered.
 
-    :param full: too many wait for it already.
+    :param full: too many requests already wait for it.
     """
 
     def __init__(self, *, full: bool) -> None:
@@ -44,7 +44,7 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.setblocking(False)  # where no more may wait the kernel refuses, in place of waiting
+        self.sock.setblocking(False)  # the kernel then refuses a connection beyond the backlog instead of blocking
         with reachable(self._path) as name:
             self.sock.connect(name)
         self.sock.settimeout(self.timeout)
@@ -61,19 +61,19 @@ class Answer:
             yield chunk
 
     def close(self) -> None:
-        """Called by the server."""
+        """Close the connection to the other worker. The server calls this."""
         self._response.close()
         self._connection.close()
 
 
 def hand_over(environ: dict[str, Any], start_response: Callable[..., Any], path: str, *, request_id: str,
               exact: int, timeout: float, knock: Callable[[], None]) -> Iterable[bytes]:
-    """Have the worker that accepts at `path` answer a request.
+    """Have the worker that accepts at `path` answer a request; return the body.
 
     :param exact: its exact fingerprint.
-    :param timeout: seconds without a byte after which it is given up.
+    :param timeout: seconds without a byte after which to give up.
     :param knock: called once the request waits there.
-    :raises NotTaken: before anything was answered.
+    :raises NotTaken: before any part of the answer.
     """
     connection = _Connection(path, timeout)
     try:
@@ -140,7 +140,7 @@ def _body(environ: dict[str, Any], left: int | None) -> Iterator[bytes]:
 
 
 def restored(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Return the app for the worker that is handed requests: it sees the environ of the worker that accepted them."""
+    """Return the app for the worker that gets the requests: it sees the environ of the worker that accepted them."""
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
             given = json.loads(base64.b64decode(environ.pop(KEY)))

@@ -1,13 +1,13 @@
-"""The last good answer of a GET view: fresh, then stale while a new one is made, and stale while none can be made.
+"""Keep the last good answer of a GET view: serve it fresh, and stale while a new one is computed or cannot be computed.
 
-``@stability.keep(fresh=5, stale=300)`` stores what the view returned (RFC 5861's stale-while-revalidate and
-stale-if-error, for all workers together). Flask's own way stays: ``before_request`` functions run before the store is
-asked, ``after_request`` functions and the session see each answer, so what they add for one client is never stored.
+``@stability.keep(fresh=5, stale=300)`` stores the view's answers (RFC 5861's stale-while-revalidate and stale-if-error,
+for all workers together). Flask's own order stays: ``before_request`` functions run before the lookup,
+``after_request`` functions and the session see each answer, so what they add for one client is never stored.
 
-One `Flight` at a time computes a key: it holds the key's lock, which the kernel frees if its worker is killed. A stale
-answer is refreshed in a thread of its own, as a request of its own with record and deadline, so no client waits for it.
-A view whose answer may not be stored runs for each request as without the decorator. So does every view while the
-store cannot be used.
+One `Flight` at a time computes a key: it holds the key's lock, which the kernel frees if the worker is killed. A thread
+of its own refreshes a stale answer, as a request of its own with record and deadline, so no client waits for it. A view
+whose answer may not be stored runs for each request as without the decorator. So does every view while the store is
+unusable.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ from .middleware import MARK, StabilityMiddleware
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NAME = "flask_stability"  #: in Cache-Status (RFC 9211)
-HOLD_OFF = 1.0  #: seconds after a failure, or an answer that may not be stored, in which nobody else waits or tries
-_TRY_AGAIN = 30.0  # seconds until a store that could not be opened is tried again
-_REFRESHES = 4  # a process's refreshes at the same time
-_MARGIN = 0.9  # of the request's remaining time may be spent on waiting
+NAME = "flask_stability"  #: our name in Cache-Status (RFC 9211)
+#: seconds after a failure, or an answer that may not be stored, in which no other request waits or tries
+HOLD_OFF = 1.0
+_TRY_AGAIN = 30.0  # seconds until the next try to open the store after a failure
+_REFRESHES = 4  # maximum number of simultaneous refreshes in a process
+_MARGIN = 0.9  # share of the request's remaining time that it may wait
 _FLIGHT = "flask_stability.flight"
 _CONDITIONAL = ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
 _OF_ONE_CLIENT = ("HTTP_COOKIE", "HTTP_AUTHORIZATION", "REMOTE_USER")
@@ -62,7 +63,7 @@ _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}").fullmatch
 
 
 class Kept(NamedTuple):
-    """What a view was decorated with."""
+    """The arguments of a view's decorator."""
 
     fresh: float
     stale: float
@@ -114,7 +115,7 @@ def keep(*, fresh: float, stale: float, vary: Sequence[str] | None = None, query
 
 
 def _code_of(view: Callable[..., Any]) -> str:
-    """Stands for the release where none is named: which version of the view's file was loaded."""
+    """Return a substitute for the release where none is named: the version of the view's file that was loaded."""
     with contextlib.suppress(AttributeError, OSError):
         status = os.stat(inspect.unwrap(view).__code__.co_filename)
         return f"{status.st_mtime_ns}-{status.st_size}"
@@ -122,7 +123,7 @@ def _code_of(view: Callable[..., Any]) -> str:
 
 
 def _of(app: Flask) -> LastGood | None:
-    """An app's answers; None without the extension."""
+    """Return an app's answers; None without the extension."""
     found = _kept.apps.get(app)
     if found is None:
         state = app.extensions.get("stability")
@@ -137,14 +138,14 @@ def _of(app: Flask) -> LastGood | None:
 
 
 def release_digest(release: str) -> str:
-    """What the keys of a release's answers begin with."""
+    """Return the beginning of the keys of a release's answers."""
     return hashlib.blake2b(release.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
 
 
 def drop_refused(serving: str) -> None:
-    """Remove the answers that this process's release has stored, since it was refused. Never raises.
+    """Remove the answers that this process's release has stored, since it was refused. Never raise.
 
-    :param serving: the release that serves on: what both stored under the same name stays.
+    :param serving: the release that serves on: answers that both stored under the same name stay.
     """
     for found in list(_kept.apps.values()):
         found.drop(serving)
@@ -176,14 +177,14 @@ class LastGood:
             self.warn(error)
 
     def forget(self) -> None:
-        """In a forked child: the parent's threads do their work there."""
+        """Reset the locks in a forked child: the parent's threads do not exist there."""
         self._lock, self._leading = threading.Lock(), {}
         self._refreshes = threading.BoundedSemaphore(_REFRESHES)
 
     # -- what may be asked ---------------------------------------------------------------------------------------------
 
     def applies(self, kept: Kept) -> bool:
-        """Whether this thread's request may be answered from the store."""
+        """Return whether this thread's request may be answered from the store."""
         environ = flask_request.environ
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or "HTTP_RANGE" in environ:
             return False
@@ -191,14 +192,14 @@ class LastGood:
             return False
         app = self._app()
         if app is None or ((app.testing or app.debug) and self.settings.keep_dir is None):
-            return False  # what a test or an edited file makes must not be answered from an earlier run
+            return False  # a test or an edited file must not get an answer of an earlier run
         try:
             return _HOST(flask_request.host) is not None
-        except HTTPException:  # Request.trusted_hosts refuses it
+        except HTTPException:  # Request.trusted_hosts refuses the host
             return False
 
     def key(self, kept: Kept) -> str:
-        """The key of this thread's request."""
+        """Return the key of this thread's request."""
         environ = flask_request.environ
         parts = [*self._parts, str(flask_request.endpoint), flask_request.scheme, flask_request.host,
                  environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", ""), urlencode(_named(kept.query)),
@@ -211,9 +212,9 @@ class LastGood:
         return f"{release_digest(self.settings.release_id or kept.code)}-{digest.hexdigest()}"
 
     def find(self, kept: Kept) -> Answer | Flight | None:
-        """An answer for this thread's request, or the right to make it; None: the view runs as without us.
+        """Return an answer for this thread's request, or the right to compute it; None = run the view as without us.
 
-        :raises ServiceUnavailable: if another request makes it and takes too long.
+        :raises ServiceUnavailable: if another request computes it and takes too long.
         """
         flight = flask_request.environ.get(_FLIGHT)
         key = self.key(kept)
@@ -249,13 +250,13 @@ class LastGood:
     def _directory(self) -> str:
         found = self.settings.keep_dir or self.settings.run_dir
         if found is None and default_run_dir() is not None:
-            found = default_run_dir()  # asked again, it is the same one in all processes that made one at the same time
+            found = default_run_dir()  # asked again: all processes that created one at the same time then agree on it
         if found is None:
             raise FileNotFoundError("no directory in memory: set STABILITY_KEEP_DIR")
         return found
 
     def warn(self, error: Exception) -> None:
-        """Once in a process for each reason."""
+        """Log that the store is unusable, once per process and reason."""
         reason = f"{type(error).__name__} {getattr(error, 'errno', '')}"
         if reason not in self._told:
             self._told.add(reason)
@@ -266,12 +267,13 @@ class LastGood:
     # -- one computation -----------------------------------------------------------------------------------------------
 
     def _lead(self, store: AnswerStore, key: str, kept: Kept) -> Answer | Flight | None:
-        """Nothing is stored: make it, or wait for the request that makes it, in whichever worker that is."""
+        """Compute an answer that is not stored, or wait for the request that computes it, in whichever worker that is.
+        """
         record = current()
         if record is None:
             return None
         left = remaining()
-        # a request that holds a connection does not wait: the other one could need it
+        # a request that holds a connection does not wait: the computing one could need that connection
         patience = 0.0 if record.resources else min(self.settings.db_timeout, 1e9 if left is None else left * _MARGIN)
         until = time.monotonic() + patience
         while True:
@@ -302,14 +304,14 @@ class LastGood:
                 self.landed(key, mine)
 
     def landed(self, key: str, event: threading.Event) -> None:
-        """A computation of this process is over: those that wait for it go on."""
+        """End a computation of this process and wake the requests that wait for it."""
         with self._lock:
             if self._leading.get(key) is event:
                 del self._leading[key]
         event.set()
 
     def _refresh(self, store: AnswerStore, key: str, kept: Kept) -> None:
-        """Make a new answer in a thread, unless one does that already, or one has failed at it just now."""
+        """Compute a new answer in a thread, unless one does that already, or has just failed."""
         app = self._app()
         lock = None if app is None or store.held_off(key) else store.lock(key)
         if app is None or lock is None:
@@ -335,7 +337,7 @@ class LastGood:
                 flight.leave()
 
     def _run(self, app: Flask, environ: dict[str, Any], flight: Flight) -> None:
-        """A refresh, from begin to end: the request that asked for it again, without that client's connection."""
+        """Run a refresh: the request that triggered it, repeated without that client's connection."""
         try:
             layer = StabilityMiddleware(functools.partial(type(app).wsgi_app, app), settings=self.settings)
             source = layer(environ, lambda *_: lambda _: None)
@@ -357,8 +359,8 @@ class Flight:
     """One computation of an answer; holds the key's lock, and is a resource of its request.
 
     :ivar query: names of the query parameters that the view may see.
-    :ivar reached: the view was run, or begun.
-    :cvar is_connection: a request that holds one may wait for a database that is away.
+    :ivar reached: the view has begun.
+    :cvar is_connection: a request that holds a flight may still wait for a database that is away.
     """
 
     is_connection = False
@@ -372,7 +374,7 @@ class Flight:
         self._over = False
 
     def make(self, run: Callable[[], Any]) -> Any:
-        """Run the view; what it gives is stored when Flask has finished the response."""
+        """Run the view and return its response; the answer is stored when Flask has finished the response."""
         self.reached, created = True, time.monotonic()
         with _as_keyed(self._kept.query) as self._conditional, _session_read() as reads:
             response = current_app.make_response(run())
@@ -386,7 +388,7 @@ class Flight:
         return response
 
     def settle(self, response: Response) -> None:
-        """Flask has finished the response. Never raises."""
+        """Store the answer once Flask has finished the response. Never raise."""
         if self._over:
             return
         stored = False
@@ -398,7 +400,7 @@ class Flight:
                     self._owner.warn(MemoryError(f"STABILITY_KEEP_BYTES={self._store.most} is too little for the "
                                                  "answers in use"))
             if not stored and self.reached and response.status_code < 500:
-                self._store.drop(self.key)  # what the view says now is true, and is not to be stored
+                self._store.drop(self.key)  # the view's current answer is right, and must not be stored
         except OSError as error:
             self._owner.warn(error)
         finally:
@@ -409,11 +411,11 @@ class Flight:
                 response.make_conditional({**flask_request.environ, **self._conditional})
 
     def release(self) -> None:
-        """The request is over; if Flask has finished no response, the view has failed."""
+        """End the computation with the request; if Flask has finished no response, the view has failed."""
         self._end(HOLD_OFF)
 
     def leave(self) -> None:
-        """Nothing was tried."""
+        """End a computation that was not tried."""
         with contextlib.suppress(OSError):
             self._end(None if self._store.held_off(self.key) else 0.0)
 
@@ -437,7 +439,11 @@ def _on_finished(app: Flask, response: Response, **_: Any) -> None:
 
 
 def _wait_for(store: AnswerStore, key: str, until: float) -> tuple[KeyLock | None, Answer | None]:
-    """A key's lock, unless what it is wanted for happens before, or the time is over."""
+    """Take a key's lock, unless another request finishes the computation before, or the time is over.
+
+    :param until: monotonic seconds.
+    :returns: the lock, or else the answer, if there is one.
+    """
     pause = 0.005
     while True:
         lock = store.lock(key)
@@ -454,9 +460,10 @@ def _wait_for(store: AnswerStore, key: str, until: float) -> tuple[KeyLock | Non
 
 
 def _too_long(patience: float) -> None:
-    """A request has waited for another's answer in vain; one that may not wait runs its view.
+    """End a request's vain wait for another's answer; return for a request that may not wait, so that its view runs.
 
-    :raises ServiceUnavailable: to one that has waited.
+    :param patience: seconds that it has waited.
+    :raises ServiceUnavailable: if it has waited.
     """
     if patience:
         raise ServiceUnavailable("The answer is being made, and that takes too long.", retry_after=1)
@@ -480,11 +487,11 @@ def _of_one_client(response: Response) -> bool:
 
 @contextlib.contextmanager
 def _session_read() -> Iterator[list[bool]]:
-    """Within the block: True is in the list at its end if the session was read."""
+    """Yield a list that contains True after the block if the block read the session."""
     found: list[bool] = []
     context = vars(request_ctx._get_current_object())  # type: ignore[attr-defined]
     session = context.get("_session", context.get("session"))
-    # up to Flask 3.1.2 the session itself has to know, and not every kind does
+    # Up to Flask 3.1.2 the session itself tracks this, and not every kind does.
     tracked = "_session" in context or isinstance(session, SecureCookieSession)
     before = getattr(session, "accessed", True)
     if session is None or not tracked:
@@ -505,8 +512,10 @@ def _named(query: tuple[str, ...]) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _as_keyed(query: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Within the block the request has nothing of what the key leaves out of it: query parameters that are not named
-    (one client's would be in the answer to all), and conditions (the answer would have no body). Gives these.
+    """Hide from the request, within the block, what is not in the key; yield the hidden conditions.
+
+    These are query parameters that the decorator does not name (one client's would be in the answer to all), and
+    conditions (the answer would have no body).
     """
     request, environ = flask_request._get_current_object(), flask_request.environ  # type: ignore[attr-defined]
     conditional = {name: environ.pop(name) for name in _CONDITIONAL if name in environ}
@@ -530,7 +539,7 @@ def _as_keyed(query: tuple[str, ...]) -> Iterator[dict[str, str]]:
 
 
 def _response(answer: Answer) -> Response:
-    """A stored answer for this thread's request."""
+    """Return a stored answer as a response to this thread's request."""
     response = current_app.response_class(answer.body)
     response.headers = Headers(answer.headers)
     age = answer.age
@@ -541,7 +550,7 @@ def _response(answer: Answer) -> Response:
 
 
 def _as_a_refresh(environ: dict[str, Any], flight: Flight) -> dict[str, Any]:
-    """The same request again: without its body, its connection, its conditions and what has been made of it."""
+    """Return the environ of the same request without its body, connection, conditions and objects derived from it."""
     left_out = {MARK, SOCKET, *_CONDITIONAL, "CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_TRANSFER_ENCODING", "HTTP_EXPECT",
                 "HTTP_UPGRADE", "wsgi.websocket", "wsgi.file_wrapper", "wsgi.input_terminated"}
     made = {name: value for name, value in environ.items()
@@ -552,7 +561,7 @@ def _as_a_refresh(environ: dict[str, Any], flight: Flight) -> dict[str, Any]:
 
 
 def _database(url: str | None) -> str:
-    """Which database an app uses, without user and password."""
+    """Return which database an app uses, without user and password."""
     if url is None or url.startswith("sqlite:"):
         return url or ""
     address = DatabaseURL.parse(url)
@@ -560,7 +569,7 @@ def _database(url: str | None) -> str:
 
 
 def _boot() -> str:
-    """This start of the machine: its clock begins anew with the next."""
+    """Return an id of this start of the machine, since the monotonic clock starts over with the next."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -574,10 +583,10 @@ class _Kept(Part):
     def __init__(self) -> None:
         self.apps: weakref.WeakKeyDictionary[Flask, LastGood] = weakref.WeakKeyDictionary()
         self.lock = threading.Lock()
-        self.codes: set[str] = set()  # versions of the files of all kept views
+        self.codes: set[str] = set()  # file versions of all decorated views
 
     def reset_after_fork(self) -> None:
-        """The parent's threads do their work there."""
+        """Replace the locks, since the parent's threads do not exist in the child."""
         self.lock = threading.Lock()
         for found in list(self.apps.values()):
             found.forget()

@@ -1,13 +1,13 @@
-"""The outermost WSGI layer: the way of one request.
+"""The outermost WSGI layer: the path of one request.
 
-It gives the request an id and a deadline, enters it in the in-flight table, and sees to it that whatever escapes,
-`BaseException` included, in the call, the iteration or the close, is recorded once and answered well:
+It gives the request an id and a deadline, and enters it in the in-flight table. It records each escaping exception
+once, `BaseException` included, from the call, the iteration or the close, and answers it:
 
-- before the first chunk a whole answer is given, since ``start_response`` is held back until then;
-- after it the connection is cut, so that the client can tell; there is never a second answer inside the first.
+- before the first chunk with a whole answer, since it holds ``start_response`` back until then;
+- after it by cutting the connection, so that the client notices; never with a second answer inside the first.
 
-An inner layer steps aside when an outer one is there, so both an app and the server's worker can be wrapped.
-Under a test client and the development server exceptions go their usual way: an app's own tests notice nothing.
+An inner layer steps aside when there is an outer one, so both an app and the server's worker can be wrapped. Under a
+test client and the development server exceptions go their usual way: an app's own tests notice no difference.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _now = time.monotonic_ns
 class StabilityMiddleware:
     """Wraps a WSGI app.
 
-    :param wsgi_app: the app. With a `health_app`, ``app.wsgi_app``: it is held weakly, so no cycle keeps the app
-        alive.
+    :param wsgi_app: the app. With a `health_app`, ``app.wsgi_app``: the layer refers to it weakly, so no cycle keeps
+        the app alive.
     :param settings: the app's settings.
     :param health_app: the WSGI app that serves STABILITY_HEALTH_PATH; set to None to let the app's own route win.
-    :param propagate: whether an exception is to reach the caller, as Flask's PROPAGATE_EXCEPTIONS and TESTING ask
-        for. Asked only where the server did not wrap its worker.
+    :param propagate: returns whether an exception should reach the caller, as Flask's PROPAGATE_EXCEPTIONS and TESTING
+        demand. Called only where the server did not wrap its worker.
     :param on_first_request: called once, before the first request.
     """
 
@@ -65,21 +65,21 @@ class StabilityMiddleware:
             self._owner, self._app = weakref.ref(wsgi_app.__self__), wsgi_app.__func__
         self._health_path = self.settings.health_path
         self._health_below = self._health_path + "/"
-        #: Which paths `health_app` serves, where the app serves some of them itself.
+        #: Returns whether `health_app` serves a path, where the app serves some of them itself.
         self.is_ours: Callable[[str], bool] | None = None
-        #: Another layer was put around this one: then that, and not the server, is called next.
+        #: Another layer was put around this one: the head then goes to that layer, not to the server.
         self.wrapped = False
         self.on_first_request = on_first_request
         self.timeout = self.settings.request_timeout
         self._trusted = ("HTTP_" + self.boundary.id_header.upper().replace("-", "_")
                          if self.settings.request_id_trust else None)
-        #: What the paths begin with that are looked at more closely: at the first request all of them.
+        #: The beginning of paths to examine more closely: at the first request all of them.
         self._special = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if MARK in environ:
             return self._inside(environ, start_response)
-        thread = threading.get_ident()  # looked up anew: gevent replaces it when the worker starts
+        thread = threading.get_ident()  # looked up each time: gevent replaces it when the worker starts
         exchange: Exchange = Exchange()
         exchange.started_ns = _now()
         exchange.thread_id = thread
@@ -122,12 +122,12 @@ class StabilityMiddleware:
                               else self._app(self._owner(), environ, exchange.start_response))
             exchange.source = source
             if exchange.taken_ns:
-                raise StopIteration  # whatever the app returned: the conversation is over
-            if type(source) is ClosingIterator:  # as Flask's are, which is its own iterator
+                raise StopIteration  # regardless of the app's return value: the conversation is over
+            if type(source) is ClosingIterator:  # Flask's own type, which is its own iterator
                 chunks = plain(source, exchange.length)
                 if chunks is not None and not exchange.response_started:
                     exchange.source = None
-                    source.close()  # also here: PEP 3333 asks for it, and an app may count on it
+                    source.close()  # also here: PEP 3333 requires it, and an app may rely on it
                     if exchange.writer is None:
                         start_response(*exchange.head)  # type: ignore[misc]
                     exchange.finish()
@@ -137,7 +137,7 @@ class StabilityMiddleware:
                 if iterator is None:
                     return cast("Iterable[bytes]", source)
                 source = iterator
-            chunk = next(source, END)  # drawn here: what fails until then still gets a whole answer
+            chunk = next(source, END)  # drawn here: a failure up to this point still gets a whole answer
             if type(chunk) is bytes:
                 exchange.chunk = chunk
                 exchange.iterator = source
@@ -146,7 +146,8 @@ class StabilityMiddleware:
             if not exchange.response_started:
                 head = exchange.head
                 if head is None and "HTTP_UPGRADE" in environ and chunk is END and client is None:
-                    exchange.take()  # by another way than gunicorn's: simple-websocket under gevent's own server
+                    # taken over by another way than gunicorn's: simple-websocket under gevent's own server
+                    exchange.take()
                     raise StopIteration
                 if head is None:
                     raise InvalidResponse("the app did not call start_response")
@@ -161,22 +162,22 @@ class StabilityMiddleware:
 
     @staticmethod
     def _iterator(source: Any, exchange: Exchange) -> Iterator[Any] | None:
-        """Of what is no response of Flask's; None if it goes to the server as it is."""
+        """Return the iterator of a body that is not a Flask response; None to pass it to the server as it is."""
         if not hasattr(source, "close"):
             exchange.source = closable(source)
-        wrapper = exchange.environ.get("wsgi.file_wrapper")  # a server may give any callable
+        wrapper = exchange.environ.get("wsgi.file_wrapper")  # a server may use any callable
         if type(wrapper) is type and isinstance(source, wrapper) and exchange.passes_file(source):
             return None
         return cast("Iterator[Any]", iter(source))
 
     @property
     def inner(self) -> Callable[..., Any] | None:
-        """The app that it wraps; None once that is gone."""
+        """Return the wrapped app; None once it no longer exists."""
         owner = self._owner() if self._owner is not None else None
         return self._app if self._owner is None else MethodType(self._app, owner) if owner is not None else None
 
     def _inside(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """An outer layer does the work; only the health endpoints are still ours."""
+        """Call the app inside an outer layer, which does the work; serve only the health endpoints."""
         if self.on_first_request is not None:
             self._begin_process()
         if self.health_app is not None and environ.get("PATH_INFO", "").startswith(self._health_path):
@@ -188,7 +189,7 @@ class StabilityMiddleware:
         return inner
 
     def _is_health(self, environ: dict[str, Any], record: RequestRecord) -> bool:
-        """Whether it goes to `health_app`; also takes over the id of a client that is trusted."""
+        """Return whether the request goes to `health_app`; also adopt the request id of a trusted client."""
         if self.on_first_request is not None:
             self._begin_process()
         if self._trusted is not None:
@@ -203,7 +204,10 @@ class StabilityMiddleware:
         return True
 
     def let_nothing_out(self) -> None:
-        """A server serves it, and nothing stands in between: Flask's PROPAGATE_EXCEPTIONS does not count here."""
+        """Answer all exceptions.
+
+        A server calls this layer directly, so Flask's PROPAGATE_EXCEPTIONS does not count here.
+        """
         self.boundary.propagate = None
 
     def _begin_process(self) -> None:
@@ -216,9 +220,9 @@ class StabilityMiddleware:
 
 
 def outermost(app: Any, settings: Settings) -> WSGIApp:
-    """What a server is to call instead of `app`: a layer around all of it, or, where it is the same, the app's own.
+    """Return what a server should call instead of `app`: a layer around all of it, or the app with its own layer.
 
-    It is the same where nothing lies around the app's own layer: then that lets no exception out either.
+    The app's own layer is enough where nothing wraps it; then it lets no exception out either.
     """
     own = app.wsgi_app if isinstance(app, Flask) and type(app).__call__ is Flask.__call__ else None
     if type(own) is not StabilityMiddleware:
@@ -228,7 +232,10 @@ def outermost(app: Any, settings: Settings) -> WSGIApp:
 
 
 def _outer(record: RequestRecord) -> RequestRecord | None:
-    """The request inside which a new one begins; one whose answer a test client never read to its end is over."""
+    """Return the request inside which a new one begins.
+
+    A request whose answer a test client never read to its end counts as over.
+    """
     if not isinstance(record, Exchange) or not record.response_started or record.supervised:
         return record
     outer: RequestRecord | None = record.outer

@@ -1,4 +1,4 @@
-"""Requests that kill workers, in a worker: those on the master's list are refused, handed over, or counted.
+"""Handle requests that kill workers, in a worker: refuse, hand over or count those on the master's list.
 
 While the list is empty a request costs one look at one word of shared memory.
 """
@@ -27,15 +27,15 @@ from .upload import Upload
 if TYPE_CHECKING:
     from .exchange import Exchange
 
-BUSY = 5.0  #: seconds of Retry-After while too many wait for the isolation worker
-ENDED = 30.0  #: the same after it ended with the request
-LONGEST = 120.0  #: seconds without a byte from it for a request without a deadline
-STARTS = 60.0  #: seconds more, in which it may start
-LOOKED_AT = 1 << 16  #: bytes of a body that tell one request from another
+BUSY = 5.0  #: seconds of Retry-After while too many requests wait for the isolation worker
+ENDED = 30.0  #: the same after the isolation worker ended with the request
+LONGEST = 120.0  #: seconds without a byte from the isolation worker for a request without a deadline
+STARTS = 60.0  #: additional seconds, in which the isolation worker may start
+LOOKED_AT = 1 << 16  #: bytes of a body that enter the exact fingerprint
 
 
 class _Answered:
-    """What a watched request holds: it is counted when it is over."""
+    """A resource of a watched request, which counts the request when it is over."""
 
     __slots__ = ("_index",)
 
@@ -43,7 +43,7 @@ class _Answered:
         self._index = index
 
     def release(self) -> None:
-        """It was answered."""
+        """Count the request as answered."""
         index, self._index = self._index, -1
         if index >= 0:
             black_box.count(index)
@@ -52,8 +52,8 @@ class _Answered:
 class _List:
     """The master's list at one version.
 
-    :ivar cases: by fingerprint: where it is counted, and whether it is isolated.
-    :ivar convicted: by fingerprint and exact fingerprint: where it is counted, and the end of its refusal.
+    :ivar cases: by fingerprint: the counter's index, and whether requests with it are isolated.
+    :ivar convicted: by fingerprint and exact fingerprint: the counter's index, and the end of the refusal.
     :ivar closed: there is no isolation worker, and none may be started now.
     :ivar path: of the isolation worker's socket, "" without one.
     """
@@ -74,7 +74,7 @@ class _List:
 
     @classmethod
     def current(cls, version: int) -> _List:
-        """Return what the master says now; an empty list if that cannot be read."""
+        """Return the master's current list; an empty list if it cannot be read."""
         try:
             box = black_box.current()
             return cls(version, box.quarantine.read() if box is not None else b"")
@@ -83,7 +83,7 @@ class _List:
             return cls(version, b"")
 
     def action(self, method: str, path: str, fingerprint: int) -> str:
-        """What becomes of a request: "refuse", "isolate", or ""."""
+        """Return the action for a request: "refuse", "isolate", or "" for none."""
         route: str | None = None
         if self.routes or any(rule["route"] for rule in self.rules):
             route = self._route_of(method, path)
@@ -110,11 +110,11 @@ def _nobody() -> None:
 
 
 class _Quarantine(Part):
-    """This process's side of it.
+    """This process's side of the quarantine.
 
-    :ivar list: what is known of the master's.
-    :ivar knock: set by the server's hooks: wakes the master.
-    :ivar alone: set by the server's hooks: this is the isolation worker, which serves what is on the list.
+    :ivar list: the last list that was read.
+    :ivar knock: wakes the master; set by the server's hooks.
+    :ivar alone: this is the isolation worker, which serves requests on the list; set by the server's hooks.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class _Quarantine(Part):
         self.alone = False
 
     def reset_after_fork(self) -> None:
-        """A worker's child is none of the master's."""
+        """Stop waking the master: the child of a worker is not one of its workers."""
         self.knock = _nobody
 
 
@@ -131,13 +131,13 @@ here = runtime.add("quarantine", _Quarantine())
 
 
 def look(exchange: Exchange, environ: dict[str, Any], settings: Settings) -> Iterable[bytes] | None:
-    """Look at a request while the list is not empty; returns its answer, None if the app is to give it."""
+    """Look at a request while the list is not empty; return its answer, or None if the app should answer."""
     version = black_box.listed[0]
     known = here.list
     if known.version != version:
         known = here.list = _List.current(version)
     if exchange.outer is not None:
-        return None  # a view asks its own app: that is the outer request's business
+        return None  # a view calls its own app: the outer request was looked at
     health, path = settings.health_path, exchange.path
     if path == health or path.startswith(health + "/"):
         return None
@@ -168,7 +168,7 @@ def _begin_alone(exchange: Exchange, environ: dict[str, Any], convicted: dict[in
 
 def _suspect(exchange: Exchange, environ: dict[str, Any], settings: Settings, known: _List,
              convicted: dict[int, tuple[int, float]], *, isolated: bool) -> Iterable[bytes] | None:
-    """Refuse, or have the isolation worker answer; None for a request that only resembles one that was convicted."""
+    """Refuse, or have the isolation worker answer; return None for a request that only resembles a convicted one."""
     body = b""
     if environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ:
         source = environ["wsgi.input"]
@@ -192,17 +192,18 @@ def refuse(exchange: Exchange, environ: dict[str, Any], settings: Settings, seco
     """Answer 503 with Retry-After."""
     error = ServiceUnavailable(retry_after=max(1, round(seconds)))
     status, headers, body = response_for(error, environ, settings, exchange.id)
-    exchange.refused, exchange.recorded = True, "refused"  # a log line for each would be the client's to write
+    # clients could otherwise flood the log with one line per request
+    exchange.refused, exchange.recorded = True, "refused"
     exchange.start_response(status, headers)
     return [] if exchange.method == "HEAD" else [body]
 
 
 def _isolate(exchange: Exchange, environ: dict[str, Any], settings: Settings, path: str, exact: int) -> Iterable[bytes]:
     timeout = exchange.timeout or LONGEST
-    exchange.timeout = 0.0  # the isolation worker sees to its deadline
+    exchange.timeout = 0.0  # the isolation worker enforces the deadline
     if exchange.place >= 0:
-        black_box.words[exchange.place] = 0  # whatever ends this worker, it is not this request
-    exchange.recorded = HANDED_OVER  # what fails there is recorded there
+        black_box.words[exchange.place] = 0  # this request cannot be why this worker ends, if it does
+    exchange.recorded = HANDED_OVER  # the isolation worker records failures
     try:
         return hand_over(environ, exchange.start_response, path, request_id=exchange.id, exact=exact,
                          timeout=timeout + STARTS, knock=here.knock)

@@ -1,6 +1,6 @@
-"""Which route a path belongs to, for a process that has no app: a worker publishes its rules, the master matches.
+"""Find the route of a path in a process without an app: a worker publishes its rules, the master matches.
 
-The master learns of a request what stands in shared memory when its worker has died: the path, not the route.
+When a worker has died, the master finds only the request's path in shared memory, not its route.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter, Map, Rule, UnicodeConverter
 
-MOST = 2000  #: rules
-_DEEPEST = 12  #: layers of middleware around an app
-#: Under which middlewares keep what they call.
+MOST = 2000  #: maximum number of rules
+_DEEPEST = 12  #: maximum layers of middleware around an app
+#: Attributes in which middlewares keep the app that they call.
 _INNER = ("wsgi_app", "app", "application", "inner")
 
 
 class _AnyConverter(BaseConverter):
-    """Stands for a converter of the app's own: one segment of a path, whatever the arguments."""
+    """Replaces a converter of the app's own: one segment of a path, whatever the arguments."""
 
     weight = 100
 
@@ -52,15 +52,15 @@ class Routes:
             try:
                 self._map.add(Rule(rule, methods=methods, endpoint=rule))
             except (LookupError, ValueError, TypeError):
-                continue  # one that only the app's own classes can read
+                continue  # only the app's own classes can read this rule
         self._adapter = self._map.bind("")
 
     def endpoints_of(self, rule: str) -> set[str]:
-        """The app's names of a rule."""
+        """Return the app's endpoints of a rule."""
         return self._endpoints.get(rule, set())
 
     def of(self, method: str, path: str) -> str:
-        """The rule that a request matches, "" if none. Never raises."""
+        """Return the rule that a request matches, or "" if none does. Never raise."""
         try:
             rule, _ = self._adapter.match(path, method=method, return_rule=True)
             return str(rule.rule)
@@ -69,7 +69,7 @@ class Routes:
 
 
 def apps_in(wsgi: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Flask]]:
-    """Yield the Flask apps that a WSGI app calls, each with what it is mounted at (werkzeug's DispatcherMiddleware)."""
+    """Yield the Flask apps that a WSGI app calls, each with its mount point (werkzeug's DispatcherMiddleware)."""
     owner = wsgi.__self__ if isinstance(wsgi, MethodType) else None
     if isinstance(owner, Flask):
         yield prefix, owner
@@ -89,7 +89,7 @@ def apps_in(wsgi: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
 
 
 def rules_of(wsgi: Any) -> list[list[Any]]:
-    """Return the rules of the Flask apps that a WSGI app calls, with what each is mounted at, for `encode`."""
+    """Return the rules of the Flask apps that a WSGI app calls, each with its app's mount point, for `encode`."""
     apps = dict.fromkeys(apps_in(wsgi))
     return [rule for prefix, app in apps for rule in of_map(app.url_map, prefix)]
 
@@ -101,7 +101,7 @@ def of_map(url_map: Map, prefix: str = "") -> list[list[Any]]:
 
 
 def encode(rules: list[list[Any]], most: int) -> bytes:
-    """Return rules for `decode`, as many as fit into `most` bytes."""
+    """Return the rules as bytes for `decode`, as many as fit into `most` bytes."""
     rules = rules[:MOST]
     while True:
         data = json.dumps(rules, separators=(",", ":")).encode()
@@ -111,7 +111,7 @@ def encode(rules: list[list[Any]], most: int) -> bytes:
 
 
 def decode(data: bytes) -> Routes:
-    """Return what `encode` wrote; without routes if it cannot be read."""
+    """Return the routes that `encode` wrote; none if they cannot be read."""
     try:
         return Routes([(str(rule), methods, str(endpoint)) for rule, methods, endpoint in json.loads(data or b"[]")])
     except (ValueError, TypeError):

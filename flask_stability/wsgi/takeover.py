@@ -1,9 +1,9 @@
-"""A request whose app takes the client's socket over: WebSockets under WSGI.
+"""A request whose app takes over the client's socket: WebSockets under WSGI.
 
-The libraries for them (simple-websocket, and on it Flask-Sock and Flask-SocketIO) take ``gunicorn.socket`` from the
-environ, speak on it themselves, and at the end raise `StopIteration`, for which gunicorn closes the connection.
+The WebSocket libraries (simple-websocket, and on it Flask-Sock and Flask-SocketIO) take ``gunicorn.socket`` from the
+environ, speak on it themselves, and at the end raise `StopIteration`, on which gunicorn closes the connection.
 gevent-websocket's server does the handshake before it calls the app. In both cases the answer has begun, no deadline
-holds any more, and nothing of HTTP may be written into the stream.
+applies any more, and the server must write no HTTP into the stream.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from ..request import RequestRecord
 
-#: RFC 6455: a close frame with the status 1001, "going away": a client connects again.
+#: RFC 6455: a close frame with status 1001, "going away", after which a client reconnects.
 _GOING_AWAY = b"\x88\x02\x03\xe9"
 _CLIENT_LEFT = frozenset({errno.EBADF, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT})
 
 
 class AppSocket:
-    """Stands in the environ for the client's socket, and notices when the app itself sends on it.
+    """Replaces the client's socket in the environ, and notices when the app itself sends on it.
 
-    Everything else is the socket's own. What is sent through it is sent under a lock, so that a farewell never falls
-    into the middle of a frame.
+    Everything else is the socket's own. A lock protects each send, so that a farewell never falls into the middle of a
+    frame.
     """
 
     __slots__ = ("_lock", "_record", "_socket")
@@ -49,8 +49,9 @@ class AppSocket:
         self.close()
 
     def close(self) -> None:
-        """End the stream; the descriptor is the server's. gunicorn would count a connection that it finds closed twice
-        as ended, and so forget one that lives.
+        """End the stream, but leave the descriptor to the server.
+
+        gunicorn would count a connection that it finds closed twice as ended, and so forget a live one.
         """
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
@@ -64,49 +65,49 @@ class AppSocket:
     # -- what takes it over --------------------------------------------------------------------------------------
 
     def send(self, *args: Any, **options: Any) -> Any:
-        """`socket.socket.send`."""
+        """Send as `socket.socket.send` does."""
         with self._taken():
             return self._socket.send(*args, **options)
 
     def sendall(self, *args: Any, **options: Any) -> Any:
-        """`socket.socket.sendall`."""
+        """Send as `socket.socket.sendall` does."""
         with self._taken():
             return self._socket.sendall(*args, **options)
 
     def sendmsg(self, *args: Any, **options: Any) -> Any:
-        """`socket.socket.sendmsg`."""
+        """Send as `socket.socket.sendmsg` does."""
         with self._taken():
             return self._socket.sendmsg(*args, **options)
 
     def sendfile(self, *args: Any, **options: Any) -> Any:
-        """`socket.socket.sendfile`."""
+        """Send as `socket.socket.sendfile` does."""
         with self._taken():
             return self._socket.sendfile(*args, **options)
 
     def write(self, *args: Any, **options: Any) -> Any:
-        """`ssl.SSLSocket.write`."""
+        """Write as `ssl.SSLSocket.write` does."""
         with self._taken():
             return self._socket.write(*args, **options)  # type: ignore[attr-defined]
 
     def makefile(self, *args: Any, **options: Any) -> Any:
-        """`socket.socket.makefile`: what is sent by the file is not seen here."""
+        """Return a file as `socket.socket.makefile` does. This object does not see what the file sends."""
         self._taken()
         return self._socket.makefile(*args, **options)
 
     def dup(self) -> Any:
-        """`socket.socket.dup`, as `makefile`."""
+        """Return a duplicate as `socket.socket.dup` does, with the same restriction as `makefile`."""
         self._taken()
         return self._socket.dup()
 
     def detach(self) -> int:
-        """`socket.socket.detach`, as `makefile`."""
+        """Return the descriptor as `socket.socket.detach` does, with the same restriction as `makefile`."""
         self._taken()
         return self._socket.detach()
 
     # -- the guard's: the worker leaves --------------------------------------------------------------------------
 
     def say_goodbye(self) -> None:
-        """Tell a WebSocket's client that this server goes away; never waits, never raises."""
+        """Tell a WebSocket's client that this server is going away; never wait, never raise."""
         lock = self._lock
         upgrade = str(self._record.environ.get("HTTP_UPGRADE", "")).lower()
         if upgrade != "websocket" or lock is None or not lock.acquire(blocking=False):
@@ -117,25 +118,25 @@ class AppSocket:
             if poll.poll(0):
                 self._socket.send(_GOING_AWAY)
         except (OSError, ValueError):
-            pass  # it is closed already
+            pass  # the socket is closed already
         finally:
             lock.release()
 
     def cut(self) -> None:
-        """Have the app's next read find the end of the stream; never waits, never raises."""
+        """Make the app's next read find the end of the stream; never wait, never raise."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RD)
 
 
 def client_left(error: BaseException) -> bool:
-    """Whether what ended an app's conversation is no fault: `StopIteration`, or the client's own leaving."""
+    """Return whether an app's conversation ended without a fault: by `StopIteration`, or because the client left."""
     if isinstance(error, (StopIteration, ConnectionError)):
         return True
     return isinstance(error, OSError) and error.errno in _CLIENT_LEFT
 
 
 class Farewells:
-    """Which of the sockets that apps took over were told that the worker leaves. The guard's.
+    """The farewells to clients whose sockets apps took over, when the worker leaves. The guard uses it.
 
     :param grace: seconds from the farewell to the end of the stream.
     """
@@ -145,7 +146,12 @@ class Farewells:
         self._told: dict[int, tuple[Any, float]] = {}
 
     def look(self, now: float, records: list[RequestRecord], *, late: bool) -> None:
-        """They are closed last: once no other request is in flight, or it is late."""
+        """Say goodbye once no other request is in flight, or it is late; cut each socket after the grace time.
+
+        :param now: monotonic seconds.
+        :param records: the requests in flight.
+        :param late: do not wait for other requests any longer.
+        """
         taken = [record for record in records if record.taken_ns]
         if not taken or (len(taken) < len(records) and not late):
             return

@@ -1,5 +1,6 @@
-"""The body of a request while it is read: whether a thread waits for the client, and how fast that sends. And the same
-question about a client that takes a response: `Meter`, which is pure.
+"""The body of a request while it is read: whether a thread waits for the client, and how fast the client sends.
+
+`Meter`, which is pure, also judges how fast a client receives a response.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Any
 
 from werkzeug.exceptions import RequestTimeout
 
-SMALL, LARGE = 8192, 1 << 20  #: bytes read in one go: from a slow client, and from a fast one at the most
-FAST = 0.5  #: seconds within which one piece arrives from a client that is given larger ones
+SMALL, LARGE = 8192, 1 << 20  #: bytes per read: from a slow client, and at most from a fast one
+FAST = 0.5  #: seconds in which a piece must arrive for the next piece to be larger
 WINDOW = 20.0  #: seconds of waiting for a client after which its rate is judged
 
 
 class _Again(io.RawIOBase):
-    """Bytes, then a file."""
+    """A stream of some bytes, followed by a file."""
 
     def __init__(self, first: bytes, body: Any) -> None:
         self._first, self._body = first, body
 
     def readable(self) -> bool:
-        """As of a file."""
+        """Return True, as any file opened for reading."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of a file."""
+        """Read into a buffer, as a file does; return the number of bytes."""
         size = len(buffer)
         if self._first:
             data, self._first = self._first[:size], self._first[size:]
@@ -39,13 +40,14 @@ class _Again(io.RawIOBase):
 
 
 class Upload:
-    """Stands in for ``wsgi.input`` and notes what arrives.
+    """Replaces ``wsgi.input`` and notes what arrives.
 
-    A large read is made in pieces, so that it can be told how far it is; they grow as long as the client is fast.
+    It splits a large read into pieces, so that the guard can see its progress; the pieces grow as long as the client is
+    fast.
 
     :ivar reading: a thread is in a read now.
     :ivar received: bytes so far.
-    :ivar cut_at: monotonic seconds at which the connection was cut for it; 0.0 = it was not.
+    :ivar cut_at: when the guard cut the connection for its slow body, monotonic seconds; 0.0 = it was not cut.
     """
 
     def __init__(self, body: Any) -> None:
@@ -59,7 +61,7 @@ class Upload:
         return getattr(self._body, name)
 
     def put_back(self, first: bytes) -> None:
-        """Have the next reads begin with what was read already, all of it so far."""
+        """Make the next reads begin with all the bytes read so far."""
         self._body = io.BufferedReader(_Again(first, self._body))
         self.received -= len(first)
 
@@ -73,11 +75,11 @@ class Upload:
         self.received += len(data)
         self._piece = min(2 * self._piece, LARGE) if time.monotonic() - begun < FAST else SMALL
         if self.cut_at:
-            raise RequestTimeout("The request's body arrived too slowly.")  # what there is of it is not all
+            raise RequestTimeout("The request's body arrived too slowly.")  # the body is incomplete
         return data
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of a file.
+        """Read as a file does.
 
         :raises RequestTimeout: if the connection was cut because the client is too slow.
         """
@@ -92,11 +94,17 @@ class Upload:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readline(self, *size: Any) -> bytes:
-        """As of a file; raises like `read`."""
+        """Read a line as a file does.
+
+        :raises RequestTimeout: as `read`.
+        """
         return self._take(self._body.readline, *size)
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
-        """As of a file; raises like `read`."""
+        """Read lines as a file does.
+
+        :raises RequestTimeout: as `read`.
+        """
         lines: list[bytes] = []
         total = 0
         for line in self:
@@ -112,7 +120,7 @@ class Upload:
 
 
 class Meter:
-    """Judges one client's rate, by what passed while a thread waited for it. Pure."""
+    """Judges one client's rate, by the bytes that passed while a thread waited for it. Pure."""
 
     __slots__ = ("_before", "_waited")
 
@@ -121,10 +129,11 @@ class Meter:
         self._before = 0
 
     def look(self, waited: float, total: int, rate: float) -> bool:
-        """Whether the client is too slow: waited for `WINDOW` seconds, in which less than `rate` bytes a second passed.
+        """Return whether the client is too slow: fewer than `rate` bytes per second in `WINDOW` seconds of waiting.
 
-        :param waited: seconds for which it was waited for since the last look.
+        :param waited: seconds that a thread has waited for it since the last look.
         :param total: bytes so far.
+        :param rate: minimum bytes per second.
         """
         if not waited:
             if not self._waited:

@@ -1,6 +1,7 @@
-"""What PEP 3333 and gunicorn ask of an app's status line and headers, checked before the server sees them.
+"""The rules of PEP 3333 and gunicorn for an app's status line and headers, checked before the server sees them.
 
-gunicorn checks too, but keeps the headers it took before the one it refused: an answer could not be given any more.
+gunicorn checks too, but keeps the headers that it took before the one it refused: an error answer would no longer be
+possible.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _STATUS = re.compile(r"[1-9]\d\d(?: [\t \x21-\x7e\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t \x21-\x7e\x80-\xff]*")
 _KEPT = 200
-#: Headers whose values repeat: worth remembering, and no secrets.
+#: Headers whose values repeat, which makes them worth remembering, and which carry no secrets.
 _REPEATING = frozenset({"Content-Type", "Content-Length", "Vary", "Cache-Control", "X-Content-Type-Options"})
 
 
@@ -22,7 +23,7 @@ class InvalidResponse(RuntimeError):
 
 
 class _Statuses(dict[str, int]):
-    """The code of each status line that was good before."""
+    """The code of each status line that was valid before."""
 
     def __missing__(self, status: Any) -> int:
         if type(status) is not str or not _STATUS.fullmatch(status):
@@ -33,7 +34,7 @@ class _Statuses(dict[str, int]):
 
 
 class _Names(dict[str, bool]):
-    """Of each header's name that was good before, whether it is Content-Length."""
+    """For each header name that was valid before, whether it is Content-Length."""
 
     def __missing__(self, name: Any) -> bool:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -45,15 +46,15 @@ class _Names(dict[str, bool]):
 
 
 _statuses, _names = _Statuses(), _Names()
-#: What `check_head` said of status lines with headers, each in one tuple: what repeats costs one look. Nothing is
-#: ever dropped from it, since heads that do not repeat would cost more by coming and going than by being checked.
+#: Results of `check_head`, by status line and headers in one tuple, so that a repeated head costs one lookup. Nothing
+#: is ever dropped: replacing entries for heads that do not repeat would cost more than checking these heads.
 known_heads: dict[tuple[Any, ...], tuple[int, int]] = {}
 
 
 def check_head(status: Any, headers: Sequence[tuple[Any, Any]]) -> tuple[int, int]:
-    """The status and the Content-Length, -1 without one, of a head.
+    """Return the status and the Content-Length of a head, -1 without one.
 
-    :raises InvalidResponse: naming the header; its value may carry a secret and is not shown.
+    :raises InvalidResponse: naming the header; its value may carry a secret, so the message omits it.
     """
     code, length = _statuses[status], -1
     for name, value in headers:
@@ -71,5 +72,5 @@ def check_head(status: Any, headers: Sequence[tuple[Any, Any]]) -> tuple[int, in
 
 
 def forbids_body(code: int) -> bool:
-    """Whether an answer of this status has no body."""
+    """Return whether an answer of this status has no body."""
     return code < 200 or code in (204, 304)

@@ -18,7 +18,7 @@ from .requests import tell_cut
 from .retirement import Retirement
 
 FAREWELL = 3.0  #: seconds from a WebSocket's farewell to its end, when the worker leaves
-LINGER = 2.0  #: seconds after which an orphan whose main thread does not react lets go of the port all the same
+LINGER = 2.0  #: seconds after which an orphan releases the port even if its main thread does not react
 
 
 class Closing:
@@ -26,7 +26,7 @@ class Closing:
 
     :ivar leave: see `drain`.
     :ivar since: when the end began, monotonic seconds; 0.0 = not yet.
-    :ivar cut_told: the requests that will be cut have been logged.
+    :ivar cut_told: the guard has logged the requests that will be cut.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, settings: Settings, retirement: Retirement) -> None:
@@ -51,11 +51,11 @@ class Closing:
             self._begin(now)
             self._retirement.terminate()
         elif now - self.since > LINGER:
-            for listener in self._worker.sockets:  # the service may start anew on the same port
+            for listener in self._worker.sockets:  # the service may start again on the same port
                 let_go(listener)
 
     def ending(self, now: float) -> None:
-        """After SIGTERM, log what will be cut, and arm the switch in C that ends a worker which does not end itself."""
+        """Log what will be cut after SIGTERM, and arm the switch in C that ends a worker which does not end itself."""
         words = self._row.words
         if not self._worker.alive:
             words[scoreboard.W_STATE] = scoreboard.STATE_STOPPING
@@ -67,7 +67,7 @@ class Closing:
             self._begin(now)
         grace = float(self._worker.cfg.graceful_timeout)
         self._farewells.look(now, in_flight(), late=now - self.since > grace - FAREWELL - 2.0)
-        if held and now - self.since > grace / 2:  # they need time to answer
+        if held and now - self.since > grace / 2:  # held requests need time to answer
             hold.let_go("the database does not answer, and the worker ends")
         if not self.cut_told and in_flight() and now - self.since > max(0.5, grace - 1.5):
             self.cut_told = True

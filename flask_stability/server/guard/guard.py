@@ -29,8 +29,8 @@ from .threads import Threads
 from .two_releases import TwoReleases
 
 AT_ONCE = 0.05  #: seconds to the next look after spare threads replaced those that wait for slow clients
-PAUSE = 0.5  #: seconds that a look may take; a longer one (a garbage collection) has delayed the requests as well
-SAME_FAILURE = 60.0  #: seconds between two records of a look that fails
+PAUSE = 0.5  #: seconds; a longer look (a garbage collection) has delayed the requests as well
+SAME_FAILURE = 60.0  #: seconds between two log records of a failing look
 
 Look = Callable[[float], None]
 
@@ -40,7 +40,7 @@ class Guard:
 
     :param worker: gunicorn's worker object.
     :param supervised: the master replaces workers before they retire.
-    :param connections: the connections of its clients, None if they are not watched.
+    :param connections: its clients' connections, None if nothing watches them.
     :ivar looks: the looks, in order; each gets the time in monotonic seconds.
     """
 
@@ -53,7 +53,7 @@ class Guard:
         self.holding = Holding(worker, board, row, self.threads.own, self._tell_failure)
         self.one_thread = OneThread(worker, board, row, retirement)
         self.requests = Requests(board, row, clients, retirement)
-        # a tick of the master, and the time in which kept-alive connections are closed
+        # a tick of the master, and the time that closes kept-alive connections
         handover = 1.5 + (float(worker.cfg.keepalive) if self.threads.own > 1 else 0.0)
         self.memory = Memory(worker, board, row, settings, workers, handover, retirement)
         self.two_releases = TwoReleases(worker, board, row, self.threads.own, connections)
@@ -80,13 +80,13 @@ class Guard:
         self._thread.start()
 
     def kept(self) -> bool:
-        """Return whether a request that most likely hangs keeps a sync worker. gthread has spare threads."""
+        """Return whether a request that most likely hangs occupies a sync worker. gthread has spare threads."""
         return not hasattr(self._worker, "tpool") and hangs()
 
     def run(self, wait: Callable[[float], bool] | None = None) -> None:
-        """Look again and again; the thread does nothing else.
+        """Look again and again; the thread does nothing else. Never return.
 
-        :param wait: waits for that many seconds; True if it was woken.
+        :param wait: waits for that many seconds; returns True if it was woken.
         """
         wait = wait or self._wake.wait
         interval = self._settings.guard_interval
@@ -120,7 +120,7 @@ class Guard:
             logs.error("guard_failed", look=look.strip("_"), error=f"{type(error).__name__}: {error}"[:300])
 
     def beat(self, now: float) -> None:
-        """Give a sign of life, and write how many requests are in flight and wait."""
+        """Give a sign of life, and publish how many requests are in flight and how many wait."""
         words = self._row.words
         words[scoreboard.W_HEARTBEAT_NS] = time.monotonic_ns()
         words[scoreboard.W_BUSY] = len(in_flight())
@@ -130,7 +130,7 @@ class Guard:
             self.one_thread.look(now)
 
     def orders(self, now: float) -> None:
-        """Do what the master or a signal asks for."""
+        """Carry out the orders of the master and of signals."""
         orders, words = self._row.orders, self._row.words
         if orders[scoreboard.O_RETIRE_STATE] and words[scoreboard.W_STATE] == scoreboard.STATE_READY:
             words[scoreboard.W_STATE] = scoreboard.STATE_RETIRING

@@ -1,4 +1,4 @@
-"""How this worker holds requests for a database that is away, and still serves the others: see `database.hold`."""
+"""How this worker holds requests during a database outage, and still serves the others: see `database.hold`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...request import held
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 
-KNOCKING = 0.25  #: seconds for which connections wait after which a sync worker holds its request no longer
-GIVE_WAY = 0.002  #: seconds in which another worker may accept a connection
+KNOCKING = 0.25  #: seconds for which connections wait before a sync worker stops holding its request
+GIVE_WAY = 0.002  #: seconds that another worker has to accept a connection first
 
 
 class Holding:
-    """One worker's; a `Host`.
+    """A `Host` for one worker.
 
-    :param threads: how many the worker was configured with.
-    :param failed: told of an exception that must go no further.
+    :param threads: the number of configured threads.
+    :param failed: called with the name of a look and an exception, which goes no further.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, threads: int,
@@ -30,13 +30,17 @@ class Holding:
         self._knocked = 0.0
 
     def may_hold(self) -> bool:
-        """See `Host`: a gthread worker gets spare threads; of sync ones another has to be there for the rest."""
+        """See `Host`.
+
+        A gthread worker gets spare threads; a sync worker may hold if another one serves the other requests.
+        """
         if self._threads > 1:
             return True
         try:
             now = time.monotonic()
             self._knocked = (self._knocked or now) if knocking(self._worker.sockets) else 0.0
-            if self._knocked and now - self._knocked > KNOCKING + 0.1 * (self._row.slot % 8):  # one after the other
+            # staggered, so that the workers stop one after the other
+            if self._knocked and now - self._knocked > KNOCKING + 0.1 * (self._row.slot % 8):
                 return False
             return any(row.pid != os.getpid() and row.words[scoreboard.W_STATE] == scoreboard.STATE_READY
                        and not row.words[scoreboard.W_DB_HELD] and not row.words[scoreboard.W_STUCK]
@@ -50,8 +54,9 @@ class Holding:
         self._row.words[scoreboard.W_DB_HELD] = number
 
     def give_way(self) -> None:
-        """Leave a new connection to a worker that holds fewer requests: which of them accepts it is a race. Called in
-        the worker's main loop; never raises.
+        """Leave a new connection to a worker that holds fewer requests; otherwise which worker accepts it is a race.
+
+        Runs in the worker's main loop, and waits there for `GIVE_WAY` seconds at most. Never raise.
         """
         mine = len(held)
         if not mine:

@@ -40,7 +40,7 @@ class Memory:
         return self._watch.next_interval()
 
     def collect(self, now: float) -> None:
-        """Collect garbage if that was asked for."""
+        """Collect garbage if a signal has asked for it."""
         if self._collect_asked:
             self._collect_asked = False
             freed = collect()
@@ -49,9 +49,9 @@ class Memory:
             logs.process("garbage_collected", freed_bytes=freed, rss_bytes=int(self._row.words[scoreboard.W_RSS]))
 
     def look_at_memory(self, now: float) -> None:
-        """Take a sample, and do what follows from it."""
+        """Take a sample, and act on it."""
         decision = self._watch.tick(now)
-        # what requests need that are held for the database goes with them: only the hard limit counts meanwhile
+        # The memory of requests held for the database will be freed with them: only the hard limit counts meanwhile.
         if decision.action is Action.RETIRE_NOW or (decision.action is Action.RETIRE and not held):
             self._retirement.ask(decision.reason, decision.text)
         resident = int(self._row.words[scoreboard.W_RSS])
@@ -69,7 +69,7 @@ class Memory:
             self._retirement.ask(Reason.OPEN_FILES, told)
 
     def last_words(self) -> None:
-        """Write the autopsy of a worker that is replaced for its memory or its open files, after its last answer."""
+        """Write the autopsy of a worker that retires for its memory or its open files, after its last answer."""
         reason = self._retirement.reason
         if reason.startswith("memory") or reason is Reason.OPEN_FILES:
             logs.error("memory_autopsy", level="WARNING", **autopsy.report(reason))

@@ -1,4 +1,4 @@
-"""Watch a sync worker's only thread: if one request keeps it while others wait, the master may add workers."""
+"""Watch a sync worker's only thread: if one request occupies it while others wait, the master may add workers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ...scoreboard import Row, Scoreboard
 from ..gunicorn.listeners import knocking
 from .retirement import Retirement, wake_master
 
-LONG = 1.0  #: seconds in one waiting request after which others are kept waiting; half once spare workers help
-LONG_BUSY = 2.0  #: the same for a request that computes or holds a connection: more workers help less there
-SOON = 0.25  #: seconds between two looks while something lasts
+LONG = 1.0  #: seconds in one waiting request after which others count as waiting; half once spare workers help
+LONG_BUSY = 2.0  #: the same for a request that computes or holds a connection: more workers help less then
+SOON = 0.25  #: seconds between two looks while a request lasts
 HANGS = 5.0  #: seconds in one request after which an orphan does not wait for its end
 
 
 class OneThread:
     """The thread of one worker.
 
-    :ivar lasts: something keeps the thread, so the next look comes soon.
+    :ivar lasts: a request or a slow client occupies the thread, so the next look comes soon.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, retirement: Retirement) -> None:
@@ -30,12 +30,12 @@ class OneThread:
         self.lasts = False
 
     def look(self, now: float) -> None:
-        """Publish whether it has been in one request for long, and whether other clients wait."""
+        """Publish whether the thread has been in one request for long, and whether other clients wait."""
         words, master = self._row.words, self._board.master.words
         records = in_flight()
         if held or any(record.taken_ns or record.recorded is HANDED_OVER for record in records):
-            self._worker.notify()  # it waits for the database or for isolation, or serves a WebSocket: no silence
-        if held:  # another worker serves the rest, or the request would not be held
+            self._worker.notify()  # the request waits for the database or for isolation, or is a WebSocket: not silence
+        if held:  # another worker serves the others, or the request would not be held
             seconds = 0.0
         else:
             seconds = max((record.seconds() for record in records), default=0.0) if records else self.deaf_for(now)

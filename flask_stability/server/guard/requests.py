@@ -13,7 +13,7 @@ from ...signals import request_overdue, send
 from ..slow_clients import SlowClients
 from .retirement import Retirement
 
-SHOWN_AFTER = 5.0  #: seconds after which a request is shown among those that hang
+SHOWN_AFTER = 5.0  #: seconds after which a request appears among the hanging ones
 SHOWN_ON_TRIAL = 2.0  #: the same while two releases are compared
 MOST_SHOWN = 20
 
@@ -21,7 +21,7 @@ MOST_SHOWN = 20
 class Requests:
     """The in-flight requests of one worker.
 
-    :param clients: its slow clients, None if they are not watched.
+    :param clients: its slow clients, None if nothing watches them.
     """
 
     def __init__(self, board: Scoreboard, row: Row, clients: SlowClients | None, retirement: Retirement) -> None:
@@ -44,7 +44,7 @@ class Requests:
                      seconds=record.seconds())
 
     def show_hung(self, now: float) -> None:
-        """Publish the requests that take long and have not begun to answer, longest first, for the health document."""
+        """Publish the long requests that have not begun to answer, longest first, for the health document."""
         if now - self._hung_at < 1.0:
             return
         self._hung_at = now

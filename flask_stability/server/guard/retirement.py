@@ -39,7 +39,7 @@ class Retirement:
             self.ask(Reason.LEAKED_CONNECTIONS, f"all connections of the pool are held for long: {detail}")
 
     def ask(self, reason: Reason, text: str) -> None:
-        """Ask the master for this worker's replacement, once, and once more if it becomes urgent."""
+        """Ask the master for this worker's replacement, once, and once more if that becomes urgent."""
         words = self._row.words
         before = Reason.of(words[scoreboard.W_RETIRE_REASON])
         if before and (reason is not Reason.MEMORY_HARD or before is reason):
@@ -54,7 +54,7 @@ class Retirement:
         send(worker_retired, "flask_stability", reason=reason, detail=text, pid=os.getpid())
 
     def go_alone(self, now: float) -> None:
-        """Terminate a worker that must retire if no master ticks."""
+        """Terminate a worker that must retire while no master ticks."""
         words = self._row.words
         if not words[scoreboard.W_RETIRE_REASON] or not self._worker.alive or self.term_sent:
             return
@@ -70,7 +70,7 @@ class Retirement:
 
 
 def wake_master(worker: Any) -> None:
-    """Send SIGCHLD: the master looks at its workers now instead of within a second, and does nothing else."""
+    """Send SIGCHLD to the master, so that it looks at its workers now instead of within a second, and nothing else."""
     if os.getppid() == worker.ppid:
         with contextlib.suppress(OSError):
             os.kill(worker.ppid, signal.SIGCHLD)

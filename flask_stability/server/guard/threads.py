@@ -1,7 +1,7 @@
 """Look after a gthread worker's threads.
 
-Spare threads replace those that wait for slow clients or a slow database. A worker whose threads are all stuck is
-replaced.
+Spare threads stand in for those that wait for slow clients or a slow database. The master replaces a worker whose
+threads are all stuck.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..threads import Stuck, for_clients, room
 from .requests import with_stack
 from .retirement import Retirement
 
-TOLD_AGAIN = 60.0  #: seconds between two lines that spare threads came for the database's sake
+TOLD_AGAIN = 60.0  #: seconds between two log lines about spare threads added for the database
 
 
 class Threads:
-    """The threads of one worker. A sync worker has one; of it, only the slow clients are looked at here.
+    """The threads of one worker. A sync worker has one; for it, this module looks at slow clients only.
 
-    :param connections: those of its clients, None if they are not watched.
+    :param connections: its clients' connections, None if nothing watches them.
     :param clients: the slow ones among them.
-    :param failed: gets the name of a look and the exception that must go no further.
+    :param failed: called with the name of a look and an exception, which goes no further.
     :ivar own: configured threads.
-    :ivar spares: those beside them.
+    :ivar spares: spare threads.
     :ivar back: when the guard returned from a look that delayed the threads, monotonic seconds.
     :ivar pressed: requests wait for a thread.
     :ivar growing: the last look added spare threads.
@@ -62,10 +62,10 @@ class Threads:
         return bool(self._stuck.since)
 
     def give(self, most: int) -> bool:
-        """Add spare threads for requests that wait for the database: as many as are configured, then twice as many each
-        time, since on a busy machine they start slowly. Never raises.
+        """Add spare threads for requests that wait for the database; return whether any was added. Never raise.
 
-        Return False if there are `most` spare threads already, or none can be added.
+        The first time add as many as are configured, then double the number each time, since threads start slowly on a
+        busy machine. Return False if there are `most` spare threads already, or none can be added.
         """
         try:
             with self._giving:
@@ -84,10 +84,10 @@ class Threads:
         self._row.add(scoreboard.W_THREADS, number)
         self._stuck.added = self.spares.number
         if not self.spares.number:
-            self._trim_asked = True  # what the threads had allocated is in fragments
+            self._trim_asked = True  # the threads' freed memory is fragmented
 
     def trim(self) -> None:
-        """Return to the system what spare threads have left, once all of them have ended."""
+        """Return the memory of spare threads to the system, once all of them have ended."""
         if self._trim_asked:
             self._trim_asked = False
             trim()
@@ -97,7 +97,7 @@ class Threads:
         return room(self.spares.number, self._settings.spare_max, cgroup.available())
 
     def slow_clients(self, now: float) -> None:
-        """Add spare threads for those that wait for slow clients, and cut clients that are too slow."""
+        """Add spare threads in place of those that wait for slow clients, and cut clients that are too slow."""
         if self._clients is None:
             return
         self.growing = False
@@ -132,7 +132,7 @@ class Threads:
         return len(in_flight()) - self._clients.waiting < self.own
 
     def threads_stuck(self, now: float) -> None:
-        """If all threads are stuck while work waits, add spare threads; if those do not suffice, retire."""
+        """Add spare threads if all threads are stuck while work waits; if those do not suffice, retire the worker."""
         if self.own < 2:
             return
         if held or self._clients_to_blame():

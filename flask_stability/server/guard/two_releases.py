@@ -1,4 +1,4 @@
-"""While two releases are there: a worker takes few connections at a time, or none, and does not leave by itself."""
+"""While two releases serve: a worker accepts few connections at a time, or none, and does not leave by itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ... import scoreboard
 from ...scoreboard import Row, Scoreboard
 from ..gunicorn.connections import Connections
 
-TRIAL = 4  #: × the threads: so many connections at a time for a worker whose release is on trial
+TRIAL = 4  #: × the threads: maximum number of connections at a time for a worker whose release is on trial
 
 
 class TwoReleases:
-    """That of one worker.
+    """The part of one worker in a trial.
 
-    :param connections: those of its clients, None where they are not watched: then it cannot be parked.
+    :param connections: its clients' connections, None where nothing watches them: then the worker cannot be parked.
     """
 
     def __init__(self, worker: Any, board: Scoreboard, row: Row, threads: int, connections: Connections | None) -> None:
@@ -27,14 +27,14 @@ class TwoReleases:
 
     @property
     def parked(self) -> bool:
-        """It accepts nothing, and waits to be told to."""
+        """Return whether the worker accepts nothing until the master unparks it."""
         return self._row.words[scoreboard.W_PARKED] > 0
 
     def look(self, now: float) -> None:
-        """Do what the master asks for."""
+        """Carry out the master's orders."""
         orders, words = self._row.orders, self._row.words
         if self._max_requests and self._worker.alive:
-            # the worker that came in its place would have other code
+            # a replacement worker would run different code
             keep = self._master[scoreboard.M_KEEP_CODE]
             self._worker.max_requests = sys.maxsize if keep else self._max_requests
         if self._connections is None:

@@ -1,1 +1,1 @@
-"""What depends on how gunicorn is made inside: `compat` names it all and checks it at start."""
+"""Everything that depends on gunicorn's internals: `compat` names it all and checks it at start."""

@@ -1,4 +1,4 @@
-"""gunicorn's settings that contradict ours."""
+"""Correct settings of gunicorn that contradict ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .compat import is_a
 
 
 def adjust(server: Any, settings: Settings) -> None:
-    """gunicorn's settings that contradict ours: refused, raised, or told, one line each. Also after each reload."""
+    """Refuse, raise or report settings of gunicorn that contradict ours, one line each. Called again after each reload.
+    """
     cfg = server.cfg
     if cfg.reuse_port and _tcp_migrate() != "1":
         server.log.error("flask_stability: reuse_port loses queued connections at every replacement: leave it off, "
@@ -28,7 +29,8 @@ def adjust(server: Any, settings: Settings) -> None:
 
 
 def refit(server: Any) -> None:
-    """Our defaults may have followed from what another file has changed."""
+    """Choose our defaults again, since another configuration file may have changed the options that they follow from.
+    """
     if defaults.refit(server):
         server.worker_class = server.cfg.worker_class
 

@@ -1,9 +1,11 @@
-"""Admission: what becomes of a request before it has a thread. Nobody works for a client that has left, and under
-overload some are refused at once, so that the others are answered while somebody waits for the answer.
+"""Admission: decides about a request before it has a thread.
 
-gthread asks whenever a thread is free, sync at each connection that it accepts. Where nobody waits,
-neither costs a request more than a look at the clock. `queue_delay` decides, `arrival` knows the ages, `classes` what a
-request is; this module looks at sockets, refuses and counts.
+No thread works for a client that has left. Under overload some requests are refused immediately, so that the others are
+answered while their clients still wait.
+
+gthread asks whenever a thread is free, sync at each connection that it accepts. Where no request waits, either costs a
+request no more than a look at the clock. `queue_delay` decides, `arrival` knows the ages, `classes` knows the routes;
+this module looks at sockets, refuses and counts.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from ..classes import UNKNOWN, Route, Routes
 from ..queue_delay import KINDS, Line, QueueDelay
 
 LEARN = 10.0  #: seconds between two looks at the routes' costs
-CALM = 5.0  #: seconds without overload after which its end is logged
-#: Seconds between two switches of threads while requests wait (`sys.setswitchinterval`): views that compute keep the
-#: main loop from accepting, for five milliseconds each time it lets go of the lock, at each of its system calls.
+CALM = 5.0  #: seconds without overload after which the worker logs its end
+#: Seconds between two thread switches while requests wait (`sys.setswitchinterval`). Views that compute delay the main
+#: loop's `accept` by five milliseconds each time it releases the interpreter's lock, in each of its system calls.
 SWITCH = 0.0005
-STALL = 0.5  #: seconds: a thread that is inside the database for longer waits for it
-DRAIN = 1 << 16  #: bytes of a refused request that are read, so that the client sees the answer and no reset
+STALL = 0.5  #: seconds inside the database after which a thread counts as waiting for it
+DRAIN = 1 << 16  #: bytes of a refused request to read, so that the client sees the answer and not a reset
 
 _now = time.monotonic
 
 
 class Admission:
-    """One worker's.
+    """The admission of one worker.
 
     :ivar delay: judges the wait.
     """
@@ -55,7 +57,7 @@ class Admission:
         self._answers = 0, 0
         self._episode: Episode | None = None
         self._since = 0.0
-        self._before: Totals | None = None  # since when nothing was refused
+        self._before: Totals | None = None  # totals of a moment since which nothing was refused
         self._hurries, self._usual = False, sys.getswitchinterval()
         self._held_at = -LEARN * 1000
         self._threads = row.words[W_THREADS]
@@ -63,13 +65,13 @@ class Admission:
     # -- what a request is ---------------------------------------------------------------------------------------
 
     def route(self, head: bytes) -> Route:
-        """Return what a request is; of a TLS connection nothing is known before its handshake."""
+        """Return the route of a request; nothing is known of a TLS connection before its handshake."""
         return UNKNOWN if self._secure else self.routes.of(head)
 
     def age(self, sock: Any, head: bytes, address: Any) -> float | None:
-        """Return the seconds for which a request has waited, before it was accepted or since; held time is none.
+        """Return the seconds that a request has waited, before and after it was accepted; held time does not count.
 
-        None where nobody knows.
+        Return None where the age is unknown.
         """
         if held:
             return 0.0
@@ -92,16 +94,16 @@ class Admission:
 
     @property
     def impatient(self) -> bool:
-        """A client that only sends no more counts as one that has left."""
+        """Return whether a client that has closed only its sending side counts as one that has left."""
         return self.delay.overloaded or bool(held)
 
     def left(self, age: float, route: Route) -> None:
-        """A request was given up at that age, seconds: its client had left."""
+        """Record that a request was abandoned at that age, in seconds, because its client had left."""
         self.delay.left(age)
         self._row.abandon(route.method, route.endpoint)
 
     def choose(self, line: Line[Any], backlog: int) -> tuple[tuple[float, Any] | None, list[Any]]:
-        """A thread is free: take the next one, with its arrival, and those that have waited too long.
+        """Take the next request for a free thread, with its arrival, and the requests that have waited too long.
 
         :param backlog: how many more are in the kernel's queue.
         """
@@ -110,25 +112,26 @@ class Admission:
         return line.next(newest=self.delay.overloaded), late
 
     def overdue(self, line: Line[Any], now: float | None = None) -> list[Any]:
-        """Take those that have waited too long in a line out of which the newest goes first."""
+        """Take the requests that have waited too long from a line in which the newest goes first."""
         now = self._time() if now is None else now
         if not self.delay.overloaded or now - self._held_at < self.delay.limit:
             return []
         return [one for _, one in line.overdue(now, [self.delay.may_wait(kind) for kind in range(KINDS)])]
 
     def too_old(self, age: float, route: Route, waiting: int) -> bool:
-        """Judge by a request that is the oldest, where the oldest goes first; return whether it has waited too long.
+        """Judge by the oldest request, where the oldest goes first; return whether it has waited too long.
 
-        :param waiting: how many wait.
+        :param age: seconds that it has waited.
+        :param waiting: how many requests wait.
         """
         return self._note(self._time(), age, waiting) and age > self.delay.may_have_waited(route.kind)
 
     def waited(self, age: float) -> None:
-        """A request has a thread after that many seconds."""
+        """Record that a request got a thread after that many seconds."""
         self._row.waited(age)
 
     def nobody_waits(self) -> None:
-        """A request got a thread at once."""
+        """Record that a request got a thread at once."""
         self._note(_now(), 0.0, 0)
 
     def _note(self, now: float, oldest: float, waiting: int) -> bool:
@@ -140,7 +143,7 @@ class Admission:
 
     @property
     def watchful(self) -> bool:
-        """Requests wait, or did a moment ago."""
+        """Return whether requests wait, or did a moment ago."""
         return self._hurries or self.delay.watchful
 
     def _time(self) -> float:
@@ -150,10 +153,10 @@ class Admission:
         return now
 
     def refuse(self, sock: socket.socket, head: bytes, route: Route) -> bool:
-        """Answer 503 without a wait; return whether the connection should linger, else it can be closed at once."""
+        """Answer 503 without waiting; return whether the connection should linger, else the caller may close it now."""
         self._row.shed(route.method, route.endpoint)
         if self._secure or b" HTTP/1." not in head[:4096].partition(b"\r\n")[0]:
-            return False  # no answer can be given before the handshake
+            return False  # no answer is possible before the TLS handshake
         try:
             with contextlib.suppress(BlockingIOError):
                 sock.recv(DRAIN, socket.MSG_DONTWAIT)
@@ -176,7 +179,7 @@ class Admission:
     # -- the guard's ---------------------------------------------------------------------------------------------
 
     def look(self, now: float) -> None:
-        """Learn what requests take and cost, and log the begin and the end of an overload."""
+        """Learn how long requests take and what they cost, and log the begin and the end of an overload."""
         self._excuse(now)
         answers, spent = self._row.requests, self._row.duration_ns
         before, self._answers = self._answers, (answers, spent)
@@ -190,7 +193,7 @@ class Admission:
         self._tell(now)
 
     def _excuse(self, now: float) -> None:
-        """Requests that wait since the threads wait for the database have spare threads coming: that is no overload."""
+        """Forget the overload while threads wait for the database: spare threads are on their way."""
         before, self._threads = self._threads, self._row.words[W_THREADS]
         waiting = inside() if self._threads > 1 else []
         if held or self._threads > before or (
@@ -199,13 +202,13 @@ class Admission:
             self.delay.forget()
 
     def _tell(self, now: float) -> None:
-        # one may have begun and ended since the last look
+        # an overload may have begun and ended since the last look
         overloaded = self.delay.overloaded or self.delay.since != self._since
         if self.delay.since != self._since:
             self._since = self.delay.since
             self._row.add(W_OVERLOADS)
         self._row.words[W_OVERLOADED] = int(overloaded)
-        if self._board.leader() is not self._row:  # one line for all workers
+        if self._board.leader() is not self._row:  # one log line for all workers
             self._episode = self._before = None
             return
         if self._before is None:
@@ -223,9 +226,9 @@ class Admission:
 
 
 class Episode:
-    """One overload, for its lines in the log.
+    """One overload, for its log lines.
 
-    :ivar last: when it was seen last, monotonic seconds.
+    :ivar last: when it was last seen, monotonic seconds.
     """
 
     def __init__(self, now: float, totals: Totals) -> None:
@@ -233,7 +236,7 @@ class Episode:
         self._before = {key: (words[SHED], words[ABANDONED]) for key, words in totals.endpoints.items()}
 
     def figures(self, totals: Totals) -> dict[str, Any]:
-        """What it came to."""
+        """Return the figures of the overload for its last log line."""
         refused: dict[str, int] = {}
         gone = 0
         for key, words in totals.endpoints.items():
@@ -247,12 +250,12 @@ class Episode:
 
 
 def tell_failure(error: Exception) -> None:
-    """Record what went wrong in here: the request is served all the same."""
+    """Record a failure in here; the request is served as usual."""
     report.record(error, event="internal_error")
 
 
 def _networks(cfg: Any) -> tuple[bool, list[Any]]:
-    """From which addresses a proxy is believed: gunicorn's ``forwarded_allow_ips``."""
+    """Return whether all addresses are trusted, and the trusted networks: gunicorn's ``forwarded_allow_ips``."""
     found: list[Any] = []
     given = cfg.forwarded_allow_ips
     for one in given if isinstance(given, (list, tuple)) else str(given).split(","):

@@ -1,10 +1,10 @@
-"""gunicorn's arbiter, supervised: the running one is made an instance of a subclass of its own class.
+"""gunicorn's arbiter, supervised: the running arbiter becomes an instance of a subclass of its own class.
 
-Here is how gunicorn is steered, nothing of what is to be done: that is the `Supervision`'s. ``num_workers`` stays what
-the configuration, TTIN, TTOU and gunicornc make it; only while gunicorn's own ``manage_workers`` runs does it hold the
-target, so there is nothing to be put right when any of them changes it in the middle of a replacement.
+This module only steers gunicorn; the `Supervision` decides. ``num_workers`` stays as the configuration, TTIN, TTOU and
+gunicornc set it. It holds the target only while gunicorn's own ``manage_workers`` runs, so nothing needs correction
+when any of them changes it in the middle of a replacement.
 
-Nothing here raises into gunicorn's loop but what ends the service on purpose.
+Nothing here raises into gunicorn's loop except to end the service on purpose.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from .exit_statuses import told_of_exits
 from .former import Former
 from .isolated import IsolatedWorker
 
-STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and silence says nothing
-PAUSED = 5.0  #: seconds of its own standstill that the master tells
-LAST_WORDS = 1.0  #: seconds that gunicorn's SIGABRT has for the stacks before its SIGKILL, however often it looks
-AT_ONCE, REST = 8, 0.25  #: spare workers started in one go at the most, and seconds to the next ones
-BOOT_ATTEMPTS = 64  #: workers that did not boot, collected in one go
+STARVED = 2.0  #: seconds between two looks above which the whole machine is slow, and a worker's silence means nothing
+PAUSED = 5.0  #: seconds of its own standstill from which the master logs it
+#: seconds for the stacks after gunicorn's SIGABRT and before its SIGKILL, however often gunicorn looks
+LAST_WORDS = 1.0
+AT_ONCE, REST = 8, 0.25  #: maximum number of spare workers started in one go, and seconds to the next ones
+BOOT_ATTEMPTS = 64  #: maximum number of workers that did not boot, collected in one go
 
 
 class EndOfService(Exception):
-    """The service ends: in good order, or with a reason and an exit status."""
+    """Ends the service: in good order, or with a reason and an exit status."""
 
     def __init__(self, reason: str = "", status: int = 0) -> None:
         super().__init__(reason)
@@ -39,11 +40,11 @@ class EndOfService(Exception):
 
 
 class Supervision(Protocol):
-    """What decides. None of it may raise but `EndOfService`, where that is said.
+    """The decisions about workers. Its methods raise nothing except `EndOfService`, where documented.
 
-    :ivar children: gunicorn's workers by their object, as far as they were not taken leave of.
-    :ivar spares: how many workers more than usual there are to be.
-    :ivar due: when the next look is due at the latest, monotonic seconds; 0.0 = in gunicorn's own time.
+    :ivar children: by gunicorn's worker object, until `exited`.
+    :ivar spares: the number of workers wanted beyond the usual number.
+    :ivar due: when the next look is due at the latest, monotonic seconds; 0.0 = whenever gunicorn looks.
     """
 
     children: dict[Any, Child]
@@ -51,78 +52,78 @@ class Supervision(Protocol):
     due: float
 
     def tick(self) -> int | None:
-        """How many workers gunicorn is to hold, None if it is to start and end none.
+        """Return how many workers gunicorn should hold, None if it should start and end none.
 
-        :raises EndOfService: now.
+        :raises EndOfService: to end the service now.
         """
 
     def sign_of_life(self) -> None:
-        """The master is alive, though it may be in one of gunicorn's own loops."""
+        """Record that the master is alive, though it may be in one of gunicorn's own loops."""
 
     def is_alone(self, worker: Any) -> bool:
-        """Whether it is the isolation worker, which is none of those that gunicorn is to hold."""
+        """Return whether this is the isolation worker, which gunicorn must not count among its workers."""
 
     def may_fork(self) -> bool:
-        """Whether one worker more may be started."""
+        """Return whether one more worker may be started."""
 
     def may_fork_in_reload(self) -> bool:
-        """The same within gunicorn's reload: of a release on trial one worker is started."""
+        """Return the same within gunicorn's reload, which starts a single worker of a release on trial."""
 
     def look_again(self, at: float) -> None:
-        """The next look is due then at the latest."""
+        """Schedule the next look for that time at the latest, monotonic seconds."""
 
     def cannot_fork(self, error: Exception) -> None:
-        """A worker could not be started.
+        """Record that a worker could not be started.
 
         :raises EndOfService: if none ever could.
         """
 
     def collected(self, pid: int, status: int, peak: int) -> None:
-        """A child's exit status, and the most memory that it ever had, bytes."""
+        """Record a child's exit status, and its peak memory in bytes."""
 
     def timed_out(self, pid: int) -> None:
-        """gunicorn sent SIGABRT to a worker past its timeout."""
+        """Record that gunicorn sent SIGABRT to a worker past its timeout."""
 
     def exited(self, worker: Any) -> None:
-        """A worker is gone; once or again."""
+        """Record that a worker has ended; may be called twice for the same worker."""
 
     def boot_failed(self, reason: str) -> bool:
-        """A worker did not boot; whether that ends the service."""
+        """Record that a worker did not boot; return whether that ends the service."""
 
     def failed(self, where: str, error: Exception) -> None:
-        """Something failed that must not."""
+        """Log an unexpected failure."""
 
     def reload_due(self) -> bool:
-        """Whether a reload that had to wait may begin."""
+        """Return whether a reload that had to wait may begin."""
 
     def begin_reload(self) -> bool:
-        """Whether it may begin now; else it waits."""
+        """Begin a reload and return True, or return False if it has to wait."""
 
     def reloaded(self, newest: int) -> None:
-        """The new workers were started; the old ones have ages up to that."""
+        """Record that the new workers were started; the old ones have ages up to `newest`."""
 
     def reload_failed(self, error: BaseException) -> str:
-        """Nothing has changed; returns the error in words."""
+        """Record that a reload failed and nothing has changed; return the error in words."""
 
     def drain(self) -> bool:
-        """SIGTERM: whether the end waits for the drain's time."""
+        """Begin to drain at SIGTERM; return whether the end waits for that."""
 
     def tell_status(self) -> None:
-        """SIGUSR1."""
+        """Log the status at SIGUSR1."""
 
     def stop(self, graceful: bool) -> None:
-        """The service ends."""
+        """End the service."""
 
     def killed_for(self, pid: int) -> str:
-        """Why this service killed a worker, "" if it did not."""
+        """Return why this service killed a worker, or "" if it did not."""
 
 
 class SupervisedArbiter(Arbiter):  # type: ignore[misc]
     """An arbiter that asks before it acts. Made by `supervising.supervise`.
 
-    :ivar supervision: whom it asks.
+    :ivar supervision: takes the decisions.
     :ivar in_reload: within gunicorn's reload.
-    :ivar former: what it was before the latest reload that the supervision has not accepted.
+    :ivar former: its state before the latest reload, until the supervision accepts that reload.
     """
 
     supervision: Supervision
@@ -136,7 +137,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
     _hidden: dict[int, Any]
 
     def begin(self, collects: dict[str, Any] | None) -> None:
-        """Become one.
+        """Initialize the attributes of a supervised arbiter.
 
         :param collects: see `compat.told_exits`.
         """
@@ -147,33 +148,33 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
 
     @property
     def base(self) -> int:
-        """How many workers the configuration, TTIN, TTOU and gunicornc ask for."""
+        """Return how many workers the configuration, TTIN, TTOU and gunicornc ask for."""
         return int(self._num_workers)
 
     @property
     def pids(self) -> set[int]:
-        """The workers that it counts, those that leave included."""
+        """Return the process ids of the workers that gunicorn counts, leaving ones included."""
         return set(self.WORKERS)
 
     @property
     def newest(self) -> int:
-        """The age of the last worker that was started: gunicorn's number of it."""
+        """Return the age of the last worker that was started: gunicorn's number of it."""
         return int(self.worker_age)
 
     @property
     def successor(self) -> int:
-        """After SIGUSR2 the second master's process id, 0 = there is none."""
+        """Return the second master's process id after SIGUSR2, 0 = there is none."""
         return int(self.reexec_pid)
 
     @property
     def predecessor(self) -> int:
-        """In a second master the first one's process id, 0 = this is the first, or the first is gone."""
+        """Return, in a second master, the first one's process id; 0 = this is the first, or the first has ended."""
         return int(self.master_pid)
 
     # -- gunicorn's, asked first ---------------------------------------------------------------------------------
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
-        """gunicorn's rest between two ticks, shorter where something is due sooner."""
+        """Rest between two ticks as gunicorn does, but less if a look is due sooner."""
         return super().wait_for_signals(timeout=self._rest(timeout))
 
     def _rest(self, most: float) -> float:
@@ -181,7 +182,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         return max(0.01, min(most, due - time.monotonic())) if due else most
 
     def manage_workers(self) -> None:
-        """One tick, then gunicorn's own management with its target."""
+        """Do one tick, then gunicorn's own management with the target that it returns."""
         if self.in_reload:
             self._hide_old()
             return
@@ -213,9 +214,10 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self.WORKERS.update(alone)
 
     def spawn_workers(self) -> None:
-        """gunicorn's, but where spare ones are to help it rests after some, not after each: for dozens that was seconds
-        in which the master looked after nobody. At a start the rest keeps them from being ready in any order, which
-        hands the leader's part to and fro.
+        """Start workers as gunicorn does, but rest after several spare workers instead of after each.
+
+        Starting dozens of workers one by one kept the master busy for seconds. At the start of the service the rest
+        stays, because it makes workers ready in their order; otherwise the leader's role would pass to and fro.
         """
         if not self.supervision.spares or not hasattr(super(), "spawn_worker"):
             super().spawn_workers()
@@ -226,7 +228,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self.supervision.look_again(time.monotonic() + REST)
 
     def spawn_alone(self, listener: Any) -> None:
-        """Start the isolation worker, which listens there and nowhere else."""
+        """Start the isolation worker, which listens on this listener only."""
         before: tuple[Any, Any] = self.LISTENERS, self.worker_class  # type: ignore[has-type]
         IsolatedWorker.public = list(before[0])
         self.LISTENERS, self.worker_class = [listener], IsolatedWorker
@@ -240,13 +242,15 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self.LISTENERS, self.worker_class = before
 
     def spawn_worker(self) -> Any:
-        """gunicorn's, if there is room for one."""
+        """Start a worker as gunicorn does, if the supervision allows it."""
         may = self.supervision.may_fork() if not self.in_reload else self.supervision.may_fork_in_reload()
         return super().spawn_worker() if may else None
 
     def murder_workers(self) -> None:
-        """gunicorn's: SIGABRT for a worker past its timeout, SIGKILL at the next look. That would be at once when any
-        other worker has something to say, and the stacks of a busy machine's worker were lost.
+        """Send SIGABRT to a worker past its timeout as gunicorn does, but delay SIGKILL by at least `LAST_WORDS`.
+
+        Any SIGCHLD wakes the loop, so SIGKILL could follow SIGABRT immediately, and a worker on a busy machine would
+        lose its stacks.
         """
         now = time.monotonic()
         paused, self._looked = now - self._looked, now
@@ -266,18 +270,19 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         return {pid for pid, worker in list(self.WORKERS.items()) if getattr(worker, "aborted", False)}
 
     def _forgive(self, now: float, seconds: float) -> None:
-        """The master itself stood still (SIGSTOP, a suspended machine): silence that it shared is nobody's."""
+        """Ignore the workers' silence while the master itself stood still (SIGSTOP, a suspended machine)."""
         if seconds > PAUSED:
             logs.process("master_paused", level="WARNING", seconds=round(seconds, 1))
         for worker in list(self.WORKERS.values()):
             with contextlib.suppress(Exception):
                 last = worker.tmp.last_update()
-                if last < now:  # else it boots: gunicorn does not look at it yet
+                if last < now:  # else the worker is booting: gunicorn does not look at it yet
                     os.utime(worker.tmp.fileno(), (min(now, last + seconds),) * 2)
 
     def reap_workers(self) -> None:
-        """gunicorn's, with each exit status noted; boot failures do not end a service that works."""
-        self.supervision.sign_of_life()  # gunicorn's loops in reload and stop call nothing else of ours
+        """Collect workers as gunicorn does, and note each exit status; boot failures do not end a service that works.
+        """
+        self.supervision.sign_of_life()  # gunicorn's loops in reload and stop call none of our other methods
         for _ in range(BOOT_ATTEMPTS):
             try:
                 with told_of_exits(self._collects, self.supervision.collected, list(self.WORKERS)):
@@ -293,10 +298,10 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
         self._finish_missing()
 
     def _finish_missing(self) -> None:
-        """What gunicorn skips when it raises: the worker's temporary file and child_exit."""
+        """Do what gunicorn skips when it raises: close the worker's temporary file and call child_exit."""
         for worker, child in list(self.supervision.children.items()):
             if child.status is not None:
-                self.WORKERS.pop(child.pid, None)  # before gunicorn 26 it stays there
+                self.WORKERS.pop(child.pid, None)  # gunicorn before 26 leaves it there
             if child.pid and child.pid not in self.WORKERS and child.pid not in self._hidden and not alive(child.pid):
                 with contextlib.suppress(Exception):
                     worker.tmp.close()
@@ -306,8 +311,9 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
     # -- reload --------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """SIGHUP: gunicorn's own, except that the old workers go when the new ones are ready, and a configuration
-        that cannot be read changes nothing.
+        """Reload (SIGHUP) as gunicorn does, except that the old workers leave when the new ones are ready.
+
+        A configuration that cannot be read changes nothing.
         """
         if not self.supervision.begin_reload():
             return
@@ -326,14 +332,15 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
             self._hidden = {}
 
     def _hide_old(self) -> None:
-        """Called inside gunicorn's reload, which would end the old workers now and wait for them: with those out of
-        its sight it goes on at once. The tick ends them when the new ones are ready.
+        """Hide the old workers from gunicorn's reload, which would end them now and wait for them.
+
+        gunicorn then continues immediately. The tick ends the old workers when the new ones are ready.
         """
         for pid in [pid for pid, worker in self.WORKERS.items() if worker.age <= self._newest_before]:
             self._hidden[pid] = self.WORKERS.pop(pid)
 
     def restore_former(self) -> None:
-        """Configuration and environment are again those of before the latest reload. Never raises."""
+        """Restore configuration and environment of before the latest reload. Never raise."""
         former, self.former = self.former, None
         if former is not None:
             try:
@@ -349,16 +356,16 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]
     # -- the end, and signals ------------------------------------------------------------------------------------
 
     def handle_term(self) -> None:
-        """SIGTERM."""
+        """Handle SIGTERM: drain, or end the service."""
         if not self.supervision.drain():
             super().handle_term()
 
     def handle_usr1(self) -> None:
-        """SIGUSR1: reopen the logs, and tell the status."""
+        """Handle SIGUSR1: reopen the logs, and log the status."""
         self.supervision.tell_status()
         super().handle_usr1()
 
     def stop(self, graceful: bool = True) -> None:
-        """The end of the service."""
+        """End the service."""
         self.supervision.stop(graceful)
         super().stop(graceful)

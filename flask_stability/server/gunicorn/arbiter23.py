@@ -1,6 +1,6 @@
-"""gunicorn 23's arbiter collects its workers in the signal handler itself, in the middle of whatever the master does.
+"""gunicorn 23's arbiter collects its workers in the signal handler itself, interrupting the master at any point.
 
-Here the handler only takes note, as gunicorn 24's does, and the collecting is done where the master would rest.
+Here the handler only takes note, as gunicorn 24's does, and the arbiter collects where it would rest.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from .arbiter import SupervisedArbiter
 
 
 class SupervisedArbiter23(SupervisedArbiter):
-    """For an arbiter without `wait_for_signals`; made one before its signal handlers are set."""
+    """Supervises an arbiter without `wait_for_signals`; its class is set before its signal handlers are."""
 
     _due = _reaping = _ends = False
 
     def handle_chld(self, number: int, frame: Any) -> None:
-        """SIGCHLD."""
+        """Handle SIGCHLD: note that workers are due for collection."""
         self._due = True
         if self._ends:
-            self._collect()  # gunicorn's own loop waits for the handler to do it
+            self._collect()  # gunicorn's own loop waits for the handler to collect
         self.wakeup()
 
     def sleep(self) -> None:
-        """Until a signal comes or something is due."""
+        """Sleep until a signal arrives or a look is due, then collect."""
         if not self._due:
             seconds = self._rest(1.0)
             if seconds >= 1.0 or select.select([self.PIPE[0]], [], [], seconds)[0]:
@@ -32,7 +32,7 @@ class SupervisedArbiter23(SupervisedArbiter):
         self._collect()
 
     def stop(self, graceful: bool = True) -> None:
-        """The end of the service."""
+        """End the service; from now on the handler itself collects."""
         self._ends = True
         super().stop(graceful)
 

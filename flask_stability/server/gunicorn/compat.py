@@ -1,7 +1,7 @@
-"""Every name of gunicorn's that is no documented hook or setting and that we rely on, checked once at start.
+"""Every undocumented name of gunicorn that we rely on, checked once at start.
 
-Tested with the versions in `TESTED`. Another version is told in one line, with what it lacks and what that costs;
-without a vital name the workers retire by themselves.
+Tested with the versions in `TESTED`. For another version one line reports what it lacks and what that costs; without a
+vital name the workers retire by themselves.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import gunicorn
 
-#: Major versions that the tests run on.
+#: Major versions that the tests run with.
 TESTED = range(23, 28)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Something of gunicorn's.
+    """A name of gunicorn's that we need.
 
     :ivar names: any one of them is enough.
     :ivar cost: what does not work without it.
@@ -67,18 +67,18 @@ SYNC = (
     Need(("handle",), "connections that wait at the service's end are reset"),
     Need(("handle_exit",), "connections that wait at the service's end are reset"),
 )
-#: Without any of these nothing keeps a worker's clients from its threads.
+#: Without any of these, nothing keeps slow clients from occupying threads.
 CONNECTIONS = {"gthread": ("enqueue_req", "handle", "poller", "tpool", "nr_conns", "worker_connections"),
                "sync": ("accept", "handle", "run", "wait_fds", "sockets")}
 
 
 def can_supervise(server: Any) -> bool:
-    """Whether this arbiter has what replacement before retirement needs."""
+    """Return whether this arbiter has the names that replacement before retirement needs."""
     return all(hasattr(server, name) for name in VITAL)
 
 
 def told_exits(server: Any) -> dict[str, Any] | None:
-    """The globals of the function that collects the workers' exits, if it does that by ``os.waitpid``; else None."""
+    """Return the globals of the function that collects the workers' exits if it calls ``os.waitpid``, else None."""
     function = getattr(type(server), "reap_workers", None)
     names = getattr(function, "__globals__", {})
     code = getattr(function, "__code__", None)
@@ -86,7 +86,7 @@ def told_exits(server: Any) -> dict[str, Any] | None:
 
 
 def lacks(server: Any) -> list[str]:
-    """What this gunicorn lacks of what we rely on: one text each, with what that costs."""
+    """Return the names that we rely on and this gunicorn lacks: one text each, with the cost."""
     found = [f"Arbiter.{name} (no replacement before retirement, no supervision)"
              for name in VITAL if not hasattr(server, name)]
     if told_exits(server) is None:
@@ -103,7 +103,7 @@ def lacks(server: Any) -> list[str]:
 
 
 def verdict(server: Any, version: str = gunicorn.__version__) -> str:
-    """One line for the start if this gunicorn is none of the tested versions or lacks anything, else ""."""
+    """Return one line for the log if this gunicorn is no tested version or lacks a name, else an empty text."""
     major = version.partition(".")[0]
     known = major.isdecimal() and int(major) in TESTED
     missing = lacks(server)
@@ -114,13 +114,13 @@ def verdict(server: Any, version: str = gunicorn.__version__) -> str:
 
 
 def is_a(worker_class: type, *names: str) -> bool:
-    """Whether a worker class is, or is made from, one of gunicorn's."""
+    """Return whether a worker class is, or derives from, one of gunicorn's."""
     modules = {base.__module__ for base in worker_class.__mro__}
     return any(f"gunicorn.workers.{name}" in modules for name in names)
 
 
 def names_of(cls: type) -> set[str]:
-    """The attributes of a class and of its instances, without making one: what its methods speak of."""
+    """Return the attributes of a class and of its instances, without an instance: the names that its methods use."""
     found = set(dir(cls))
     for base in cls.__mro__:
         for value in vars(base).values():

@@ -1,16 +1,16 @@
-"""The connections of a sync or gthread worker's clients: a request is given a thread once its head has arrived.
+"""The connections of a sync or gthread worker's clients: a request gets a thread once its head has arrived.
 
-gunicorn reads the head in the thread that is to serve the request. A client that sends half of one keeps that thread:
-on sync without limit, on gthread one that sends nothing at all for five seconds; as many as there are threads, and
-nobody is served. Here the worker's main loop looks, without taking anything away, whether the head is there (of a TLS
-connection: whether there is anything), and until it is the connection is kept aside, where it costs a descriptor. It
-does not count as one of the ``worker_connections``, which are those that may need a thread.
+gunicorn reads the head in the thread that will serve the request. A client that sends half a head occupies that thread:
+on sync without limit, on gthread for five seconds if it sends nothing at all. With one such client per thread, the
+service stops. Here the worker's main loop peeks whether the head has arrived (on a TLS connection: any data). Until
+then it keeps the connection aside, where it costs one descriptor. Such a connection does not count as one of the
+``worker_connections``, which are those that may need a thread.
 
-It also closes what was answered without waiting for the client to close too, for which gunicorn's main loop (on sync
-its only thread) waits two seconds for each.
+The main loop also closes answered connections without waiting for the client to close its side. gunicorn's main loop
+(on sync its only thread) waits two seconds for each.
 
-All that happens in the main loop, on events. A deadline is the guard's business: it shuts a connection down, which is
-an event.
+All that happens in the main loop, on events. The guard handles deadlines: it shuts a connection down, which is an
+event.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ...runtime import runtime
 from ..descriptors import limit
 from .admission import Admission
 
-PEEK = 1 << 14  #: bytes; a head that is longer is read by a thread
-MOST = 1000  #: connections kept aside by a worker at the most, the oldest goes
-LEAVING = 2.0  #: seconds in which a head that is on its way may still arrive at a worker that leaves
-LINGER = 2.0  #: seconds in which a client that was answered may close its side
-LINGER_REFUSED, MOST_REFUSED = 1.0, 1 << 16  #: the same for one that was refused, and bytes that are read from it
-PATIENCE = 1.0  #: seconds of waiting after which a client that sends no more counts as one that has left
+PEEK = 1 << 14  #: bytes; a thread reads a longer head
+MOST = 1000  #: maximum number of connections that a worker keeps aside; the oldest is dropped
+LEAVING = 2.0  #: seconds that a leaving worker waits for the rest of a head
+LINGER = 2.0  #: seconds that an answered client has to close its side
+LINGER_REFUSED, MOST_REFUSED = 1.0, 1 << 16  #: the same for a refused client, and the bytes to read from it
+PATIENCE = 1.0  #: seconds of waiting after which a client that has closed its sending side counts as one that has left
 EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -47,7 +47,7 @@ ident = threading.get_ident
 class Served:
     """A connection that a thread serves: from the head's first byte that gunicorn reads to the end of its answer.
 
-    :ivar address: the client's, as `accept` gave it.
+    :ivar address: the client's, as `accept` returned it.
     :ivar cut: it was shut down: it must not be kept alive.
     """
 
@@ -59,8 +59,9 @@ class Served:
         self.watched: Any = None
 
     def duplicate(self) -> socket.socket | None:
-        """A descriptor of its own for the same connection, to be closed; None if it is gone: its number may be
-        another's by now.
+        """Return another descriptor of the same connection, which the caller closes.
+
+        Return None if the connection is closed; its descriptor's number may belong to another file by now.
         """
         try:
             found = socket.socket(fileno=os.dup(self.descriptor))
@@ -73,7 +74,7 @@ class Served:
         return None
 
     def shut(self, how: int = socket.SHUT_RDWR) -> bool:
-        """Cut it off; False if it is gone already."""
+        """Cut the connection; return False if it is closed already."""
         self.cut = True
         found = self.duplicate()
         if found is None:
@@ -84,17 +85,17 @@ class Served:
 
 
 class Waiting:
-    """A connection that no thread serves: its head is not there yet, or it was answered and is about to be closed.
+    """A connection that no thread serves: its head has not arrived yet, or it was answered and will be closed soon.
 
-    :ivar listener: sync's; its connection on gthread.
+    :ivar listener: its listener on sync; gunicorn's connection object on gthread.
     :ivar since: monotonic seconds.
     :ivar counted: it counts among the worker's connections.
-    :ivar answered: it is to be closed as soon as the client has closed its side.
-    :ivar partial: a part of the head is there.
+    :ivar answered: close it as soon as the client has closed its side.
+    :ivar partial: a part of the head has arrived.
     :ivar cut: it was shut down.
-    :ivar head: the beginning of it, once it is there.
-    :ivar refused: it was answered with 503 before it had a thread; what it still sends is read, up to `MOST_REFUSED`
-        bytes, and not for long.
+    :ivar head: the beginning of the head, once it has arrived.
+    :ivar refused: 0, or more once it was answered with 503 before it had a thread: the worker reads what the client
+        still sends, up to `MOST_REFUSED` bytes, and not for long.
     """
 
     __slots__ = ("address", "answered", "counted", "cut", "head", "listener", "partial", "refused", "since", "sock")
@@ -108,7 +109,7 @@ class Waiting:
         self.refused = 0
 
     def shut(self) -> None:
-        """Its time is over; the main loop will notice, and close it."""
+        """Shut the connection down, since its time is over; the main loop will notice and close it."""
         self.cut = True
         with contextlib.suppress(OSError, ValueError):
             if self.partial and not self.answered:
@@ -118,14 +119,15 @@ class Waiting:
 
 
 class Connections:
-    """What both kinds of workers have in common.
+    """The common part of both kinds of workers.
 
-    :ivar serving: by thread.
-    :ivar aside: kept aside, by descriptor, the oldest first.
-    :ivar admission: decides what becomes of requests that wait; None = they are served in their order.
+    :ivar serving: the connections being served, by thread.
+    :ivar aside: the connections kept aside, by descriptor, the oldest first.
+    :ivar admission: decides about waiting requests; None = they are served in their order.
     :ivar hurry: called, not too often, while requests wait for a thread.
-    :ivar limited: it takes fewer than it could: what waits to be accepted is for others.
-    :ivar give_way: called before a connection is accepted; may wait for a moment, so that another worker is faster.
+    :ivar limited: the worker accepts fewer connections than it could, and leaves waiting ones to other workers.
+    :ivar give_way: called before the worker accepts a connection; may wait for a moment, so that another worker is
+        faster.
     """
 
     can_limit = True  #: whether `limit` does anything
@@ -147,25 +149,26 @@ class Connections:
             vars(util)["close_graceful"] = self.close
 
     def limit(self, most: int | None) -> None:
-        """From another thread: take so many connections at a time at the most; 0 = accept none, None = as configured.
+        """Limit the connections at a time; 0 = accept none, None = as configured. Called from another thread.
 
-        What was accepted is served.
+        Accepted connections are still served.
         """
         raise NotImplementedError
 
     def admit_by(self, admission: Admission) -> None:
-        """Have requests that wait judged."""
+        """Have `admission` decide about waiting requests."""
         self.admission = admission
 
     def admission_look(self, now: float) -> None:
-        """From the guard, now and then."""
+        """Run the admission's look, if there is one. The guard calls this now and then."""
         if self.admission is not None:
             self.admission.look(now)
 
     def too_late(self, now: float, seconds: float) -> int:
-        """From the guard: shut down what was kept aside too long; returns how many heads did not come.
+        """Shut down connections kept aside for too long; return how many heads did not arrive. The guard calls this.
 
-        :param seconds: in which a head has to arrive; 0 = it may take for ever.
+        :param now: monotonic seconds.
+        :param seconds: that a head may take to arrive; 0 = without limit.
         """
         late = 0
         for waiting in list(self.aside.values()):
@@ -179,8 +182,10 @@ class Connections:
         return late
 
     def close(self, sock: Any, *arguments: Any, **options: Any) -> None:
-        """gunicorn's `util.close_graceful`, which sends the end of the answer and then waits for the client to close:
-        else the kernel would end the connection with a reset, and drop what was not read. Here nobody waits for it.
+        """Replace gunicorn's `util.close_graceful`: send the end of the answer, and close later without blocking.
+
+        gunicorn's function waits for the client to close. Otherwise the kernel would end the connection with a reset,
+        and the client would lose what it has not read.
         """
         if self.ending or not self.worker.alive:
             assert self._close_gracefully is not None
@@ -197,19 +202,19 @@ class Connections:
                 sock.close()
 
     def _done(self, sock: socket.socket) -> bool:
-        """Take what the client still sends; True at its end."""
+        """Read what the client still sends; return whether the client has closed its side."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(8):
                 if not sock.recv(1 << 14, socket.MSG_DONTWAIT):
                     return True
-            return True  # it goes on and on
+            return True  # the client keeps sending
         return False
 
     def has_left(self, sock: Any, waited: float) -> bool:
-        """Return whether the client of a request that has waited has gone, and count it then; never waits.
+        """Return whether the client of a request that has waited has left, and count it in that case. Never wait.
 
-        A reset connection counts always. A client that only sends no more may still read: it counts as one that has
-        left once it has waited for `PATIENCE`, and under overload.
+        A reset connection always counts. A client that has closed only its sending side may still read: it counts as
+        one that has left once it has waited for `PATIENCE`, and under overload.
 
         :param waited: seconds.
         """
@@ -223,8 +228,9 @@ class Connections:
         return left
 
     def refused(self, sock: Any) -> None:
-        """Close what was answered with 503 once the client has closed, soon in any case: one that still sends would see
-        a reset instead of the answer.
+        """Close a connection answered with 503 once the client has closed its side, and soon in any case.
+
+        A client that still sends would otherwise see a reset instead of the answer.
         """
         waiting = Waiting(sock, answered=True)
         waiting.refused = 1
@@ -267,11 +273,10 @@ class Connections:
         waiting.sock.close()
 
     def _forget(self, waiting: Waiting) -> None:
-        """It goes without having been served."""
+        """Update the counts for a connection that ends without having been served."""
 
     def _events(self) -> list[Waiting]:
-        """Look at what happened to those kept aside; returns those whose heads have arrived, in the order in which
-        that was."""
+        """Process the events of connections kept aside; return those whose heads have arrived, in that order."""
         found = []
         try:
             events = self._epoll.poll(0)
@@ -300,7 +305,7 @@ class Connections:
         return found
 
     def _here(self, waiting: Waiting) -> bool | None:
-        """Whether the head is there; None if it never will be.
+        """Return whether the head has arrived; None if it never will.
 
         :raises OSError: if the connection is broken.
         """
@@ -323,6 +328,6 @@ def _nothing() -> None:
 
 
 def clients(worker: Any) -> int:
-    """Connections of clients that a worker holds: those that gthread counts, and those that are kept aside."""
+    """Return how many client connections a worker holds: those that gthread counts, and those kept aside."""
     connections = getattr(worker, "stability_connections", None)
     return int(getattr(worker, "nr_conns", 0)) + (len(connections.aside) if connections is not None else 0)

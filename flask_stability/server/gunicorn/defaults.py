@@ -1,7 +1,7 @@
-"""Our defaults for gunicorn's options. Some follow from others, so they are chosen when all options are known.
+"""Our defaults for gunicorn's options. Some follow from others, so we choose them when all options are known.
 
-gunicorn reads the command line and GUNICORN_CMD_ARGS before a configuration file; both are looked up here, so that
-``--threads 30`` raises the connections as well, and ``-k sync`` is not made gthread by our number of threads.
+gunicorn reads the command line and GUNICORN_CMD_ARGS before a configuration file; we read both here, so that
+``--threads 30`` also raises the connections, and our number of threads does not turn ``-k sync`` into gthread.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .compat import is_a
 THREADS = 4
 CONNECTIONS = 3  #: × the threads: a wedged worker accepts no more than it could serve
 _FOLLOW = ("threads", "worker_connections")
-_chosen: dict[str, Any] = {}  #: what was chosen of `_FOLLOW`
+_chosen: dict[str, Any] = {}  #: the values of `_FOLLOW` that we have chosen
 
 
 def options() -> dict[str, Any]:
-    """Return what GUNICORN_CMD_ARGS and the command line give, as gunicorn itself reads them."""
+    """Return the options in GUNICORN_CMD_ARGS and on the command line, as gunicorn itself reads them."""
     found: dict[str, Any] = {}
     config = Config()
     for arguments in (config.get_cmd_args_from_env(), sys.argv[1:]):
@@ -41,7 +41,7 @@ def fill(namespace: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Set in a configuration what neither it nor an option gives.
 
     :param given: from `options`.
-    :raises ConfigError: if WEB_CONCURRENCY is no number.
+    :raises ConfigError: if WEB_CONCURRENCY is not a number.
     """
     namespace.setdefault("worker_class", "gthread")
     if "workers" not in namespace:
@@ -60,18 +60,18 @@ def fill(namespace: dict[str, Any], given: Mapping[str, Any]) -> None:
 def control_socket_off(namespace: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Switch gunicorn's control socket off unless the configuration asks for it.
 
-    Its default path is one for all services of a user; each takes it from the one before.
+    All services of a user share its default path, and each takes it from the one before.
     """
     if not any(name.startswith("control_socket") for name in (*namespace, *given)):
         namespace["control_socket_disable"] = True
 
 
 def refit(holder: Any) -> bool:
-    """Choose again where another file changed what our values follow from; return whether that changed anything.
+    """Choose again if another file changed what our values follow from; return whether that changed anything.
 
     A configuration may import ours and set threads of its own.
 
-    :param holder: whatever has the ``cfg``: gunicorn's arbiter or application.
+    :param holder: the object that has the ``cfg``: gunicorn's arbiter or application.
     """
     if not _chosen:
         return False
@@ -92,7 +92,7 @@ def following(worker_class: Any, threads: Any, connections: Any) -> dict[str, in
     :param threads: None = not given, as with `connections`.
     """
     if threads is None:
-        threads = THREADS if _kind(worker_class, "gthread") else 1  # more would make gthread of sync
+        threads = THREADS if _kind(worker_class, "gthread") else 1  # more would turn sync into gthread
     if connections is None:
         threaded = _kind(worker_class, "gthread") or (_kind(worker_class, "sync") and int(threads) > 1)
         connections = CONNECTIONS * int(threads) if threaded else Config().worker_connections
@@ -102,12 +102,15 @@ def following(worker_class: Any, threads: Any, connections: Any) -> dict[str, in
 def _kind(worker_class: Any, name: str) -> bool:
     try:
         return is_a(util.load_class(worker_class), name)
-    except Exception:  # gunicorn tells why, and ends
+    except Exception:  # gunicorn reports the reason, and ends
         return False
 
 
 def _web_concurrency(otherwise: int) -> int:
-    """As gunicorn takes it; it may stand in ``.env`` as well, which gunicorn has not read."""
+    """Return WEB_CONCURRENCY as gunicorn reads it; it may come from ``.env`` too, which gunicorn does not read.
+
+    :raises ConfigError: if it is not a number.
+    """
     given = os.environ.get("WEB_CONCURRENCY")
     if given is None:
         return otherwise

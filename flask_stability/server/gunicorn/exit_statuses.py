@@ -1,4 +1,4 @@
-"""The exit statuses that gunicorn collects: it does not pass them on."""
+"""Observe the exit statuses that gunicorn collects, since gunicorn does not pass them on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Listening:
-    """The `os` module, with a `waitpid` that tells what it has collected."""
+    """The `os` module, with a `waitpid` that reports what it has collected."""
 
     def __init__(self, tell: Callable[[int, int, int], None]) -> None:
         self._tell = tell
@@ -18,7 +18,7 @@ class _Listening:
         return getattr(os, name)
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
-        """`os.waitpid`."""
+        """Collect a child as `os.waitpid` does, and report it."""
         found, status, usage = os.wait4(pid, options)
         self._tell(found, status, usage.ru_maxrss * 1024)
         return found, status
@@ -27,10 +27,11 @@ class _Listening:
 @contextlib.contextmanager
 def told_of_exits(names: dict[str, Any] | None, tell: Callable[[int, int, int], None], pids: list[int]
                   ) -> Iterator[None]:
-    """Within the block `tell` is given process id, status, and the most memory ever (bytes, 0 = not known) of each exit
-    that gunicorn collects: a peek before it looks would miss who dies in between.
+    """Call `tell` within the block with process id, status and peak memory (bytes, 0 = unknown) of each collected exit.
 
-    :param names: the globals of the function that collects; None where it is not known how it does: then a peek.
+    A peek before gunicorn collects would miss children that end in between.
+
+    :param names: the globals of the collecting function; None where its way to collect is unknown: then peek.
     :param pids: the processes to peek at.
     """
     if names is None:
@@ -48,7 +49,7 @@ def told_of_exits(names: dict[str, Any] | None, tell: Callable[[int, int, int], 
 
 
 def peek(pid: int) -> int | None:
-    """The status of a child that ended and that nobody has collected yet, as `os.waitpid` would give it; else None."""
+    """Return the status of an ended child that is not collected yet, as `os.waitpid` would return it; else None."""
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except OSError:

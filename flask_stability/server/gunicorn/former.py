@@ -1,4 +1,4 @@
-"""What a reload has changed in gunicorn's master, and how it is put back."""
+"""The changes that a reload makes in gunicorn's master, and how to undo them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gunicorn.pidfile import Pidfile
 
 from .compat import is_a
 
-#: Attributes of the arbiter that a reload sets anew.
+#: Attributes of the arbiter that a reload replaces.
 _NAMES = ("cfg", "_num_workers", "worker_class", "address", "timeout", "proc_name")
 
 
@@ -27,7 +27,7 @@ class Former:
         self._environ = dict(os.environ)
 
     def restore(self) -> None:
-        """Put it back. The listeners are the same: a reload that changes them is not put back."""
+        """Restore them. The listeners stay the same: a reload that changes them cannot be undone."""
         arbiter = self._arbiter
         now = arbiter.cfg
         for name, value in self._values.items():
@@ -55,7 +55,7 @@ class Former:
             arbiter.pidfile.create(arbiter.pid)
 
     def problem(self) -> str:
-        """Why the old and the new release cannot serve side by side, "" if they can."""
+        """Return why the old and the new release cannot serve side by side, or "" if they can."""
         arbiter, before = self._arbiter, self._values["cfg"]
         now = arbiter.cfg
         if self._values["address"] != now.address:

@@ -1,4 +1,4 @@
-"""gunicorn's own log: an unread pipe must stop neither master nor worker; it says which process killed which."""
+"""gunicorn's own log: an unread pipe must block neither master nor worker; it names the process that killed another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _streams: dict[int, PatientStream] = {}
 
 
 def be_patient(log: Any) -> None:
-    """Have gunicorn's handlers for stdout and stderr wait half a second at the most; also after each reload, which
-    makes new ones.
+    """Have gunicorn's handlers for stdout and stderr wait at most half a second. Called again after each reload.
+
+    A reload creates new handlers.
 
     :param log: gunicorn's logger, of whatever class.
     """
@@ -33,7 +34,7 @@ def _replace(handler: logging.Handler) -> None:
     stream = handler.stream
     try:
         number = stream.fileno()
-    except (AttributeError, OSError, ValueError):  # no real file
+    except (AttributeError, OSError, ValueError):  # not a real file
         return
     if number in (1, 2) and not isinstance(stream, PatientStream):
         if number not in _streams:
@@ -42,16 +43,16 @@ def _replace(handler: logging.Handler) -> None:
 
 
 class Kills:
-    """A filter for gunicorn's log: it guesses at lack of memory for each SIGKILL, also for its own and ours.
+    """A filter for gunicorn's log, which suggests lack of memory for each SIGKILL, even for its own and ours.
 
-    :param why: why a worker with that process id was killed by its own service, "" if it was not.
+    :param why: returns why the service itself killed the worker with that process id, or "" if it did not.
     """
 
     def __init__(self, why: Callable[[int], str]) -> None:
         self._why = why
 
     def filter(self, record: Any) -> bool:
-        """Keep each record; correct that one."""
+        """Keep each record; correct the text of such a suggestion."""
         if isinstance(record.msg, str) and GUESS in record.msg:
             text = record.getMessage()
             digits = text.partition("pid:")[2].partition(")")[0]

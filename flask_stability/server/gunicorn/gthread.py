@@ -19,8 +19,8 @@ from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import knocking, let_go
 from .turns import Turns
 
-HURRY = 0.05  #: seconds between two calls to the guard
-LINGER = 2.0  #: seconds that connections without a request are kept by a worker that leaves, as in gunicorn 27
+HURRY = 0.05  #: seconds between two calls of `hurry`
+LINGER = 2.0  #: seconds that a leaving worker keeps connections without a request, as in gunicorn 27
 
 
 def accept(worker: Any, listener: Any) -> None:
@@ -32,9 +32,10 @@ def accept(worker: Any, listener: Any) -> None:
 
 
 def on_leaving(worker: Any, leave: Callable[[], None]) -> None:
-    """Have `leave` called when the worker stops accepting for good; it may still accept, and what it accepts is served.
+    """Call `leave` when the worker stops accepting for good.
 
-    The worker calls `set_accept_enabled` for less as well: `leave` looks for itself whether this is the end.
+    `leave` may still accept connections, which are then served. The worker calls `set_accept_enabled` at other times
+    too, so `leave` must check itself whether this is the end.
     """
     if hasattr(worker, "set_accept_enabled"):
         switch = worker.set_accept_enabled
@@ -52,7 +53,10 @@ def on_leaving(worker: Any, leave: Callable[[], None]) -> None:
 
 
 def _close_idle(worker: Any) -> None:
-    """gunicorn 24 to 26 wait for all of graceful_timeout while one idle kept-alive connection is open."""
+    """Close idle kept-alive connections when the worker leaves.
+
+    gunicorn 24 to 26 would wait all of graceful_timeout while one is open.
+    """
     wait = worker.wait_for_and_dispatch_events
     left = 0.0
 
@@ -71,7 +75,10 @@ def _close_idle(worker: Any) -> None:
 
 
 def _on_leaving_23(worker: Any, leave: Callable[[], None]) -> None:
-    """gunicorn 23's loop ends by shutting its pool down, and drops connections whose request it has not seen yet."""
+    """Serve the rest when gunicorn 23's loop ends.
+
+    The loop ends by shutting its pool down, and drops connections whose request it has not seen yet.
+    """
     pool = worker.tpool
     shutdown = pool.shutdown
 
@@ -103,7 +110,7 @@ def _serve_rest(worker: Any) -> None:
 
 
 def leave_well(worker: Any, last: Last) -> None:
-    """See `drain`: the main loop says when it stops accepting."""
+    """See `drain`; here the main loop calls when it stops accepting."""
     quit_without_locks(worker)
     signalled = False
 
@@ -126,9 +133,11 @@ def leave_well(worker: Any, last: Last) -> None:
 
 
 def quit_without_locks(worker: Any) -> None:
-    """SIGINT and SIGQUIT: gunicorn's handler shuts the pool of threads down, for which it needs a lock that the main
-    thread, which it interrupts, may hold: it is in `submit` at each request. Then it waited for itself until it was
-    killed. The end of the interpreter shuts the pool down as well.
+    """Handle SIGINT and SIGQUIT without the thread pool's lock.
+
+    gunicorn's handler shuts the pool down, which needs a lock that the interrupted main thread may hold, because it
+    calls `submit` at each request. The worker then waited for itself until it was killed. The interpreter's end shuts
+    the pool down as well.
     """
     def handle_quit(number: int, frame: Any) -> None:
         worker.tpool.shutdown = lambda *_, **__: None
@@ -152,9 +161,10 @@ def _accept_all(worker: Any, listener: Any) -> None:
 
 
 def queued(worker: Any) -> int:
-    """Connections that a gthread worker accepted and no thread has taken; on other workers 0.
+    """Return the connections that a gthread worker has accepted and no thread has taken; 0 on other workers.
 
-    One whose connections are all taken, by idle clients for the most part, accepts no more: then whether any wait.
+    A worker at its connection limit, mostly of idle clients, accepts no more: return 1 then if connections wait in the
+    kernel.
     """
     try:
         limited = getattr(getattr(worker, "stability_connections", None), "limited", False)
@@ -172,7 +182,7 @@ def _full(worker: Any) -> bool:
 
 
 class Threaded(Connections):
-    """gthread's."""
+    """The connections of a gthread worker."""
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
@@ -194,7 +204,7 @@ class Threaded(Connections):
 
     @property
     def can_limit(self) -> bool:  # type: ignore[override]
-        """gunicorn 23 serves no connection at all while it accepts none."""
+        """Return whether `limit` works: gunicorn 23 serves no connection at all while it accepts none."""
         return hasattr(self.worker, "set_accept_enabled")
 
     def limit(self, most: int | None) -> None:
@@ -208,10 +218,10 @@ class Threaded(Connections):
         if most is None:
             self._usual = None
         with contextlib.suppress(AttributeError, OSError, ValueError):
-            worker.method_queue.defer(int)  # its loop looks at that number after each event
+            worker.method_queue.defer(int)  # the main loop reads that number after each event
 
     def admit_by(self, admission: Admission) -> None:
-        """See `Connections`: from now on a free thread takes what `admission` says."""
+        """See `Connections`: from now on `admission` chooses the request that a free thread takes."""
         self.admission = admission
         self._turns = Turns.of(self, admission)
 
@@ -222,9 +232,10 @@ class Threaded(Connections):
         super().admission_look(now)
 
     def end(self) -> None:
-        """The worker leaves: it waits for those that count among its connections; heads may be on their way."""
+        """Count connections without a head among the worker's, so that it waits for heads on their way while it leaves.
+        """
         if self.worker.alive and os.getppid() == self.worker.ppid:
-            return  # it only accepts no more for now
+            return  # the worker only pauses accepting
         self.ending = True
         now = time.monotonic()
         for waiting in self.aside.values():
@@ -234,7 +245,7 @@ class Threaded(Connections):
                 waiting.counted = True
 
     def accept_23(self, server: Any, listener: Any) -> None:
-        """gunicorn 23's, whose silent connections count, and stay for ever."""
+        """Accept a connection in place of gunicorn 23's `accept`: there silent connections count, and stay for ever."""
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -246,7 +257,7 @@ class Threaded(Connections):
         self.enqueue(make(self.worker.cfg, sock, address, server))
 
     def enqueue(self, connection: Any) -> None:
-        """gunicorn's `enqueue_req`, for a connection that is new or became readable, once the head has arrived."""
+        """Enqueue a new or readable connection as gunicorn's `enqueue_req` does, but only once the head has arrived."""
         waiting = Waiting(connection.sock, connection)
         try:
             here = self._here(waiting)
@@ -263,14 +274,14 @@ class Threaded(Connections):
             self._keep(waiting)
 
     def dispatch(self, _: Any = None) -> None:
-        """Something happened to those kept aside."""
+        """Serve the connections kept aside whose heads have arrived."""
         for waiting in self._events():
             self.worker.nr_conns += not waiting.counted
             self._serve(waiting.listener, waiting.head)
 
     def _serve(self, connection: Any, head: bytes) -> None:
         if not connection.initialized:
-            connection.data_ready = True  # no need to wait for it in a thread
+            connection.data_ready = True  # no thread needs to wait for the data
         turns = self._turns
         if turns is not None:
             turns.before(connection, head)
@@ -288,7 +299,7 @@ class Threaded(Connections):
         if getattr(connection, "is_http2", False) or (self._secure and connection.initialized):
             return True
         before = b""
-        if connection.parser is not None:  # its last read may have gone on into this head
+        if connection.parser is not None:  # the previous read may have consumed the beginning of this head
             before = connection.parser.unreader.buf.getvalue()
             if b"\r\n\r\n" in before:
                 waiting.head = before
@@ -299,7 +310,7 @@ class Threaded(Connections):
         self.worker.nr_conns -= waiting.counted
 
     def handle(self, connection: Any) -> Any:
-        """gunicorn's, in a thread."""
+        """Handle a connection in a thread as gunicorn does, and keep account of it."""
         thread = ident()
         if self._turns is None:
             age = time.monotonic() - connection.stability_since

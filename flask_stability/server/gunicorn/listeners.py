@@ -9,12 +9,12 @@ import socket
 import struct
 from typing import Any
 
-UNKNOWN = 1 << 30  #: connections wait, nobody knows how many
-_UNACKED = 24  #: its offset in Linux's struct tcp_info: of a listening socket the connections in its queue
+UNKNOWN = 1 << 30  #: connections wait, but their number is unknown
+_UNACKED = 24  #: offset in Linux's struct tcp_info: for a listening socket, the connections in its queue
 
 
 def knocking(listeners: list[Any]) -> bool:
-    """Whether a connection waits that no worker has accepted yet."""
+    """Return whether a connection waits that no worker has accepted yet."""
     poll = select.poll()
     for listener in listeners:
         poll.register(listener.fileno(), select.POLLIN)
@@ -22,7 +22,7 @@ def knocking(listeners: list[Any]) -> bool:
 
 
 def backlog(listener: Any) -> int:
-    """Return how many connections wait that no worker has accepted yet; `UNKNOWN` but for TCP on Linux."""
+    """Return how many connections wait that no worker has accepted yet; `UNKNOWN` except for TCP on Linux."""
     try:
         found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
         return int(struct.unpack_from("=I", found, _UNACKED)[0])
@@ -31,7 +31,7 @@ def backlog(listener: Any) -> int:
 
 
 def let_go(listener: Any) -> None:
-    """Its descriptor stays valid, for whatever loop still looks at it, but is no socket any more; once or again."""
+    """Close a listening socket but keep its descriptor valid, for loops that still look at it. May be called twice."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -41,7 +41,7 @@ def let_go(listener: Any) -> None:
 
 
 def keep_names(worker: Any) -> None:
-    """gunicorn asks for them at each request, also after they were let go of."""
+    """Remember the listeners' names: gunicorn asks for them at each request, even after `let_go`."""
     for listener in worker.sockets:
         name = listener.getsockname()
         listener.getsockname = lambda name=name: name

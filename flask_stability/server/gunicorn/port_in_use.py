@@ -84,7 +84,7 @@ def watch(server: Any) -> logging.Filter | None:
 
 
 def leave(server: Any, found: logging.Filter | None) -> None:
-    """Remove the filter again: the service listens."""
+    """Remove the filter again, once the service listens."""
     if found is not None:
         server.log.error_log.removeFilter(found)
 

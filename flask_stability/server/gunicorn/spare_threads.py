@@ -1,7 +1,7 @@
-"""Spare threads of a gthread worker: they take work from its pool's queue, and end when nobody needs them any more.
+"""Spare threads of a gthread worker: they take work from its pool's queue, and end when they are no longer needed.
 
 `concurrent.futures` never ends a thread of its pool. These are threads of our own that read the same queue, so a worker
-that needed two hundred of them during an outage has its own few again some seconds later.
+that needed two hundred of them during an outage is back at its own few some seconds later.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-#: Seconds after the latest were added in which none ends.
+#: Seconds after the last addition during which none ends.
 LINGER = 4.0
-#: Seconds between two looks of a thread that has nothing to do.
+#: Seconds between two looks of an idle thread.
 LOOK = 1.0
 
 
 class SpareThreads:
-    """Those of one worker.
+    """The spare threads of one worker. Thread-safe.
 
-    :param busy: how many threads of the worker are in a request.
-    :param changed: told by how many their number has changed.
+    :param busy: returns how many threads of the worker are in a request.
+    :param changed: called with the change of their number.
     :ivar number: how many there are.
     """
 
@@ -34,16 +34,16 @@ class SpareThreads:
         self.number = 0
 
     def add(self, number: int) -> int:
-        """Start threads, and let the worker have as many connections more.
+        """Start threads, and raise the worker's connection limit by as many.
 
-        :returns: how many were started; 0 where this Python's pool lacks what that needs.
+        :returns: how many were started; 0 where this Python's pool lacks the attributes that they need.
         :raises RuntimeError: if no thread can be started.
         """
         pool = getattr(self._worker, "tpool", None)
         work = getattr(pool, "_work_queue", None)
         if work is None:
             return 0
-        # from Python 3.14 on a work item is run with a context
+        # since Python 3.14 a work item runs with a context
         make = getattr(pool, "_create_worker_context", None)
         arguments = (make(),) if callable(make) else ()
         started = 0
@@ -60,7 +60,7 @@ class SpareThreads:
             self._count(1)
         if started:
             with contextlib.suppress(AttributeError, OSError):
-                self._worker.method_queue.defer(int)  # its loop looks at its connections' number after each event
+                self._worker.method_queue.defer(int)  # the main loop reads the connection limit after each event
         return started
 
     def _count(self, number: int) -> None:
@@ -77,7 +77,7 @@ class SpareThreads:
             except queue.Empty:
                 pass
             else:
-                if item is None:  # the pool is shut down: the next one is to know as well
+                if item is None:  # the pool is shut down: pass the end on to the next thread
                     work.put(None)
                     self._count(-1)
                     return
@@ -87,7 +87,7 @@ class SpareThreads:
                 return
 
     def _may_end(self) -> bool:
-        """Whether this thread ends: as many as the worker's own are free without it."""
+        """Return whether this thread ends: as many threads as the worker's own are free without it."""
         if time.monotonic() < self._until:
             return False
         with self._lock:

@@ -1,4 +1,4 @@
-"""How a running arbiter is taken over, before its signal handlers are set."""
+"""Take over a running arbiter before its signal handlers are set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .glogging import Kills
 
 
 def supervise(server: Any) -> SupervisedArbiter | None:
-    """Have an arbiter supervised; the caller sets its `supervision` before anything else happens to it.
+    """Make an arbiter supervised; the caller sets its `supervision` before anything else uses it.
 
-    :returns: the same object; None if this gunicorn has not what that needs.
+    :returns: the same object; None if this gunicorn version lacks an attribute we rely on.
     """
     if not compat.can_supervise(server) or not isinstance(server, Arbiter):
         return None
@@ -26,7 +26,7 @@ def supervise(server: Any) -> SupervisedArbiter | None:
     kind = SupervisedArbiter if hasattr(server, "wait_for_signals") else SupervisedArbiter23
     try:
         server.__class__ = type(kind.__name__, (kind, type(server)), {})
-    except TypeError:  # its class takes no subclass
+    except TypeError:  # its class allows no subclass
         return None
     assert isinstance(server, SupervisedArbiter)
     server.begin(collects)
@@ -37,15 +37,15 @@ def supervise(server: Any) -> SupervisedArbiter | None:
 
 
 def is_first(server: Any) -> bool:
-    """Whether an arbiter replaces no other (SIGUSR2)."""
+    """Return whether an arbiter replaces no other (SIGUSR2)."""
     return not server.master_pid
 
 
 def make_upgradable(server: Any) -> None:
-    """Have SIGUSR2 start ``python -m gunicorn`` as it was started.
+    """Have SIGUSR2 start ``python -m gunicorn`` the way it was started.
 
-    gunicorn would run its own ``__main__.py`` by path; then its folder comes first among the modules' places, its
-    ``http`` hides Python's, and the second master dies at its first import.
+    gunicorn would run its own ``__main__.py`` by path. Its folder would then come first in the module search path, its
+    ``http`` would hide Python's, and the second master would die at its first import.
     """
     script = os.path.abspath(server.START_CTX["args"][1])
     if os.path.basename(script) == "__main__.py" and os.path.basename(os.path.dirname(script)) == "gunicorn":

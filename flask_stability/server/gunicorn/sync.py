@@ -18,11 +18,11 @@ from .connections import LEAVING, Connections, Served, Waiting, ident
 from .drain import MOST, Last, awaited, on_sigterm
 from .listeners import backlog, knocking, let_go
 
-DEFER = 3  #: seconds in which the kernel hands a silent connection to no sync worker
+DEFER = 3  #: seconds for which the kernel hands a silent connection to no sync worker
 
 
 class Single(Connections):
-    """sync's: one thread, which serves in the order in which the heads arrived."""
+    """The connections of a sync worker: one thread, which serves in the order in which the heads arrived."""
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
@@ -37,9 +37,9 @@ class Single(Connections):
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER)
 
     def accept(self, listener: Any) -> None:
-        """gunicorn's: whose head is there is served, who comes without is kept aside.
+        """Accept as gunicorn does: serve a connection whose head has arrived, keep any other aside.
 
-        :raises OSError: if nobody is there.
+        :raises OSError: if no connection waits.
         """
         if self._serve_next() or listener is self._epoll:
             return
@@ -64,13 +64,13 @@ class Single(Connections):
             self._keep(waiting)
 
     def limit(self, most: int | None) -> None:
-        """See `Connections.limit`: it never takes more than one."""
+        """See `Connections.limit`: a sync worker never takes more than one."""
         worker, self._parked, self.limited = self.worker, most == 0, most is not None
         listeners = list(worker.sockets)
         others = [one for one in worker.wait_fds if one not in listeners]
         worker.wait_fds = others if self._parked else [*listeners, *others]
         with contextlib.suppress(OSError):
-            os.write(worker.PIPE[1], b".")  # its loop waits for what it waited for before
+            os.write(worker.PIPE[1], b".")  # its loop still waits on the former descriptors: wake it
 
     def _serve_next(self) -> bool:
         if not self._ready:
@@ -86,10 +86,10 @@ class Single(Connections):
             self.worker.handle(waiting.listener, waiting.sock, waiting.address)
 
     def _admits(self, waiting: Waiting) -> bool:
-        """Return whether a request is to be served; else it was refused, or its client has left.
+        """Return whether to serve a request; else it was refused, or its client has left.
 
-        How long it has waited, in the kernel's queue for the most part, is asked after a request that took long or had
-        waited itself, and now and then: that costs system calls.
+        Its wait, mostly in the kernel's queue, is measured after a request that took long or had waited itself, and at
+        every `SAMPLE`-th request, because that costs system calls.
         """
         admission = self.admission
         now = time.monotonic()
@@ -130,7 +130,7 @@ class Single(Connections):
         return False
 
     def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
-        """gunicorn's."""
+        """Handle a connection as gunicorn does, and keep account of it."""
         thread = ident()
         self.serving[thread] = Served(client.fileno(), address)
         try:
@@ -141,7 +141,7 @@ class Single(Connections):
                 waited.pop(thread, None)
 
     def run(self) -> None:
-        """gunicorn's, and then those whose heads were on their way."""
+        """Run as gunicorn does, then serve the connections whose heads were on their way."""
         self._run()
         self.ending = True
         until = time.monotonic() + LEAVING
@@ -153,14 +153,16 @@ class Single(Connections):
 
 
 class Leaving:
-    """See `drain`: its only thread is in a request, or waits for one, when SIGTERM comes; the signal's handler takes
-    and lets go, and what it took is served after the request.
+    """See `drain`.
+
+    At SIGTERM the only thread is in a request, or waits for one. The signal's handler accepts the waiting connections
+    and closes the listeners; the worker serves those connections after its request.
     """
 
     def __init__(self, worker: Any, last: Last) -> None:
         self._worker, self._last = worker, last
         self._signalled = False
-        self._leaving = threading.Lock()  # the main thread's, and that of whoever calls `leave`
+        self._leaving = threading.Lock()  # between the main thread and any other caller of `leave`
         self._accept, self._run = worker.accept, worker.run
         self._taken: list[tuple[Any, socket.socket, Any]] = []
         self._since = 0.0
@@ -168,13 +170,16 @@ class Leaving:
         on_sigterm(self.handle_exit)
 
     def handle_exit(self, number: int, frame: Any) -> None:
-        """SIGTERM."""
+        """Handle SIGTERM."""
         self._signalled = True
         self._worker.handle_exit(number, frame)
         self.leave()
 
     def leave(self) -> None:
-        """Take and let go, if it is known which; never waits: it may have interrupted itself."""
+        """Accept and close if the master has said which.
+
+        It never waits, since the signal's handler may have interrupted this very method.
+        """
         ends = self._last()
         if ends is None and self._signalled:
             return
@@ -185,7 +190,7 @@ class Leaving:
                 self._leaving.release()
 
     def accept(self, listener: Any) -> None:
-        """gunicorn's; the signal may have come just before it."""
+        """Accept as gunicorn does; the signal may have arrived just before."""
         try:
             self._accept(listener)
         except OSError as error:
@@ -194,7 +199,7 @@ class Leaving:
             raise
 
     def run(self) -> None:
-        """gunicorn's, and then what was taken."""
+        """Run as gunicorn does, then serve the connections accepted at SIGTERM."""
         worker = self._worker
         self._run()
         ends = bool(awaited(self._last) if self._signalled else self._last())

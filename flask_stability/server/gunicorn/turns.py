@@ -1,4 +1,4 @@
-"""Which of the connections that wait a free gthread thread takes: between its pool's queue and admission."""
+"""Choose the waiting connection that a free gthread thread takes: between its pool's queue and admission."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from .work_queue import WorkQueue, connection_of
 
 
 class Turns:
-    """One worker's; see `work_queue.Judge`.
+    """The turns of one worker; see `work_queue.Judge`.
 
     :ivar work: the pool's queue.
     """
 
     @classmethod
     def of(cls, connections: Connections, admission: Admission) -> Turns | None:
-        """Put our queue in the place of the pool's; None, with a line in gunicorn's log, where that is not the one that
-        is known.
+        """Replace the pool's queue by ours; return None, with a line in gunicorn's log, for an unknown pool.
         """
         pool = connections.worker.tpool
         if pool._threads or type(pool._work_queue) is not queue.SimpleQueue or pool._work_queue.qsize():
@@ -47,25 +46,25 @@ class Turns:
     # -- the main loop's ---------------------------------------------------------------------------------------------
 
     def before(self, connection: Any, head: bytes) -> None:
-        """A connection is about to be put into the queue; now and then it is asked how long it has waited."""
+        """Note a connection's head before it enters the queue; now and then measure how long it has waited."""
         connection.stability_head = head
         self._looks += 1
         self.work.age = self._age(connection) if self.work.watchful or not self._looks % SAMPLE else 0.0
 
     def refuse_overdue(self) -> None:
-        """Answer those that have waited too long."""
+        """Refuse the connections that have waited too long."""
         self._late.extend(self.work.overdue())
         self._refuse()
 
     def look(self) -> None:
-        """From the guard: without a request nobody else notices that none waits any more."""
+        """Notice that no request waits any more, which without further requests only the guard can do."""
         if self.work.watchful and not self.work.qsize():
             self.nobody_waits()
 
     # -- the threads' ------------------------------------------------------------------------------------------------
 
     def arrival(self, item: Any) -> tuple[int, float]:
-        """Class and arrival of a connection that has to wait."""
+        """Return class and arrival of a connection that has to wait."""
         return self._route(connection_of(item)).kind, float(item.since)
 
     def _age(self, connection: Any) -> float:
@@ -81,17 +80,20 @@ class Turns:
         return route
 
     def _backlog(self) -> int:
-        """Connections in the kernel's queues, as far as that is known."""
+        """Return how many connections are in the kernel's queues, as far as that is known."""
         return sum(number for number in map(backlog, self._worker.sockets) if number != UNKNOWN)
 
     def next(self, line: Line[Any]) -> tuple[float, Any] | None:
-        """The one that a free thread is to take."""
+        """Take the connection that a free thread serves next."""
         found, late = self._admission.choose(line, self._backlog())
         self._refuse_soon(late)
         return found
 
     def _refuse_soon(self, late: list[Any]) -> None:
-        """From a thread: connections that linger are the main loop's. gunicorn 23 has no way to call that."""
+        """Have the main loop refuse late connections, since it owns lingering ones. Called in a thread.
+
+        gunicorn 23 offers no call into its loop: there the thread itself refuses them, without lingering.
+        """
         if late:
             self._late.extend(late)
             try:
@@ -103,8 +105,9 @@ class Turns:
                 tell_failure(error)
 
     def alone(self, item: Any) -> bool:
-        """The same as `admit` for one before which nobody waits here: it waited in the kernel's queue, whose order is
-        that of arrival.
+        """Decide as `admit` about a connection with no other waiting here.
+
+        It waited in the kernel's queue, which keeps the order of arrival.
         """
         age, waiting = time.monotonic() - item.since, self._backlog()
         if self._admission.too_old(age, self._route(connection_of(item)), waiting) and waiting:
@@ -113,11 +116,12 @@ class Turns:
         return self.admit(item, item.since)
 
     def overdue(self, line: Line[Any]) -> list[Any]:
-        """Those that have waited too long."""
+        """Take the connections that have waited too long."""
         return self._admission.overdue(line)
 
     def admit(self, item: Any, arrived: float) -> bool:
-        """Whether a connection that has waited is served; else its client has left, and it is closed."""
+        """Return whether to serve a connection that has waited; else its client has left, and the connection is closed.
+        """
         age = time.monotonic() - arrived
         connection = connection_of(item)
         if age < WAITED:
@@ -131,15 +135,15 @@ class Turns:
         return True
 
     def nobody_waits(self) -> None:
-        """A connection got a thread at once."""
+        """Record that a connection got a thread at once."""
         self._admission.nobody_waits()
 
     def watchful(self) -> bool:
-        """There is overload, or the beginning of one."""
+        """Return whether there is overload, or the beginning of one."""
         return self._admission.watchful
 
     def _refuse(self, *, lingers: bool = True) -> None:
-        """Answer those that have waited too long, and let gunicorn forget them."""
+        """Refuse the connections that have waited too long, and let gunicorn forget them."""
         while True:
             try:
                 item = self._late.popleft()
@@ -161,21 +165,21 @@ class Turns:
 
 
 class _NoSocket:
-    """Stands for the socket of a connection that was refused: gunicorn closes that once more."""
+    """Replaces the socket of a refused connection, which gunicorn closes once more."""
 
     def setblocking(self, flag: bool) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def shutdown(self, how: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def recv(self, *_: Any) -> bytes:
-        """The end."""
+        """Return the end of the stream."""
         return b""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def fileno(self) -> int:
-        """None."""
+        """Return -1: there is no descriptor."""
         return -1

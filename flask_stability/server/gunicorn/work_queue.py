@@ -1,8 +1,8 @@
-"""The queue of gthread's pool of threads: which request a free thread takes is decided when the thread is free.
+"""The queue of gthread's thread pool: it decides which request a thread takes when the thread is free.
 
-A request that finds nobody waiting before it goes straight through, as in the queue that this is made from: that costs
-a fraction of a microsecond. Once some wait they are put in order, and the queue holds a `TURN` for each: a thread that
-gets one takes whichever request is to be next.
+A request with no other waiting before it goes straight through, as in the queue that this class derives from; that
+costs a fraction of a microsecond. Once several wait they form a line, and the queue holds a `TURN` for each: a thread
+that gets a turn takes the next request of the line, whichever that is.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ from typing import Any, Protocol
 from ..arrival import WAITED
 from ..queue_delay import NORMAL, Line
 
-TURN: Any = object()  #: somebody waits in the line
+TURN: Any = object()  #: a request waits in the line
 
 _now = time.monotonic
 
 
 class Judge(Protocol):
-    """Decides about work items; what it is given a line for is called under the lock."""
+    """Decides about work items. The queue calls the methods that get a line under its lock."""
 
     def arrival(self, item: Any) -> tuple[int, float]:
-        """Class (`queue_delay`) and monotonic time of arrival of an item."""
+        """Return class (`queue_delay`) and monotonic time of arrival of an item."""
 
     def next(self, line: Line[Any]) -> tuple[float, Any] | None:
         """Take the next item, with its arrival."""
 
     def overdue(self, line: Line[Any]) -> list[Any]:
-        """Take those that have waited too long."""
+        """Take the items that have waited too long."""
 
     def admit(self, item: Any, arrived: float) -> bool:
-        """Whether an item that has waited is to be run; else the judge has ended it."""
+        """Return whether to run an item that has waited; else the judge has ended it."""
 
     def alone(self, item: Any) -> bool:
-        """The same for one before and after which nobody waits here."""
+        """Return the same for an item with no other waiting here before or after it."""
 
     def nobody_waits(self) -> None:
-        """An item was taken at once, which is told only while the judge is watchful."""
+        """Record that an item was taken at once; called only while the judge is watchful."""
 
     def watchful(self) -> bool:
-        """Whether it is to be told."""
+        """Return whether to call `nobody_waits`."""
 
 
 class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
-    """What `concurrent.futures.ThreadPoolExecutor` puts its work into, as far as its threads can tell.
+    """The queue for the work of `concurrent.futures.ThreadPoolExecutor`, with the interface that its threads expect.
 
-    :param judge: says what a work item is and what becomes of it. Where it fails, requests are served all the same.
-    :param tell: told of an exception of its.
-    :ivar line: those that wait, under `lock`.
-    :ivar watchful: requests have waited of late.
-    :ivar age: seconds for which the next item has waited before it is put.
+    :param judge: classifies work items and decides about them. If it fails, requests are served as usual.
+    :param tell: called with an exception of the judge.
+    :ivar line: the waiting items, under `lock`.
+    :ivar watchful: requests have waited lately.
+    :ivar age: seconds that the next item has waited before it is put.
     """
 
     def __init__(self, judge: Judge, tell: Callable[[Exception], object]) -> None:
@@ -63,11 +63,11 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         self.lock = threading.Lock()
         self.watchful = False
         self.age = 0.0
-        self._spare_turns = 0  # of those that were taken out of the line; under the lock
+        self._spare_turns = 0  # turns of items that were taken out of the line; under the lock
         self._put, self._get, self._size = super().put, super().get, super().qsize
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """A work item, or None for "the end". Items come from one thread, the worker's main one."""
+        """Put a work item, or None for the end. Items come from one thread, the worker's main thread."""
         if item is None:
             self._put(item)
             return
@@ -82,7 +82,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
             self._put(item)
 
     def _begin_line(self, item: Any) -> None:
-        """Somebody waits already: from now on a free thread chooses."""
+        """Form the line, since an item waits already: from now on a free thread chooses."""
         ended = False
         with self.lock:
             while True:
@@ -110,9 +110,9 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         self.line.add(kind, arrived, item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """What a free thread is to do next.
+        """Return the item that a free thread runs next.
 
-        :raises queue.Empty: as in the queue that this stands for.
+        :raises queue.Empty: as in the queue that this class replaces.
         """
         item = self._get(block, timeout)
         if item is None or (item is not TURN and _now() - item.since < WAITED and not self.watchful):
@@ -123,7 +123,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         return chosen
 
     def _chosen(self, item: Any) -> Any:
-        """What comes of an item out of the queue; None if nothing does."""
+        """Return the item to run, given one from the queue; None if there is none."""
         if item is TURN:
             return self._choose()
         if item is None:
@@ -139,7 +139,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         return item if self._admits(item, None) else None
 
     def _choose(self) -> Any:
-        """The next of the line whose client is there; None if none waits any more."""
+        """Take the next item of the line whose client is still there; return None if none waits any more."""
         turns = 1
         while True:
             with self.lock:
@@ -166,7 +166,7 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
             return True
 
     def overdue(self) -> list[Any]:
-        """Take those that have waited too long."""
+        """Take the items that have waited too long."""
         with self.lock:
             try:
                 found = self._judge.overdue(self.line)
@@ -177,18 +177,18 @@ class WorkQueue(queue.SimpleQueue):  # type: ignore[type-arg]
         return found
 
     def get_nowait(self) -> Any:
-        """As `get`, without a wait."""
+        """Get an item as `get` does, without waiting."""
         return self.get(False)
 
     def qsize(self) -> int:
-        """How many wait for a thread."""
+        """Return how many items wait for a thread."""
         return self.line.number or max(0, self._size() - self._spare_turns)
 
     def empty(self) -> bool:
-        """Nobody waits."""
+        """Return whether no item waits."""
         return not self.qsize()
 
 
 def connection_of(item: Any) -> Any:
-    """Return the connection that a work item of Python's pool is for; Python 3.14 gives it a task, no arguments."""
+    """Return the connection of a work item of Python's pool; in Python 3.14 an item has a task instead of arguments."""
     return item.args[0] if hasattr(item, "args") else item.task[1][0]

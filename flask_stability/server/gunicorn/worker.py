@@ -1,4 +1,4 @@
-"""What gunicorn's workers do otherwise under our hooks; what only gthread or sync does is in `gthread` and `sync`."""
+"""Changes to gunicorn's workers under our hooks; `gthread` and `sync` hold the changes for only one class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from .listeners import keep_names
 
 
 def tell_bad_settings_once(worker: Any, first: Callable[[], bool]) -> None:
-    """Settings that cannot be used end the worker with one line a problem, from the first worker only, and no
-    traceback.
+    """End a worker that has unusable settings.
 
-    :param first: whether this worker is the first that has such a problem.
+    The first such worker logs one line per problem; none writes a traceback.
+
+    :param first: returns whether this worker is the first with such a problem.
     """
     load = worker.load_wsgi
 
@@ -34,7 +35,7 @@ def tell_bad_settings_once(worker: Any, first: Callable[[], bool]) -> None:
 
 
 def wrap_app(worker: Any, wrap: Callable[[Any], Any]) -> None:
-    """Put something around the app that a worker has loaded."""
+    """Wrap the app that a worker has loaded."""
     worker.wsgi = wrap(worker.wsgi)
 
 
@@ -50,8 +51,9 @@ def beat_as_well(worker: Any, beat: Callable[[], None]) -> None:
 
 
 def watch_connections(worker: Any) -> Connections | None:
-    """Begin with a sync or gthread worker; None, with a line in gunicorn's log, where this gunicorn or this system
-    lacks what it needs.
+    """Begin to watch the connections of a sync or gthread worker.
+
+    Return None, with a line in gunicorn's log, where this gunicorn or this system lacks a name that we rely on.
     """
     threaded = hasattr(worker, "tpool")
     lacking = [name for name in compat.CONNECTIONS["gthread" if threaded else "sync"] if not hasattr(worker, name)]
@@ -65,12 +67,12 @@ def watch_connections(worker: Any) -> Connections | None:
 
 
 def leave_well(worker: Any, last: Last) -> Callable[[], None]:
-    """Have a sync or gthread worker leave as `drain` says.
+    """Have a sync or gthread worker leave as `drain` describes.
 
     A SIGTERM that the master has not announced went to this worker alone, or to the whole process group (supervisord,
-    systemd): then the master says so a moment later, and until then the worker keeps what waits.
+    systemd). In the latter case the master says so a moment later; until then the worker keeps waiting connections.
 
-    :returns: to be called now and then by another thread once the worker is told to leave.
+    :returns: a function that another thread calls now and then once the worker must leave.
     """
     keep_names(worker)
     if hasattr(worker, "tpool"):
