@@ -316,9 +316,14 @@ class Isolation:
         what = order.get("what")
         if what == "list":
             # the list may be longer than a message
-            about = os.memfd_create("flask_stability-quarantine", os.MFD_CLOEXEC)
-            os.write(about, json.dumps(self.as_list()).encode())
-            return {"descriptors": [about]}
+            found = json.dumps(self.as_list()).encode()
+            descriptor = os.memfd_create("flask_stability-quarantine", os.MFD_CLOEXEC)
+            try:
+                os.write(descriptor, found)
+            except OSError:
+                os.close(descriptor)
+                raise
+            return {"descriptors": [descriptor]}
         if what == "add":
             return self._add(order, uid)
         if what == "clear":

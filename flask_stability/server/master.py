@@ -57,6 +57,8 @@ def on_starting(server: Any) -> None:
         process.start_log = port_in_use.watch(server)
     run_dir = process.settings.run_dir or scoreboard.default_run_dir(uid)
     board, problem = scoreboard.Scoreboard.create(rows, run_dir, uid, gid)
+    if not run_dir:
+        problem = "no scoreboard file: /dev/shm cannot be written, set STABILITY_RUN_DIR to a folder of the service"
     if problem:
         server.log.warning("flask_stability: %s: `flask stability status` will not work", problem)
     runtime.install(board, None)

@@ -194,7 +194,7 @@ class AnswerStore:
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
         if free - size < min(_LEFT_FREE, found.f_blocks * found.f_frsize // 10):
-            raise OSError(errno.ENOSPC, "less than a tenth of the file system is free", self.path)
+            raise OSError(errno.ENOSPC, "the file system is nearly full", self.path)
 
     def _folder_to_list(self) -> str:
         return f"/proc/self/fd/{self._folder}"

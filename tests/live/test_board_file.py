@@ -71,3 +71,22 @@ def test_the_service_starts_and_runs_without_the_boards_file(supervised: Start, 
     document = server.health()["detailed"]
     assert document["requests"]["total"] == 10
     assert document["restarts"]["by_reason"] == {"crash_signal": 1}
+
+
+NOWHERE = """
+import ctypes, os, subprocess
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", "/dev/shm"], check=True)
+for name in ("STABILITY_RUN_DIR", "XDG_RUNTIME_DIR"):
+    os.environ.pop(name, None)
+"""
+
+
+def test_a_service_without_any_place_for_its_board_says_so(supervised: Start, worker_class: str) -> None:
+    """Else `flask stability status` finds nothing, and nothing says why."""
+    if not _may_mount():
+        pytest.skip("may not mount")
+    server = supervised(worker_class=worker_class, config=NOWHERE)
+    assert server.logs().count("no scoreboard file: /dev/shm cannot be written, set STABILITY_RUN_DIR") == 1
+    wait_until(lambda: server.get("/").ok)
