@@ -32,6 +32,12 @@ def sleep(seconds):
     time.sleep(seconds)
     return str(os.getpid())
 
+@app.get("/busy")
+def busy():
+    open(request.args["mark"], "x").close()
+    time.sleep(5)
+    return "done"
+
 @app.post("/upload")
 def upload():
     return str(len(request.get_data()))
@@ -111,6 +117,19 @@ def test_a_head_has_to_arrive_in_time(worker_class: str, serve: MakeServer) -> N
         _all(again)
     wait_until(lambda: server.records("error", "slow_clients_cut"))
     _nobody_was_replaced(server, before)
+
+
+def test_a_head_that_arrived_while_the_worker_was_busy_is_in_time(serve: MakeServer, tmp_path: Path) -> None:
+    """A sync worker sees it only after its request: by then the time for heads is over, and the client was not late."""
+    server = serve(worker_class="sync", workers=1, env={"STABILITY_HEADER_TIMEOUT": "2", "STABILITY_SPARE_MAX": "0"})
+    mark = tmp_path / "mark"
+    with server.connect(HALF) as half:
+        assert server.get("/").status_code == 200  # so the half was seen before
+        with server.connect(f"GET /busy?mark={mark} HTTP/1.1\r\nHost: a\r\n\r\n".encode()) as long:
+            wait_until(mark.exists, message="the worker is busy")
+            half.sendall(b"Connection: close\r\n\r\n")
+            assert b" 200 OK" in _all(long)
+        assert b" 200 OK" in _all(half)
 
 
 @pytest.mark.parametrize("worker_class", CLASSES)

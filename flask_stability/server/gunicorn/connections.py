@@ -177,9 +177,19 @@ class Connections:
             else:
                 patience = LEAVING if self.ending else seconds
             if patience and now - waiting.since > patience and not waiting.cut:
+                if not waiting.answered and self._arrived(waiting):
+                    continue  # the main loop is late, not the client
                 waiting.shut()
                 late += not waiting.answered
         return late
+
+    def _arrived(self, waiting: Waiting) -> bool:
+        """Return whether a head has arrived that the main loop has not noticed yet. The guard calls this."""
+        try:
+            data = waiting.sock.recv(PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (OSError, ValueError):
+            return False
+        return bool(data) and (self._secure or len(data) >= PEEK or b"\r\n\r\n" in data)
 
     def close(self, sock: Any, *arguments: Any, **options: Any) -> None:
         """Replace gunicorn's `util.close_graceful`: send the end of the answer, and close later without blocking.
