@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn import util
 
+from flask_stability.server.gunicorn.turns import NoSocket
 from flask_stability.server.gunicorn.work_queue import WorkQueue, connection_of
 from flask_stability.server.queue_delay import NORMAL, Line
 from support import wait_until
@@ -182,3 +184,10 @@ def test_a_judge_that_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch
         go.set()
     assert done == [0, 1, 2, 3, 4]
     assert {type(error) for error in judge.told_of} == {MemoryError}
+
+
+def test_gunicorn_closes_the_stand_in_of_a_refused_connections_socket() -> None:
+    """Whatever it raised would be counted as one more connection that ended, and a worker that leaves would cut one."""
+    util.close(NoSocket())
+    if hasattr(util, "close_graceful"):
+        util.close_graceful(NoSocket())

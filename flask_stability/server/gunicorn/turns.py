@@ -150,7 +150,7 @@ class Turns:
             except IndexError:
                 return
             connection = connection_of(item)
-            sock, connection.sock = connection.sock, _NoSocket()
+            sock, connection.sock = connection.sock, NoSocket()
             try:
                 linger = self._admission.refuse(sock, connection.stability_head, connection.stability_route) and lingers
             except Exception as error:
@@ -164,10 +164,13 @@ class Turns:
                     sock.close()
 
 
-class _NoSocket:
+class NoSocket:
     """Replaces the socket of a refused connection, which gunicorn closes once more."""
 
     def setblocking(self, flag: bool) -> None:
+        """Do nothing."""
+
+    def settimeout(self, seconds: float) -> None:
         """Do nothing."""
 
     def shutdown(self, how: int) -> None:
