@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import threading
 import warnings
@@ -21,6 +22,11 @@ pytest_plugins = ["support_db", "support_leaks", "support_measure", "support_mys
 hypothesis.settings.register_profile("patient", deadline=None,
                                      suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
+
+# a shell starts what runs in the background with SIGINT and SIGQUIT ignored, and all that this starts would inherit it
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.hookimpl(tryfirst=True)

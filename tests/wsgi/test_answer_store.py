@@ -236,7 +236,7 @@ def test_a_full_disk_says_so_and_loses_nothing(store: AnswerStore, monkeypatch: 
     store.put("a", answer())
     found = os.statvfs(store.path)
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*found[:4], 1000, *found[5:])))
-    with pytest.raises(OSError, match="free") as raised:
+    with pytest.raises(OSError, match="nearly full") as raised:
         store.put("b", answer())
     assert raised.value.errno == errno.ENOSPC
     monkeypatch.undo()
